@@ -1,0 +1,237 @@
+"""What a model is made of: frozen dataclasses, each field with its unit and range, checked once."""
+
+import dataclasses
+
+
+def _require(ok: bool, field: str, got: object, wanted: str, fix: str) -> None:
+    if not ok:
+        raise ValueError(f"{field}: got {got!r}, wanted {wanted}; {fix}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+    """Front end shared by both sides (dMel: arXiv 2407.15835), all causal.
+
+    A frame covers the `window` samples that end where its hop ends.
+    """
+
+    sample_rate: int = 16_000  # Hz
+    turn_samples: int = 3_200  # samples of one micro-turn (200 ms)
+    n_fft: int = 1_024  # samples, >= window
+    window: int = 800  # samples (50 ms), periodic Hann
+    user_hop: int = 400  # samples (25 ms) between frames of the user's dMel
+    speech_hop: int = 200  # samples (12.5 ms) between frames of generated speech
+    mels: int = 80  # channels
+    fmin: float = 80.0  # Hz
+    fmax: float = 7_600.0  # Hz
+    floor: float = 1e-10  # smallest mel magnitude before log10
+    bins: int = 16  # dMel levels a channel
+    bin_low: float = -7.0  # log10 magnitude of level 0
+    bin_step: float = 0.6  # log10 magnitude between levels
+
+    def __post_init__(self) -> None:
+        """Checks that hops tile a micro-turn and that filters fit the spectrum."""
+        for name in ("user_hop", "speech_hop"):
+            hop = getattr(self, name)
+            _require(
+                hop > 0 and self.turn_samples % hop == 0 and hop <= self.window,
+                f"audio.{name}",
+                hop,
+                f"a divisor of turn_samples={self.turn_samples} that is at most window",
+                "choose another hop",
+            )
+        _require(
+            self.user_hop % self.speech_hop == 0,
+            "audio.user_hop",
+            self.user_hop,
+            f"a multiple of speech_hop={self.speech_hop}",
+            "own speech is heard through every n-th generated frame",
+        )
+        _require(
+            self.window <= self.n_fft,
+            "audio.window",
+            self.window,
+            f"<= n_fft={self.n_fft}",
+            "raise n_fft",
+        )
+        _require(
+            0 <= self.fmin < self.fmax <= self.sample_rate / 2,
+            "audio.fmax",
+            self.fmax,
+            f"fmin < fmax <= {self.sample_rate / 2}",
+            "lower fmax or raise sample_rate",
+        )
+        _require(self.bins >= 2, "audio.bins", self.bins, ">= 2", "dMel needs levels")
+
+    @property
+    def user_frames(self) -> int:
+        """DMel frames of a micro-turn."""
+        return self.turn_samples // self.user_hop
+
+    @property
+    def speech_frames(self) -> int:
+        """Mel frames of a micro-turn of generated speech."""
+        return self.turn_samples // self.speech_hop
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Decoder-only mixture-of-experts transformer; the stack is one scan over layers."""
+
+    dim: int = 192
+    layers: int = 6
+    heads: int = 3  # query heads
+    kv_heads: int = 1
+    head_dim: int = 64
+    experts: int = 8
+    experts_per_token: int = 2
+    expert_ffn: int = 48  # hidden width of one expert
+    shared_ffn: int = 192  # hidden width of the shared expert
+    window: int = 192  # keys a sliding-window layer sees, itself included
+    long_window: int = 384  # keys a long layer sees
+    long_every: int = 3  # the last of every n layers is a long one
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-6
+    remat: bool = False  # recompute a layer's activations in the backward pass
+
+    def __post_init__(self) -> None:
+        """Checks head, expert and layer counts."""
+        _require(
+            self.heads % self.kv_heads == 0,
+            "transformer.heads",
+            self.heads,
+            f"a multiple of kv_heads={self.kv_heads}",
+            "queries share keys in equal groups",
+        )
+        _require(
+            self.head_dim % 2 == 0, "transformer.head_dim", self.head_dim, "even", "RoPE turns pairs"
+        )
+        _require(
+            1 <= self.experts_per_token <= self.experts,
+            "transformer.experts_per_token",
+            self.experts_per_token,
+            f"1..experts={self.experts}",
+            "lower it or add experts",
+        )
+        _require(
+            0 < self.window <= self.long_window,
+            "transformer.window",
+            self.window,
+            f"1..long_window={self.long_window}",
+            "a long layer sees at least as much",
+        )
+        _require(
+            self.long_every >= 2 and self.layers % self.long_every == 0,
+            "transformer.long_every",
+            self.long_every,
+            f"at least 2 and a divisor of layers={self.layers}",
+            "layers come in equal groups that end with a long one",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechConfig:
+    """Flow head: mel frames of one micro-turn from the text position and the last text tokens."""
+
+    dim: int = 192  # width of a frame inside the flow network
+    layers: int = 4
+    condition_dim: int = 512  # hidden width of the conditioning network
+    token_dim: int = 64  # embedding of a text-out token
+    token_window: int = 12  # last text-out tokens seen, the newest included
+    prefix_frames: int = 8  # generated frames before this micro-turn that are seen
+    flow_steps: int = 4  # Euler steps
+    temperature: float = 0.6  # scale of the initial noise when generating, >= 0
+    mel_floor: float = -5.0  # log10 magnitude below which speech is silence
+    mel_mean: float = -2.5  # log10 magnitude, for standardisation
+    mel_std: float = 1.1
+
+    def __post_init__(self) -> None:
+        """Checks counts and scales."""
+        for name in ("dim", "layers", "token_window", "prefix_frames", "flow_steps"):
+            _require(getattr(self, name) >= 1, f"speech.{name}", getattr(self, name), ">= 1", "raise")
+        _require(self.temperature >= 0, "speech.temperature", self.temperature, ">= 0", "raise it")
+        _require(self.mel_std > 0, "speech.mel_std", self.mel_std, "> 0", "measure it on the data")
+
+
+@dataclasses.dataclass(frozen=True)
+class VocoderConfig:
+    """Causal streaming vocoder from mel frames to PCM: pulses and noise through learned filters."""
+
+    dim: int = 192
+    layers: int = 6
+    kernel: int = 7  # frames seen by a causal depthwise convolution
+    expansion: int = 2  # hidden width of a block over dim
+    delay_frames: int = 2  # output lags the mel by this many frames
+    order: int = 80  # cepstral coefficients of a filter
+    n_fft: int = 512  # samples in which a filter rings, >= twice the hop
+    pitch_bins: int = 64  # classes of the pitch, evenly spaced in its logarithm
+    pitch_low: float = 80.0  # Hz
+    pitch_high: float = 350.0  # Hz
+
+    def __post_init__(self) -> None:
+        """Checks counts and ranges."""
+        for name in ("dim", "layers", "kernel", "expansion", "order", "pitch_bins"):
+            _require(
+                getattr(self, name) >= 1, f"vocoder.{name}", getattr(self, name), ">= 1", "raise it"
+            )
+        _require(self.delay_frames >= 0, "vocoder.delay_frames", self.delay_frames, ">= 0", "set 2")
+        _require(
+            self.order <= self.n_fft,
+            "vocoder.order",
+            self.order,
+            f"<= n_fft={self.n_fft}",
+            "a cepstrum is no longer than its transform",
+        )
+        _require(
+            0 < self.pitch_low < self.pitch_high,
+            "vocoder.pitch_high",
+            self.pitch_high,
+            f"> pitch_low={self.pitch_low} > 0",
+            "raise it",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """An interaction model."""
+
+    audio: AudioConfig = AudioConfig()
+    transformer: TransformerConfig = TransformerConfig()
+    speech: SpeechConfig = SpeechConfig()
+    vocoder: VocoderConfig = VocoderConfig()
+    vocab: int = 1_024  # text tokens, the special ones included
+    text_slots: int = 4  # text-in tokens a micro-turn takes at most
+    patches: int = 9  # 40x40 patches of a frame, a square number
+    audio_positions: int = 2  # positions a micro-turn of the user's audio takes
+    text_temperature: float = 0.0  # of the text stream, 0 takes the most likely token
+    frame_dim: int = 128  # bag-of-embeddings width of one dMel frame
+
+    def __post_init__(self) -> None:
+        """Checks that the parts fit each other."""
+        _require(
+            self.audio.user_frames % self.audio_positions == 0,
+            "audio_positions",
+            self.audio_positions,
+            f"a divisor of {self.audio.user_frames} dMel frames",
+            "each position holds the same number of frames",
+        )
+        side = round(self.patches**0.5)
+        _require(
+            side * side == self.patches and side >= 1,
+            "patches",
+            self.patches,
+            "a square number of 40x40 patches",
+            "a frame is square",
+        )
+        _require(self.vocab > 8, "vocab", self.vocab, "> 8", "ids 0..7 are special tokens")
+        _require(self.text_slots >= 1, "text_slots", self.text_slots, ">= 1", "raise it")
+
+    @property
+    def frame_size(self) -> int:
+        """Pixels on a side of a video frame."""
+        return 40 * round(self.patches**0.5)
+
+    @property
+    def turn_span(self) -> int:
+        """Positions a micro-turn owns on the clock, used or not."""
+        return self.text_slots + self.patches + self.audio_positions + 1

@@ -1,0 +1,106 @@
+"""One transformer layer: attention, then a mixture of experts beside a shared expert."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from interaction.config import TransformerConfig
+from interaction.ops import rope, router
+from interaction.ops.dense import dense
+from interaction.ops.norm import rms_norm
+from interaction.types import Array
+
+Carry = TypeVar("Carry")
+Attend = Callable[[Array, Array, Array, Array], tuple[Array, Carry]]
+
+
+class BlockAux(NamedTuple):
+    """What a layer reports beside its output."""
+
+    load: Array  # float32[e], tokens each expert took, padding not counted
+    router_z: Array  # float32[], sum of the squared log-partition of the router
+
+
+class Block(nn.Module):
+    """A pre-norm decoder layer.
+
+    The caller supplies `attend(q, k, v, sink) -> (mixed, carry)`: over the whole sequence in
+    training, through a ring cache in the step. Everything else is one code path.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, angles: Array, valid: Array, bias: Array, attend: Attend
+    ) -> tuple[Array, Carry, BlockAux]:
+        """Runs the layer.
+
+        Args:
+          x: [b, t, d].
+          angles: float32[b, t, head_dim / 2].
+          valid: bool[b, t], positions that exist.
+          bias: float32[e], the router's selection bias.
+          attend: See the class.
+
+        Returns:
+          [b, t, d], what `attend` carried out, and the layer's report.
+        """
+        cfg = self.config
+        normed = rms_norm(x, self._scale("attention_norm", cfg.dim), cfg.norm_eps)
+        mixed, carry = self._attention(normed, angles, attend)
+        x = x + mixed
+        normed = rms_norm(x, self._scale("ffn_norm", cfg.dim), cfg.norm_eps)
+        flat = normed.reshape(-1, cfg.dim)
+        fed, aux = self._experts(flat, valid.reshape(-1), bias)
+        return x + fed.reshape(x.shape), carry, aux
+
+    def _scale(self, name: str, dim: int) -> Array:
+        return self.param(name, nn.initializers.ones, (dim,))
+
+    def _weight(self, name: str, shape: tuple[int, ...], residual: bool = False) -> Array:
+        # Outputs that add to the residual stream start small: depth does not blow it up.
+        scale = 1.0 / (2 * self.config.layers) if residual else 1.0
+        batch = (0,) if len(shape) == 3 else ()
+        init = nn.initializers.variance_scaling(scale, "fan_in", "normal", batch_axis=batch)
+        return self.param(name, init, shape)
+
+    @jax.named_scope("attention")
+    def _attention(self, x: Array, angles: Array, attend: Attend) -> tuple[Array, Carry]:
+        cfg = self.config
+        b, t, _ = x.shape
+        split = (b, t, -1, cfg.head_dim)
+        q = dense(x, self._weight("query", (cfg.dim, cfg.heads * cfg.head_dim))).reshape(split)
+        k = dense(x, self._weight("key", (cfg.dim, cfg.kv_heads * cfg.head_dim))).reshape(split)
+        v = dense(x, self._weight("value", (cfg.dim, cfg.kv_heads * cfg.head_dim))).reshape(split)
+        q = rms_norm(q, self._scale("query_norm", cfg.head_dim), cfg.norm_eps)
+        k = rms_norm(k, self._scale("key_norm", cfg.head_dim), cfg.norm_eps)
+        sink = self.param("sink", nn.initializers.zeros, (cfg.heads,))
+        mixed, carry = attend(rope.rotate(q, angles), rope.rotate(k, angles), v, sink)
+        out = self._weight("attention_out", (cfg.heads * cfg.head_dim, cfg.dim), residual=True)
+        return dense(mixed.reshape(b, t, -1), out), carry
+
+    @jax.named_scope("experts")
+    def _experts(self, x: Array, valid: Array, bias: Array) -> tuple[Array, BlockAux]:
+        cfg = self.config
+        logits = x.astype(jnp.float32) @ self._weight("router", (cfg.dim, cfg.experts))
+        weights, choice = router.route(logits, bias, cfg.experts_per_token)
+        gate = self._weight("gate", (cfg.experts, cfg.dim, cfg.expert_ffn))
+        up = self._weight("up", (cfg.experts, cfg.dim, cfg.expert_ffn))
+        down = self._weight("down", (cfg.experts, cfg.expert_ffn, cfg.dim), residual=True)
+        routed = router.experts_reference(x, weights, gate, up, down)
+        shared = router.swiglu(
+            x,
+            self._weight("shared_gate", (cfg.dim, cfg.shared_ffn)),
+            self._weight("shared_up", (cfg.dim, cfg.shared_ffn)),
+            self._weight("shared_down", (cfg.shared_ffn, cfg.dim), residual=True),
+        )
+        counted = valid[:, None]
+        aux = BlockAux(
+            load=jnp.sum(choice & counted, axis=0, dtype=jnp.float32),
+            router_z=jnp.sum(jnp.square(jax.nn.logsumexp(logits, axis=-1)) * valid),
+        )
+        return routed + shared, aux

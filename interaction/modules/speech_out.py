@@ -1,0 +1,147 @@
+"""Speech out: a flow head that makes the mel frames of one micro-turn.
+
+Flow matching on mel with the frames before it as a prior follows FELLE (arXiv 2502.11128); the
+adaptive norm by flow time follows DiT (arXiv 2212.09748).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from interaction.config import ModelConfig
+from interaction.ops import flow
+from interaction.ops.dense import dense
+from interaction.ops.norm import rms_norm
+from interaction.types import Array
+
+_ONE = nn.initializers.ones
+_ZERO = nn.initializers.zeros
+_DENSE = nn.initializers.lecun_normal()
+
+
+def time_features(time: Array, width: int) -> Array:
+    """Sines and cosines of a flow time in [0, 1]: float32[b] -> float32[b, width]."""
+    frequency = jnp.exp(jnp.linspace(0.0, jnp.log(200.0), width // 2))
+    phase = time[:, None] * frequency
+    return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+
+
+class SpeechCondition(nn.Module):
+    """Folds what is to be said into one feature vector a frame; runs once a micro-turn."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden: Array, tokens: Array, prefix: Array) -> Array:
+        """Computes the conditions.
+
+        Args:
+          hidden: [b, d], the trunk's text-out position.
+          tokens: int32[b, token_window], last text-out tokens, the newest last.
+          prefix: float32[b, prefix_frames, m], standardised frames before this micro-turn.
+
+        Returns:
+          [b, speech_frames, dim].
+        """
+        cfg, frames = self.config.speech, self.config.audio.speech_frames
+        table = self.param(
+            "table", nn.initializers.normal(1.0), (self.config.vocab, cfg.token_dim)
+        )
+        said = jnp.take(table, tokens, axis=0).reshape(tokens.shape[0], -1)
+        before = prefix.reshape(prefix.shape[0], -1)
+        width = cfg.condition_dim
+        x = said @ self.param("tokens_in", _DENSE, (said.shape[1], width))
+        x = x + before @ self.param("prefix_in", _DENSE, (before.shape[1], width))
+        x = x + hidden @ self.param("hidden_in", _ZERO, (hidden.shape[1], width))
+        x = x + self.param("bias_in", _ZERO, (width,))
+        x = jax.nn.silu(x)
+        middle = rms_norm(x, self.param("norm", _ONE, (width,)), 1e-6)
+        x = x + jax.nn.silu(middle @ self.param("middle", _DENSE, (width, width)))
+        x = x @ self.param("out", _DENSE, (width, frames * cfg.dim))
+        return x.reshape(-1, frames, cfg.dim)
+
+
+class FlowNet(nn.Module):
+    """Velocity of the mel frames: mixes frames, then channels, a few times."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, point: Array, time: Array, prefix: Array, condition: Array) -> Array:
+        """Computes the velocity.
+
+        Args:
+          point: float32[b, speech_frames, m], on the path from noise to mel.
+          time: float32[b] in [0, 1].
+          prefix: float32[b, prefix_frames, m].
+          condition: [b, speech_frames, dim], from SpeechCondition.
+
+        Returns:
+          float32[b, speech_frames, m].
+        """
+        cfg = self.config.speech
+        mels = point.shape[-1]
+        into = self.param("mel_in", _DENSE, (mels, cfg.dim))
+        past = dense(prefix, self.param("prefix_in", _DENSE, (mels, cfg.dim)))
+        x = jnp.concatenate([past, dense(point, into) + condition], axis=1)
+        x = x + self.param("position", nn.initializers.normal(0.02), (x.shape[1], cfg.dim))
+        clock = jax.nn.silu(
+            time_features(time, 64) @ self.param("time_in", _DENSE, (64, 64))
+        )
+        for layer in range(cfg.layers):
+            x = self._layer(x, clock, layer)
+        x = rms_norm(x[:, prefix.shape[1] :], self.param("norm", _ONE, (cfg.dim,)), 1e-6)
+        return dense(x, self.param("out", _ZERO, (cfg.dim, mels)))
+
+    def _layer(self, x: Array, clock: Array, layer: int) -> Array:
+        frames, dim = x.shape[1:]
+        adapt = self.param(f"adapt_{layer}", _ZERO, (clock.shape[-1], 6, dim))
+        shift, scale, gate, shift2, scale2, gate2 = jnp.moveaxis(
+            jnp.einsum("bd,dce->bce", clock, adapt)[:, :, None], 1, 0
+        )
+        mix_in = self.param(f"mix_in_{layer}", _DENSE, (frames, 2 * frames))
+        mix_out = self.param(f"mix_out_{layer}", _DENSE, (2 * frames, frames))
+        normed = rms_norm(x, self.param(f"mix_norm_{layer}", _ONE, (dim,)), 1e-6)
+        normed = normed * (1 + scale) + shift
+        mixed = dense(jax.nn.gelu(dense(normed.swapaxes(1, 2), mix_in)), mix_out)
+        x = x + (1 + gate) * mixed.swapaxes(1, 2)
+        normed = rms_norm(x, self.param(f"norm_{layer}", _ONE, (dim,)), 1e-6)
+        normed = normed * (1 + scale2) + shift2
+        up = self.param(f"up_{layer}", _DENSE, (dim, 3 * dim))
+        down = self.param(f"down_{layer}", _DENSE, (3 * dim, dim))
+        return x + (1 + gate2) * dense(jax.nn.gelu(dense(normed, up)), down)
+
+
+def generate_mel(
+    config: ModelConfig, params: dict, hidden: Array, tokens: Array, prefix: Array, noise: Array
+) -> Array:
+    """Makes the mel frames of one micro-turn.
+
+    Args:
+      config: The model's.
+      params: {"condition": ..., "flow": ...}.
+      hidden: [b, d].
+      tokens: int32[b, token_window].
+      prefix: float32[b, prefix_frames, m], log10 mel.
+      noise: float32[b, speech_frames, m], standard normal.
+
+    Returns:
+      float32[b, speech_frames, m], log10 mel.
+    """
+    cfg = config.speech
+    before = standardise(prefix, config)
+    condition = SpeechCondition(config).apply(
+        {"params": params["condition"]}, hidden, tokens, before
+    )
+
+    def velocity(point: Array, time: Array) -> Array:
+        return FlowNet(config).apply({"params": params["flow"]}, point, time, before, condition)
+
+    point = flow.integrate(velocity, cfg.temperature * noise, cfg.flow_steps)
+    return point * cfg.mel_std + cfg.mel_mean
+
+
+def standardise(log_mel: Array, config: ModelConfig) -> Array:
+    """Log10 mel, raised to the floor of speech, to zero mean and unit variance."""
+    cfg = config.speech
+    return (jnp.maximum(log_mel, cfg.mel_floor) - cfg.mel_mean) / cfg.mel_std

@@ -1,0 +1,65 @@
+"""Text in and out: one embedding table for both streams, and the read-outs."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from interaction.config import ModelConfig
+from interaction.ops.dense import dense
+from interaction.ops.norm import rms_norm
+from interaction.types import Array
+
+
+class TextIn(nn.Module):
+    """Embeds tokens that arrive and the model's own last token."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, arrived: Array | None, last: Array) -> tuple[Array | None, Array]:
+        """Embeds tokens.
+
+        Args:
+          arrived: int32[b, n, text_slots], PAD where empty, or None.
+          last: int32[b, n], the token of the previous micro-turn.
+
+        Returns:
+          [b, n, text_slots, d] (None without arrivals) and [b, n, 1, d].
+        """
+        cfg = self.config
+        dim = cfg.transformer.dim
+        init = nn.initializers.normal(dim**-0.5)
+        table = self.param("table", init, (cfg.vocab, dim))
+        slot = self.param("slot", nn.initializers.normal(0.02), (cfg.text_slots, dim))
+        out_slot = self.param("out_slot", nn.initializers.normal(0.02), (dim,))
+        own = (jnp.take(table, last, axis=0) + out_slot)[:, :, None]
+        if arrived is None:
+            return None, own
+        return jnp.take(table, arrived, axis=0) + slot, own
+
+
+class ReadOut(nn.Module):
+    """Logits of the text stream, and of the transcription of the user."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, audio: Array, text: Array) -> tuple[Array, Array, Array]:
+        """Reads the last layer.
+
+        Args:
+          audio: [b, n, audio_positions, d], hidden states of the audio positions.
+          text: [b, n, d], hidden state of the text-out position.
+
+        Returns:
+          Text logits float32[b, n, v], heard logits float32[b, n, audio_positions, v], and the
+          normalised hidden state [b, n, d] that conditions speech.
+        """
+        cfg = self.config
+        dim = cfg.transformer.dim
+        init = nn.initializers.normal(dim**-0.5)
+        scale = self.param("norm", nn.initializers.ones, (dim,))
+        text = rms_norm(text, scale, cfg.transformer.norm_eps)
+        audio = rms_norm(audio, scale, cfg.transformer.norm_eps)
+        text_logits = dense(text, self.param("text", init, (dim, cfg.vocab)))
+        heard_logits = dense(audio, self.param("heard", init, (dim, cfg.vocab)))
+        return text_logits.astype(jnp.float32), heard_logits.astype(jnp.float32), text

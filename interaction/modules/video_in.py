@@ -1,0 +1,66 @@
+"""Video in: hMLP stem (Touvron et al., arXiv 2203.09795, §4) on 40x40 patches.
+
+Strides 5, 4 and 2 tile a patch, so its convolutions do not overlap and are matrix products; a
+patch never sees another.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from interaction.config import ModelConfig
+from interaction.ops.dense import dense
+from interaction.ops.norm import rms_norm
+from interaction.types import Array
+
+PATCH = 40
+STRIDES = (5, 4, 2)
+
+
+def split_patches(frame: Array) -> Array:
+    """Cuts square frames [b, size, size, 3] into row-major patches [b, patches, 40, 40, 3]."""
+    b, size, _, channels = frame.shape
+    side = size // PATCH
+    grid = frame.reshape(b, side, PATCH, side, PATCH, channels).transpose(0, 1, 3, 2, 4, 5)
+    return grid.reshape(b, side * side, PATCH, PATCH, channels)
+
+
+def _fold(x: Array, stride: int) -> Array:
+    """Moves stride x stride neighbours into the channel: [..., s, s, c] -> [..., s/r, s/r, r*r*c]."""
+    *lead, size, _, channels = x.shape
+    side = size // stride
+    x = x.reshape(*lead, side, stride, side, stride, channels)
+    x = jnp.moveaxis(x, -4, -3)
+    return x.reshape(*lead, side, side, stride * stride * channels)
+
+
+class VideoIn(nn.Module):
+    """Embeds each patch of one frame."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, frame: Array) -> Array:
+        """Embeds frames.
+
+        Args:
+          frame: float32[b, size, size, 3] in [0, 1].
+
+        Returns:
+          [b, patches, d].
+        """
+        dim = self.config.transformer.dim
+        x = split_patches(frame) - 0.5
+        for level, (stride, width) in enumerate(zip(STRIDES, (dim // 4, dim // 4, dim), strict=True)):
+            x = _fold(x, stride)
+            kernel = self.param(
+                f"fold_{level}", nn.initializers.lecun_normal(), (x.shape[-1], width)
+            )
+            x = dense(x, kernel)
+            if level < len(STRIDES) - 1:
+                scale = self.param(f"norm_{level}", nn.initializers.ones, (width,))
+                x = jax.nn.gelu(rms_norm(x, scale, self.config.transformer.norm_eps))
+        position = self.param(
+            "position", nn.initializers.normal(0.02), (self.config.patches, dim)
+        )
+        return x.reshape(x.shape[0], x.shape[1], dim) + position

@@ -1,0 +1,40 @@
+"""Flow matching with straight paths (arXiv 2210.02747, 2209.03003)."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from interaction.types import Array
+
+
+def flow_pair(target: Array, noise: Array, time: Array) -> tuple[Array, Array]:
+    """A point on the path from noise (time 0) to the target (time 1), and its velocity.
+
+    Args:
+      target: [b, frames, m].
+      noise: [b, frames, m], standard normal.
+      time: [b] in [0, 1].
+
+    Returns:
+      Point and velocity, each [b, frames, m].
+    """
+    time = time[:, None, None]
+    return (1 - time) * noise + time * target, target - noise
+
+
+def integrate(velocity: Callable[[Array, Array], Array], noise: Array, steps: int) -> Array:
+    """Euler integration of the flow from time 0 to 1 in `steps` equal steps.
+
+    Args:
+      velocity: (point [b, frames, m], time [b]) -> velocity [b, frames, m].
+      noise: [b, frames, m], where the path starts.
+      steps: Number of evaluations.
+
+    Returns:
+      [b, frames, m] at time 1.
+    """
+    point = noise
+    for step in range(steps):
+        time = jnp.full((noise.shape[0],), step / steps, noise.dtype)
+        point = point + velocity(point, time) / steps
+    return point

@@ -1,0 +1,136 @@
+"""Causal log-mel spectrogram, the same for whole clips and for streams.
+
+Frame i is the magnitude spectrum of the `window` samples that end at sample (i + 1) * hop, so a
+stream carries its last `window - hop` samples and nothing else. Spectra are taken in tiles of a
+fixed number of frames, so a frame's bits depend neither on the chunking nor on the batch.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interaction.config import AudioConfig
+from interaction.types import Array
+
+_TILE = 16  # frames whose spectra are taken at a time
+_LINEAR_HZ = 200.0 / 3.0  # Hz a mel below the break (Slaney, Auditory Toolbox, 1998)
+_BREAK_HZ = 1_000.0
+_LOG_STEP = np.log(6.4) / 27.0  # log Hz a mel above the break
+
+
+def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
+    above = _BREAK_HZ / _LINEAR_HZ + np.log(np.maximum(hz, _BREAK_HZ) / _BREAK_HZ) / _LOG_STEP
+    return np.where(hz < _BREAK_HZ, hz / _LINEAR_HZ, above)
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    above = _BREAK_HZ * np.exp(_LOG_STEP * (mel - _BREAK_HZ / _LINEAR_HZ))
+    return np.where(mel < _BREAK_HZ / _LINEAR_HZ, mel * _LINEAR_HZ, above)
+
+
+@functools.cache
+def mel_filterbank(cfg: AudioConfig) -> np.ndarray:
+    """Triangular filters on the Slaney mel scale with unit area, as librosa's default.
+
+    Args:
+        cfg: front end; `n_fft`, `sample_rate`, `mels`, `fmin` and `fmax` matter.
+
+    Returns:
+        float32[n_fft // 2 + 1, mels], read-only, in 1/Hz.
+    """
+    bins = np.arange(cfg.n_fft // 2 + 1) * (cfg.sample_rate / cfg.n_fft)
+    low, high = _hz_to_mel(np.array([cfg.fmin, cfg.fmax]))
+    edges = _mel_to_hz(np.linspace(low, high, cfg.mels + 2))
+    rise = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
+    bank = np.maximum(0.0, np.minimum(rise, fall)) * (2.0 / (edges[2:] - edges[:-2]))
+    bank = bank.astype(np.float32)
+    bank.setflags(write=False)
+    return bank
+
+
+def hann(length: int) -> np.ndarray:
+    """Periodic Hann window, float32[length]."""
+    return (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(length) / length)).astype(np.float32)
+
+
+def frame(pcm: Array, window: int, hop: int) -> Array:
+    """Overlapping frames; slices and one concatenation, no gather.
+
+    Args:
+        pcm: [b, window - hop + frames * hop], the left context first.
+        window: samples of a frame, >= hop.
+        hop: samples between frames.
+
+    Returns:
+        [b, frames, window]; frame i is `pcm[:, i * hop : i * hop + window]`.
+
+    Raises:
+        ValueError: `pcm` does not hold its context and at least one whole hop.
+    """
+    b, samples = pcm.shape
+    frames, rest = divmod(samples - (window - hop), hop)
+    if rest or frames < 1:
+        raise ValueError(
+            f"pcm: got {samples} samples, wanted {window - hop} of left context plus a positive"
+            f" multiple of hop={hop}; pad or cut the signal"
+        )
+    hops = -(-window // hop)  # hops that a window touches
+    pcm = jnp.pad(pcm, ((0, 0), (hops * hop - window, 0)))
+    blocks = pcm.reshape(b, frames + hops - 1, hop)
+    stacked = jnp.concatenate([blocks[:, i : i + frames] for i in range(hops)], axis=-1)
+    return stacked[..., hops * hop - window :]
+
+
+def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
+    """Log-mel frames of PCM that carries its left context.
+
+    Args:
+        pcm: [b, window - hop + frames * hop] in [-1, 1]; the first `window - hop` samples are
+            context, zeros at the start of a stream.
+        hop: samples between frames.
+        cfg: front end.
+
+    Returns:
+        float32[b, frames, mels], log10 of the mel-weighted magnitude, at least log10(floor).
+
+    Raises:
+        ValueError: `pcm` does not hold its context and at least one whole hop.
+    """
+    window, bank = hann(cfg.window), mel_filterbank(cfg)
+
+    def tile(frames: Array) -> Array:
+        magnitude = jnp.abs(jnp.fft.rfft(frames * window, n=cfg.n_fft))
+        return jnp.log10(jnp.maximum(magnitude @ bank, cfg.floor))
+
+    frames = frame(pcm.astype(jnp.float32), cfg.window, hop)
+    b, n, _ = frames.shape
+    rows = jnp.pad(frames.reshape(b * n, -1), ((0, -b * n % _TILE), (0, 0)))
+    mel = jax.lax.map(tile, rows.reshape(-1, _TILE, cfg.window))
+    return mel.reshape(-1, cfg.mels)[: b * n].reshape(b, n, cfg.mels)
+
+
+def init_tail(batch: int, hop: int, cfg: AudioConfig) -> Array:
+    """Left context of a stream that starts: zeros, float32[batch, window - hop]."""
+    return jnp.zeros((batch, cfg.window - hop), jnp.float32)
+
+
+def log_mel_stream(tail: Array, pcm: Array, hop: int, cfg: AudioConfig) -> tuple[Array, Array]:
+    """Log-mel frames of the next samples of a stream.
+
+    Args:
+        tail: float32[b, window - hop], the samples before `pcm`; see `init_tail`.
+        pcm: [b, frames * hop] in [-1, 1].
+        hop: samples between frames.
+        cfg: front end.
+
+    Returns:
+        The new tail and float32[b, frames, mels], one frame for each hop of `pcm`.
+
+    Raises:
+        ValueError: `pcm` is not a positive multiple of `hop`.
+    """
+    joined = jnp.concatenate([tail, pcm.astype(jnp.float32)], axis=1)
+    return joined[:, joined.shape[1] - tail.shape[1] :], log_mel(joined, hop, cfg)

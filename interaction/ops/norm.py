@@ -1,0 +1,22 @@
+"""Root-mean-square normalisation (arXiv 1910.07467)."""
+
+import jax
+import jax.numpy as jnp
+
+from interaction.types import Array
+
+
+def rms_norm(x: Array, scale: Array, eps: float) -> Array:
+    """Normalises the last axis in float32.
+
+    Args:
+      x: [..., d].
+      scale: [d].
+      eps: Added to the mean square.
+
+    Returns:
+      [..., d] in x's dtype.
+    """
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * inverse * scale).astype(x.dtype)

@@ -1,0 +1,49 @@
+"""Rotary position embedding (arXiv 2104.09864) with integer phases that wrap, so it never loses precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interaction.types import Array
+
+
+def rope_steps(head_dim: int, base: float) -> np.ndarray:
+    """Phase advance per position of each rotated pair, in turns of 2**32.
+
+    Returns:
+      uint32[head_dim / 2].
+    """
+    frequency = base ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
+    return np.round(frequency * 2.0**32).astype(np.uint32)
+
+
+def rope_angles(position: Array, head_dim: int, base: float) -> Array:
+    """Angles of positions; exact at any position, since phase = position * step mod 2**32.
+
+    Args:
+      position: uint32[...], may itself have wrapped.
+      head_dim: Size of a head, even.
+      base: Longest wavelength is about 2 pi * base positions.
+
+    Returns:
+      float32[..., head_dim / 2] in [-pi, pi).
+    """
+    phase = position[..., None].astype(jnp.uint32) * jnp.asarray(rope_steps(head_dim, base))
+    signed = jax.lax.bitcast_convert_type(phase, jnp.int32)
+    return signed.astype(jnp.float32) * np.float32(2 * np.pi / 2.0**32)
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Turns the pairs (i, i + k/2) of each head.
+
+    Args:
+      x: [b, t, heads, k].
+      angles: float32[b, t, k / 2].
+
+    Returns:
+      The turned x, in its own dtype.
+    """
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

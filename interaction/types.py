@@ -1,0 +1,54 @@
+"""What flows through a step: chunks in, replies out, state between.
+
+Axis letters, used in annotations and einsums alike: b session, n micro-turn, t position, d model,
+h query head, g key-value head, k head dimension, e expert, f ffn, l layer, s cache slot, m mel
+channel, v vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = dict  # nested dict of arrays
+
+
+class Special:
+    """Ids of the special tokens; every tokenizer of this project starts with them."""
+
+    PAD, SILENT, HOLD, NONE, DELEGATE, END_DELEGATE, CANCEL, UPDATE = range(8)
+    COUNT = 8
+    NAMES = (
+        "<pad>",
+        "<silent>",
+        "<hold>",
+        "<none>",
+        "<delegate>",
+        "</delegate>",
+        "<cancel>",
+        "<update>",
+    )
+
+
+class Chunk(NamedTuple):
+    """Inputs of one micro-turn for a batch of sessions.
+
+    `text=None` and `frame=None` select the compiled variants without those positions; a row that
+    has none of them in a variant with them is marked by PAD tokens and by `has_frame`.
+    """
+
+    audio: Array  # float32[b, turn_samples], the user's PCM in [-1, 1]
+    text: Array | None = None  # int32[b, text_slots], tokens that arrived, PAD where empty
+    frame: Array | None = None  # float32[b, size, size, 3] in [0, 1]
+    has_frame: Array | None = None  # bool[b], required with `frame`
+    active: Array | None = None  # bool[b], rows that take this step; None means all
+    reset: Array | None = None  # bool[b], rows that start afresh before it; None means none
+
+
+class Reply(NamedTuple):
+    """Outputs of one micro-turn."""
+
+    audio: Array  # float32[b, turn_samples], the model's PCM
+    text: Array  # int32[b], the text-out token
+    heard: Array  # int32[b, audio_positions], transcription of the user, NONE where nothing
+    refused: Array  # bool[b], active rows whose inputs were no usable numbers; nothing was done
