@@ -1,0 +1,188 @@
+"""`InteractionModel`: a loaded model, its tokenizer, and the jitted step behind checked inputs."""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interaction import checkpoint, stream
+from interaction.config import ModelConfig
+from interaction.data.tokenizer import Tokenizer, load_tokenizer
+from interaction.model import init_params
+from interaction.modules.vocoder import Vocoder
+from interaction.types import Array, Chunk, Params, Reply, Special
+
+RELEASED = pathlib.Path(__file__).parent / "checkpoints"
+
+
+def init_model_params(config: ModelConfig, key: Array) -> Params:
+    """Fresh parameters of a whole model: trunk, router_bias, speech, vocoder."""
+    trunk_key, vocoder_key = jax.random.split(key)
+    trunk, speech, bias = init_params(config, trunk_key)
+    mel = jnp.zeros((1, config.audio.speech_frames, config.audio.mels))
+    vocoder = Vocoder(config.vocoder, config.audio).init(vocoder_key, mel)["params"]
+    return {"trunk": trunk, "router_bias": bias, "speech": speech, "vocoder": vocoder}
+
+
+class InteractionModel:
+    """A model ready to stream; immutable, so one serves any number of states."""
+
+    def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer) -> None:
+        """Puts the parameters on the default device; compiles nothing yet.
+
+        Args:
+          config: The model's.
+          params: As `init_model_params` lays them out.
+          tokenizer: With `config.vocab` ids at most.
+
+        Raises:
+          ValueError: The tokenizer has more ids than the model.
+        """
+        if tokenizer.vocab > config.vocab:
+            raise ValueError(
+                f"tokenizer: got {tokenizer.vocab} ids, wanted at most vocab={config.vocab}; "
+                "load the tokenizer that the model was trained with"
+            )
+        self.config = config
+        self.params = jax.device_put(params)
+        self.tokenizer = tokenizer
+        self._step = jax.jit(functools.partial(stream.step, config), donate_argnums=1)
+        self._init = jax.jit(
+            lambda seeds: stream.init_state(config, stream.session_keys(seeds))
+        )
+
+    def init_state(self, sessions: int, seed: int | Sequence[int] = 0) -> stream.StreamState:
+        """Fresh sessions.
+
+        Args:
+          sessions: How many.
+          seed: One for each session, or one number from which row i takes seed + i.
+
+        Returns:
+          The state before the first micro-turn.
+
+        Raises:
+          ValueError: Not as many seeds as sessions, or no session.
+        """
+        if sessions < 1:
+            raise ValueError(f"sessions: got {sessions}, wanted at least 1; ask for one")
+        seeds = np.asarray(seed, np.int32)
+        if seeds.ndim == 0:
+            seeds = seeds + np.arange(sessions, dtype=np.int32)
+        if seeds.shape != (sessions,):
+            raise ValueError(
+                f"seed: got shape {seeds.shape}, wanted one number or {sessions} of them; "
+                "pass a seed for each session"
+            )
+        return self._init(jax.device_put(seeds))
+
+    def step(self, state: stream.StreamState, chunk: Chunk) -> tuple[stream.StreamState, Reply]:
+        """Takes one micro-turn of every session; see `stream.step`.
+
+        Args:
+          state: Donated: use the one that is returned.
+          chunk: Inputs, numpy or on the device.
+
+        Returns:
+          The new state and the reply; both may still be being computed.
+
+        Raises:
+          ValueError: A field has the wrong shape or dtype, or it came as numpy and no row of it
+            is usable. Nothing was done and `state` is still good. A bad row beside good ones is
+            refused alone, see `Reply.refused`.
+        """
+        check_chunk(self.config, chunk, state.clock.shape[0])
+        return self._step(self.params, state, jax.device_put(chunk))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text as one micro-turn's text-in slots.
+
+        Returns:
+          int32[text_slots], PAD where empty.
+
+        Raises:
+          ValueError: It does not fit; send it over several micro-turns.
+        """
+        ids = self.tokenizer.encode(text)
+        slots = self.config.text_slots
+        if len(ids) > slots:
+            raise ValueError(
+                f"text: got {len(ids)} tokens ({text!r}), wanted at most text_slots={slots} a "
+                "micro-turn; send the rest with the next chunks"
+            )
+        return np.array(ids + [Special.PAD] * (slots - len(ids)), np.int32)
+
+    def decode(self, ids: Any) -> str:  # noqa: ANN401
+        """Words behind ids of one session, in order; special tokens are dropped."""
+        return self.tokenizer.decode([int(i) for i in np.ravel(ids)])
+
+
+def load(name: str = "demo") -> InteractionModel:
+    """Loads a released model by name, or from a folder that `checkpoint.save_model` wrote.
+
+    Raises:
+      ValueError: There is no such model, or its files are damaged or foreign.
+    """
+    shipped = RELEASED / name
+    folder = shipped if shipped.is_dir() else pathlib.Path(name)
+    if not folder.is_dir():
+        names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
+        raise ValueError(
+            f"name: got {name!r}, wanted one of {names} or a folder; check the spelling"
+        )
+
+    def abstract(config: ModelConfig) -> Params:
+        return jax.eval_shape(functools.partial(init_model_params, config), jax.random.key(0))
+
+    config, params = checkpoint.load_model(folder, abstract)
+    return InteractionModel(config, params, load_tokenizer(folder / checkpoint.TOKENIZER))
+
+
+def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
+    """Refuses what the step could not take, before anything is done.
+
+    Raises:
+      ValueError: Names the field, what came, what was wanted and the fix.
+    """
+    size = config.frame_size
+    wanted = {
+        "audio": ((sessions, config.audio.turn_samples), np.float32),
+        "text": ((sessions, config.text_slots), np.int32),
+        "frame": ((sessions, size, size, 3), np.float32),
+        "has_frame": ((sessions,), np.bool_),
+        "active": ((sessions,), np.bool_),
+        "reset": ((sessions,), np.bool_),
+    }
+    fixes = {
+        "audio": f"cut {config.audio.sample_rate} Hz mono PCM into 200 ms, scaled to [-1, 1]",
+        "text": "use model.encode for each session",
+        "frame": f"resize each frame to {size}x{size} RGB in [0, 1]",
+    }
+    for field, (shape, dtype) in wanted.items():
+        value = getattr(chunk, field)
+        if value is None and field != "audio":
+            continue
+        got = (tuple(np.shape(value)), getattr(value, "dtype", type(value).__name__))
+        if got != (shape, np.dtype(dtype)):
+            fix = fixes.get(field, "pass one value for each session")
+            raise ValueError(
+                f"chunk.{field}: got {got[1]}{list(got[0])}, wanted "
+                f"{np.dtype(dtype)}{list(shape)}; {fix}"
+            )
+    if (chunk.frame is None) != (chunk.has_frame is None):
+        raise ValueError(
+            "chunk.has_frame: frame and has_frame come together; say which rows have a frame"
+        )
+    if isinstance(chunk.audio, np.ndarray) and not _any_usable(chunk.audio):
+        raise ValueError(
+            "chunk.audio: every row holds NaN, Inf or samples beyond "
+            f"{stream.PCM_LIMIT}; wanted PCM in [-1, 1]; check the source or divide int16 by 32768"
+        )
+
+
+def _any_usable(audio: np.ndarray) -> bool:
+    return bool(np.any(np.all(np.abs(audio) <= stream.PCM_LIMIT, axis=1)))

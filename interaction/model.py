@@ -1,0 +1,259 @@
+"""The transformer over micro-turns: one code path for training and for the step.
+
+Layers come in groups of `long_every`: sliding-window layers, then a long one. Groups and the
+sliding layers inside them are `lax.scan`s over stacked parameters.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from interaction.config import ModelConfig, TransformerConfig
+from interaction.modules.audio_in import AudioIn
+from interaction.modules.block import Block, BlockAux
+from interaction.modules.speech_out import FlowNet, SpeechCondition
+from interaction.modules.text import ReadOut, TextIn
+from interaction.modules.video_in import VideoIn
+from interaction.ops import rope
+from interaction.ops.attention import attention_sequences, window_mask
+from interaction.types import Array, Params, Special
+
+SLIDING, LONG = "sliding", "long"
+
+
+class TurnInputs(NamedTuple):
+    """What the transformer reads in n micro-turns."""
+
+    user: Array  # int32[b, n, frames, m], dMel of the user
+    own: Array  # int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier
+    hear_own: Array  # float32[b, n], 0 where own speech is blanked
+    last: Array  # int32[b, n], text-out token of the previous micro-turn
+    text: Array | None = None  # int32[b, n, text_slots], PAD where empty
+    frame: Array | None = None  # float32[b, n, size, size, 3]
+    has_frame: Array | None = None  # bool[b, n]
+
+
+class Outputs(NamedTuple):
+    """What the transformer says about n micro-turns."""
+
+    text_logits: Array  # float32[b, n, v]
+    heard_logits: Array  # float32[b, n, audio_positions, v]
+    hidden: Array  # [b, n, d], conditions speech
+    aux: BlockAux  # load float32[l, e]; router_z float32[l]
+
+
+class Positions(NamedTuple):
+    """Embedded positions of n micro-turns, in order."""
+
+    x: Array  # [b, t, d]
+    valid: Array  # bool[b, t]
+    time: Array  # uint32[b, t], place on the session's clock, for RoPE
+
+
+def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]:
+    """Fresh parameters.
+
+    Returns:
+      The trunk, the speech head, and the router's selection bias float32[l, e].
+    """
+    cfg = config.transformer
+    keys = iter(jax.random.split(key, 8))
+    turn = blank_inputs(config, 1)
+    x = jnp.zeros((1, 1, cfg.dim))
+    layer_keys = jax.random.split(next(keys), cfg.layers).reshape(-1, cfg.long_every)
+
+    def attend(q: Array, k: Array, v: Array, sink: Array) -> tuple[Array, None]:
+        return q, None
+
+    def init_block(key: Array) -> Params:
+        angles = jnp.zeros((1, 1, cfg.head_dim // 2))
+        valid = jnp.ones((1, 1), bool)
+        bias = jnp.zeros(cfg.experts)
+        return Block(cfg).init(key, x, angles, valid, bias, attend)["params"]
+
+    frame = jnp.zeros((1, config.frame_size, config.frame_size, 3))
+    audio = jnp.zeros((1, 1, config.audio_positions, cfg.dim))
+    trunk = {
+        "audio_in": AudioIn(config).init(next(keys), turn.user, turn.own, turn.hear_own)["params"],
+        "video_in": VideoIn(config).init(next(keys), frame)["params"],
+        "text_in": TextIn(config).init(next(keys), None, turn.last)["params"],
+        SLIDING: jax.vmap(jax.vmap(init_block))(layer_keys[:, :-1]),
+        LONG: jax.vmap(init_block)(layer_keys[:, -1]),
+        "read_out": ReadOut(config).init(next(keys), audio, x)["params"],
+    }
+    return (
+        trunk,
+        init_speech(config, next(keys)),
+        jnp.zeros((cfg.layers, cfg.experts)),
+    )
+
+
+def init_speech(config: ModelConfig, key: Array) -> Params:
+    """Fresh parameters of the flow head."""
+    frames, mels = config.audio.speech_frames, config.audio.mels
+    prefix = jnp.zeros((1, config.speech.prefix_frames, mels))
+    tokens = jnp.zeros((1, config.speech.token_window), jnp.int32)
+    hidden = jnp.zeros((1, config.transformer.dim))
+    condition_key, flow_key = jax.random.split(key)
+    condition, params = SpeechCondition(config).init_with_output(
+        condition_key, hidden, tokens, prefix
+    )
+    point = jnp.zeros((1, frames, mels))
+    flow = FlowNet(config).init(flow_key, point, jnp.zeros(1), prefix, condition)
+    return {"condition": params["params"], "flow": flow["params"]}
+
+
+def blank_inputs(config: ModelConfig, sessions: int) -> TurnInputs:
+    """One micro-turn of silence on both sides, without text or frame."""
+    shape = (sessions, 1, config.audio.user_frames, config.audio.mels)
+    bins = jnp.zeros(shape, jnp.int32)
+    last = jnp.full((sessions, 1), Special.SILENT, jnp.int32)
+    return TurnInputs(bins, bins, jnp.ones((sessions, 1)), last)
+
+
+def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) -> Positions:
+    """Lays n micro-turns out as positions: text in, video, audio, text out.
+
+    A kind that no session has in this call takes no positions; where it stands on the clock does
+    not depend on that, so rows do not see which variant they ran in.
+
+    Args:
+      config: The model's.
+      trunk: Its parameters.
+      inputs: n micro-turns.
+      clock: uint32[b], number of the first micro-turn.
+
+    Returns:
+      The positions, [b, n * positions of the variant].
+    """
+    b, n = inputs.last.shape
+    audio = AudioIn(config).apply(
+        {"params": trunk["audio_in"]}, inputs.user, inputs.own, inputs.hear_own
+    )
+    arrived, own = TextIn(config).apply({"params": trunk["text_in"]}, inputs.text, inputs.last)
+    parts, valid, offsets = [], [], []
+    text_at, video_at, audio_at = 0, config.text_slots, config.text_slots + config.patches
+    if arrived is not None:
+        parts.append(arrived)
+        valid.append(inputs.text != Special.PAD)
+        offsets.append(text_at + jnp.arange(config.text_slots))
+    if inputs.frame is not None:
+        flat = inputs.frame.reshape(b * n, *inputs.frame.shape[2:])
+        video = VideoIn(config).apply({"params": trunk["video_in"]}, flat)
+        parts.append(video.reshape(b, n, config.patches, -1))
+        valid.append(jnp.broadcast_to(inputs.has_frame[..., None], (b, n, config.patches)))
+        offsets.append(video_at + jnp.arange(config.patches))
+    parts += [audio, own]
+    valid.append(jnp.ones((b, n, config.audio_positions + 1), bool))
+    offsets.append(audio_at + jnp.arange(config.audio_positions + 1))
+    x = jnp.concatenate(parts, axis=2)
+    turn = clock[:, None] + jnp.arange(n, dtype=jnp.uint32)
+    time = turn[:, :, None] * jnp.uint32(config.turn_span)
+    time = time + jnp.concatenate(offsets).astype(jnp.uint32)
+    flat = (b, n * x.shape[2])
+    return Positions(
+        x.reshape(*flat, -1), jnp.concatenate(valid, axis=2).reshape(flat), time.reshape(flat)
+    )
+
+
+def read_out(config: ModelConfig, trunk: Params, x: Array, turns: int) -> tuple[Array, ...]:
+    """Logits and speech condition from the last layer, see `ReadOut`."""
+    b, t, d = x.shape
+    audio = config.audio_positions
+    tail = x.reshape(b, turns, t // turns, d)[:, :, -(audio + 1) :]
+    return ReadOut(config).apply(
+        {"params": trunk["read_out"]}, tail[:, :, :audio], tail[:, :, audio]
+    )
+
+
+# (kind, index among the layers of its kind, carry, q, k, v, sink) -> (mixed, carry)
+AttendLayer = Callable[[str, Array, Any, Array, Array, Array, Array], tuple[Array, Any]]
+
+
+def run_layers(
+    cfg: TransformerConfig,
+    trunk: Params,
+    bias: Array,
+    positions: Positions,
+    attend: AttendLayer,
+    carry: Any,  # noqa: ANN401
+) -> tuple[Array, Any, BlockAux]:
+    """Runs all layers.
+
+    Args:
+      cfg: The transformer's.
+      trunk: Parameters, the layers under SLIDING and LONG.
+      bias: float32[l, e], selection bias of the routers.
+      positions: What to run on.
+      attend: Mixes one layer's positions and updates `carry`.
+      carry: Ring caches in the step, None in training.
+
+    Returns:
+      [b, t, d], the carry, and the layers' reports stacked in order.
+    """
+    angles = rope.rope_angles(positions.time, cfg.head_dim, cfg.rope_base)
+    sliding = cfg.long_every - 1
+
+    def layer(
+        kind: str, state: tuple[Array, Any], params: Params, bias: Array, index: Array
+    ) -> tuple[tuple[Array, Any], BlockAux]:
+        x, carry = state
+        x, carry, aux = Block(cfg).apply(
+            {"params": params}, x, angles, positions.valid, bias, partial(attend, kind, index, carry)
+        )
+        return (x, carry), aux
+
+    if cfg.remat:
+        layer = jax.checkpoint(layer, static_argnums=0)
+
+    def sliding_layer(state: tuple, xs: tuple) -> tuple[tuple, BlockAux]:
+        return layer(SLIDING, state, *xs)
+
+    def group(state: tuple, xs: tuple) -> tuple[tuple, BlockAux]:
+        sliding_params, long_params, bias, index = xs
+        places = index * sliding + jnp.arange(sliding)
+        state, below = jax.lax.scan(
+            sliding_layer, state, (sliding_params, bias[:sliding], places)
+        )
+        state, above = layer(LONG, state, long_params, bias[sliding], index)
+        return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), below, above)
+
+    groups = cfg.layers // cfg.long_every
+    grouped_bias = bias.reshape(groups, cfg.long_every, cfg.experts)
+    xs = (trunk[SLIDING], trunk[LONG], grouped_bias, jnp.arange(groups))
+    (x, carry), aux = jax.lax.scan(group, (positions.x, carry), xs)
+    return x, carry, jax.tree.map(lambda a: a.reshape(cfg.layers, *a.shape[2:]), aux)
+
+
+def forward(config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs) -> Outputs:
+    """Runs n micro-turns from the start of a session at once, teacher-forced.
+
+    Args:
+      config: The model's.
+      trunk: Its parameters.
+      bias: float32[l, e].
+      inputs: n micro-turns.
+
+    Returns:
+      What n calls of the step would compute.
+    """
+    cfg = config.transformer
+    b, n = inputs.last.shape
+    positions = embed(config, trunk, inputs, jnp.zeros(b, jnp.uint32))
+    order = jnp.cumsum(positions.valid, axis=1, dtype=jnp.uint32) - jnp.uint32(1)
+    masks = {
+        SLIDING: window_mask(order, order, positions.valid, cfg.window),
+        LONG: window_mask(order, order, positions.valid, cfg.long_window),
+    }
+
+    def attend(
+        kind: str, index: Array, carry: None, q: Array, k: Array, v: Array, sink: Array
+    ) -> tuple[Array, None]:
+        return attention_sequences(q, k, v, masks[kind], sink), carry
+
+    x, _, aux = run_layers(cfg, trunk, bias, positions, attend, None)
+    text, heard, hidden = read_out(config, trunk, x, n)
+    return Outputs(text, heard, hidden, aux)

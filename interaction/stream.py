@@ -1,0 +1,245 @@
+"""One micro-turn, from PCM to PCM: the pure function that everything live is made of.
+
+`step` = `listen` (front end and transformer), sampling of one text token, `speak` (flow head and
+vocoder). Rows that are reset, inactive or refused are dealt with once, at the state's boundary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from interaction.config import ModelConfig
+from interaction.model import LONG, SLIDING, Outputs, TurnInputs, embed, read_out, run_layers
+from interaction.modules import vocoder
+from interaction.modules.speech_out import generate_mel
+from interaction.ops import dmel, mel, ring, sampling
+from interaction.ops.attention import attention_batch, window_mask
+from interaction.types import Array, Chunk, Params, Reply, Special
+
+PCM_LIMIT = 2.0  # a sample beyond this is no PCM in [-1, 1] with an overshoot
+
+
+class Cache(NamedTuple):
+    """Ring caches of the layers of one kind."""
+
+    k: Array  # [b, l, capacity, g, k], turned by RoPE
+    v: Array  # [b, l, capacity, g, k]
+
+
+class StreamState(NamedTuple):
+    """Everything a session is; the leading axis of every leaf is the session."""
+
+    key: Array  # uint32[b, 2], the session's random key; never advances
+    clock: Array  # uint32[b], micro-turns taken, wraps
+    rings: ring.RingClock
+    caches: dict[str, Cache]
+    audio_tail: Array  # float32[b, window - user_hop], the user's last samples
+    tokens: Array  # int32[b, token_window], last text-out tokens, the newest last
+    mel: Array  # float32[b, speech_frames, m], log10 mel of the last micro-turn's speech
+    vocoder: vocoder.VocoderState
+
+
+def session_keys(seeds: Array) -> Array:
+    """Random keys uint32[b, 2] of int32[b] seeds."""
+    return jax.vmap(lambda seed: jax.random.key_data(jax.random.key(seed)))(seeds)
+
+
+def init_state(config: ModelConfig, keys: Array) -> StreamState:
+    """Fresh sessions.
+
+    Args:
+      config: The model's.
+      keys: uint32[b, 2], see `session_keys`.
+
+    Returns:
+      The state before the first micro-turn.
+    """
+    cfg, audio, speech = config.transformer, config.audio, config.speech
+    b = keys.shape[0]
+    groups = cfg.layers // cfg.long_every
+
+    def cache(layers: int, window: int) -> Cache:
+        capacity = ring.ring_capacity(window, config.turn_span)
+        shape = (b, layers, capacity, cfg.kv_heads, cfg.head_dim)
+        return Cache(jnp.zeros(shape), jnp.zeros(shape))
+
+    return StreamState(
+        key=keys,
+        clock=jnp.zeros(b, jnp.uint32),
+        rings=ring.RingClock(jnp.zeros(b, jnp.uint32), jnp.zeros(b, jnp.int32)),
+        caches={
+            SLIDING: cache(groups * (cfg.long_every - 1), cfg.window),
+            LONG: cache(groups, cfg.long_window),
+        },
+        audio_tail=mel.init_tail(b, audio.user_hop, audio),
+        tokens=jnp.full((b, speech.token_window), Special.SILENT, jnp.int32),
+        mel=jnp.full((b, audio.speech_frames, audio.mels), speech.mel_floor),
+        vocoder=vocoder.init_vocoder_state(b, config.vocoder, audio),
+    )
+
+
+def listen(
+    config: ModelConfig, params: Params, state: StreamState, chunk: Chunk
+) -> tuple[StreamState, Outputs]:
+    """Hears one micro-turn: front end and one pass of the transformer.
+
+    Args:
+      config: The model's.
+      params: The model's.
+      state: Before the micro-turn.
+      chunk: Its inputs; `active` and `reset` are not looked at.
+
+    Returns:
+      The state with caches, tail and clock moved on, and outputs with n = 1.
+    """
+    cfg, audio = config.transformer, config.audio
+    with jax.named_scope("front_end"):
+        tail, user = mel.log_mel_stream(state.audio_tail, chunk.audio, audio.user_hop, audio)
+        stride = audio.user_hop // audio.speech_hop
+        inputs = TurnInputs(
+            user=dmel.dmel_bins(user, audio)[:, None],
+            own=dmel.dmel_bins(state.mel[:, stride - 1 :: stride], audio)[:, None],
+            hear_own=jnp.ones((chunk.audio.shape[0], 1)),
+            last=state.tokens[:, -1:],
+            text=None if chunk.text is None else chunk.text[:, None],
+            frame=None if chunk.frame is None else chunk.frame[:, None],
+            has_frame=None if chunk.has_frame is None else chunk.has_frame[:, None],
+        )
+        positions = embed(config, params["trunk"], inputs, state.clock)
+    order = ring.new_order(state.rings, positions.valid)
+    rows = jnp.arange(order.shape[0])[:, None]
+    capacity = {kind: cache.k.shape[2] for kind, cache in state.caches.items()}
+    window = {SLIDING: cfg.window, LONG: cfg.long_window}
+    rings = ring.advance(state.rings, positions.valid, max(capacity.values()))
+    slots, masks = {}, {}
+    for kind, size in capacity.items():
+        slots[kind] = ring.ring_slots(state.rings, positions.valid, size)
+        masks[kind] = window_mask(order, *ring.slot_order(rings, size), window[kind])
+
+    def attend(
+        kind: str, layer: Array, caches: dict, q: Array, k: Array, v: Array, sink: Array
+    ) -> tuple[Array, dict]:
+        place = (rows, layer, slots[kind])
+        keys = caches[kind].k.at[place].set(k, mode="drop")
+        values = caches[kind].v.at[place].set(v, mode="drop")
+        mixed = attention_batch(q, keys[:, layer], values[:, layer], masks[kind], sink)
+        return mixed, {**caches, kind: Cache(keys, values)}
+
+    x, caches, aux = run_layers(
+        cfg, params["trunk"], params["router_bias"], positions, attend, state.caches
+    )
+    outputs = Outputs(*read_out(config, params["trunk"], x, 1), aux)
+    state = state._replace(
+        clock=state.clock + jnp.uint32(1), rings=rings, caches=caches, audio_tail=tail
+    )
+    return state, outputs
+
+
+def speak(
+    config: ModelConfig, params: Params, state: StreamState, hidden: Array, token: Array, noise: Array
+) -> tuple[StreamState, Array]:
+    """Says one micro-turn: flow head and vocoder.
+
+    The vocoder lags its mel by `delay_frames`, so does the gate that makes `silent` exact silence.
+
+    Args:
+      config: The model's.
+      params: The model's.
+      state: After `listen`.
+      hidden: [b, d], from `listen`.
+      token: int32[b], the text-out token.
+      noise: float32[b, speech_frames, m], standard normal.
+
+    Returns:
+      The state with tokens, mel and vocoder moved on, and PCM float32[b, turn_samples].
+    """
+    speech = config.speech
+    before = state.tokens[:, -1] == Special.SILENT
+    silent = token == Special.SILENT
+    tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
+    with jax.named_scope("flow"):
+        prefix = state.mel[:, -speech.prefix_frames :]
+        frames = generate_mel(config, params["speech"], hidden, tokens, prefix, noise)
+        frames = jnp.where(silent[:, None, None], speech.mel_floor, frames)
+    with jax.named_scope("vocoder"):
+        vocoder_state, pcm = vocoder.vocoder_step(
+            params["vocoder"], state.vocoder, frames, config.vocoder, config.audio
+        )
+        lag = config.vocoder.delay_frames * config.audio.speech_hop
+        late = jnp.arange(config.audio.turn_samples) < lag
+        quiet = jnp.where(late, before[:, None], silent[:, None])
+        pcm = jnp.clip(jnp.where(quiet, 0.0, pcm), -1.0, 1.0)
+    return state._replace(tokens=tokens, mel=frames, vocoder=vocoder_state), pcm
+
+
+def acceptable(config: ModelConfig, chunk: Chunk) -> Array:
+    """Which rows carry usable numbers, bool[b]: finite PCM of a sane size, known tokens, finite pixels."""
+    ok = jnp.all(jnp.abs(chunk.audio) <= PCM_LIMIT, axis=1)  # false for NaN as well
+    if chunk.text is not None:
+        ok &= jnp.all((chunk.text >= 0) & (chunk.text < config.vocab), axis=1)
+    if chunk.frame is not None:
+        finite = jnp.all((chunk.frame >= 0) & (chunk.frame <= 1), axis=(1, 2, 3))
+        ok &= finite | ~chunk.has_frame
+    return ok
+
+
+def blank_rows(chunk: Chunk, keep: Array) -> Chunk:
+    """Zeros the inputs of rows that are not kept, so that no bad number enters a computation."""
+
+    def blank(leaf: Array | None) -> Array | None:
+        return None if leaf is None else select_rows(keep, leaf, jnp.zeros_like(leaf))
+
+    return chunk._replace(
+        audio=blank(chunk.audio), text=blank(chunk.text), frame=blank(chunk.frame)
+    )
+
+
+def select_rows(choose: Array, yes: Array, no: Array) -> Array:
+    """Row by row of the leading axis, `yes` where bool[b] `choose`, otherwise `no`."""
+    return jnp.where(choose.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+
+def step(
+    config: ModelConfig, params: Params, state: StreamState, chunk: Chunk
+) -> tuple[StreamState, Reply]:
+    """One micro-turn of every session; jit it with `config` bound and `state` donated.
+
+    Args:
+      config: The model's.
+      params: The model's: trunk, router_bias, speech, vocoder.
+      state: Of b sessions.
+      chunk: Inputs of b sessions.
+
+    Returns:
+      The new state, and the reply. A row that is inactive or refused keeps its state to the bit
+      and replies silence.
+    """
+    kept = acceptable(config, chunk)
+    refused = ~kept
+    if chunk.active is not None:
+        kept, refused = kept & chunk.active, refused & chunk.active
+    chunk = blank_rows(chunk, kept)
+    start = state
+    if chunk.reset is not None:
+        fresh = init_state(config, state.key)
+        start = jax.tree.map(lambda a, b: select_rows(chunk.reset, a, b), fresh, state)
+    keys = jax.vmap(jax.random.wrap_key_data)(start.key)
+    heard_state, outputs = listen(config, params, start, chunk)
+    with jax.named_scope("sample"):
+        text_keys = sampling.turn_keys(keys, start.clock, sampling.TEXT)
+        token = sampling.sample_tokens(
+            text_keys, outputs.text_logits[:, 0], config.text_temperature
+        )
+        heard = jnp.argmax(outputs.heard_logits[:, 0], axis=-1).astype(jnp.int32)
+        flow_keys = sampling.turn_keys(keys, start.clock, sampling.FLOW)
+        noise = sampling.normal(flow_keys, start.mel.shape[1:])
+    end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], token, noise)
+    end = jax.tree.map(lambda a, b: select_rows(kept, a, b), end, start)
+    reply = Reply(
+        audio=select_rows(kept, pcm, jnp.zeros_like(pcm)),
+        text=jnp.where(kept, token, Special.SILENT),
+        heard=jnp.where(kept[:, None], heard, Special.NONE),
+        refused=refused,
+    )
+    return end, reply
