@@ -1,0 +1,91 @@
+"""Makes full-duplex training or held-out sessions with espeak-ng and flite.
+
+    python -m experiments.make_sessions --out=data/train --sessions=24000
+    python -m experiments.make_sessions --out=data/heldout --sessions=300 --seed=1 --split=heldout
+
+Session i depends on the seed, the split and i alone. The folder appears when it is complete.
+"""
+
+import collections
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import tqdm
+from absl import app, flags
+
+from interaction.data import domain, records, sessions, voices
+
+OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
+SESSIONS = flags.DEFINE_integer("sessions", 24_000, "Number of sessions.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the whole set.", lower_bound=0)
+SPLIT = flags.DEFINE_enum("split", "train", voices.SPLITS, "Voices and combinations to use.")
+PROCESSES = flags.DEFINE_integer(
+    "processes", os.cpu_count(), "Processes that synthesise and mix.", lower_bound=1
+)
+TURNS = flags.DEFINE_integer("turns", 80, "Micro-turns of 200 ms in a session.", lower_bound=20)
+_SHARD = 100  # sessions of a file
+
+
+def _shard(job: tuple[str, int, int, int, str, int]) -> collections.Counter:
+    """Writes sessions [start, stop) to one file; returns what is in it."""
+    path, start, stop, seed, split, turns = job
+    counts: collections.Counter = collections.Counter()
+
+    def made() -> collections.abc.Iterator[sessions.Record]:
+        for index in range(start, stop):
+            record = sessions.make_session((seed, index), split, turns=turns)
+            meta = json.loads(record["meta"])
+            for event in meta["events"]:
+                counts[event["kind"]] += 1
+                counts["answers"] += bool(event["answer"])
+                counts["held-out combinations"] += event["held_out"]
+            yield record
+
+    counts["sessions"] = records.write(Path(path), made())
+    return counts
+
+
+def main(_: list[str]) -> None:
+    """Makes the set in a temporary folder beside it, then renames."""
+    out = Path(OUT.value)
+    if out.exists():
+        raise ValueError(f"--out: got {out}, wanted a new folder; remove it or name another")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    begun = time.monotonic()
+    jobs = [
+        (
+            str(partial / f"sessions-{start // _SHARD:05d}.arrayrecord"),
+            start,
+            min(start + _SHARD, SESSIONS.value),
+            SEED.value,
+            SPLIT.value,
+            TURNS.value,
+        )
+        for start in range(0, SESSIONS.value, _SHARD)
+    ]
+    counts: collections.Counter = collections.Counter()
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Pool(PROCESSES.value) as pool,
+        tqdm.tqdm(total=SESSIONS.value, unit="session", mininterval=2) as bar,
+    ):
+        for done in pool.imap_unordered(_shard, jobs):
+            counts += done
+            bar.update(done["sessions"])
+    partial.rename(out)
+    seconds = time.monotonic() - begun
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"{out}: {SESSIONS.value} sessions, {size / 2**30:.2f} GiB, {seconds:.0f} s,")
+    print(f"{len(domain.FORMS)} request forms, split {SPLIT.value}, seed {SEED.value}")
+    for name, count in counts.most_common():
+        print(f"  {name:<24}{count:>8}{count / SESSIONS.value:>8.2f} a session")
+
+
+if __name__ == "__main__":
+    app.run(main)

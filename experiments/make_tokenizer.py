@@ -1,0 +1,22 @@
+"""Learns the tokenizer that ships with the library from the domain's text."""
+
+from absl import app, flags
+
+from interaction.data import domain, tokenizer as tokenizers
+
+OUT = flags.DEFINE_string("out", str(tokenizers.PATH), "JSON file to write.")
+
+
+def main(_: list[str]) -> None:
+    """Writes the file and says what is in it."""
+    words = sorted({*domain.answer_words(), *domain.said_words()})
+    asides = domain.asides
+    short = asides.STOPS + asides.BACKCHANNELS + asides.OPENERS + asides.CORRECTIONS
+    lines = [*asides.SIDE_SPEECH, *short * 20, *asides.OVERHEARD * 10, *words]
+    made = tokenizers.train(words, lines)
+    made.save(OUT.value)
+    print(f"{OUT.value}: {made.vocab} tokens, {len(words)} whole words")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,216 @@
+"""Speech engines behind one call: text in, PCM and the onsets of its words out.
+
+espeak-ng (github.com/espeak-ng/espeak-ng) and flite (github.com/festvox/flite) are used through
+their shared libraries, which is faster than a program per sentence and gives the words' times.
+"""
+
+import ctypes
+import functools
+import json
+import subprocess
+import sys
+from ctypes import POINTER, c_char_p, c_float, c_int, c_short, c_void_p
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ESPEAK_LIBRARY = "libespeak-ng.so.1"
+FLITE_LIBRARY = "libflite.so.1"
+
+
+class EngineMissing(RuntimeError):
+    """A speech engine's library is not on this machine."""
+
+
+class Voiced(NamedTuple):
+    """Raw output of an engine."""
+
+    pcm: np.ndarray  # float32[samples] in [-1, 1]
+    rate: int  # Hz
+    onsets: np.ndarray  # float32[words], seconds from the first sample, one a word of the text
+
+
+def _missing(library: str, package: str) -> EngineMissing:
+    return EngineMissing(
+        f"speech engine library {library} was not found or does not start; it comes with the "
+        f"Debian package {package}: sudo apt-get install {package}"
+    )
+
+
+def _load(library: str, package: str, **options: int) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(library, **options)
+    except OSError as error:
+        raise _missing(library, package) from error
+
+
+def _fill(onsets: dict[int, float], words: int, end: float) -> np.ndarray:
+    """Onsets of all words; a word without one lies evenly between its neighbours."""
+    known = sorted({0: 0.0, **onsets}.items())
+    positions = [index for index, _ in known] + [words]
+    times = [time for _, time in known] + [end]
+    return np.interp(np.arange(words), positions, times).astype(np.float32)
+
+
+class Espeak:
+    """espeak-ng in a process of its own (see `espeak_server`); use `espeak()`."""
+
+    def __init__(self, library: str) -> None:
+        """Starts the process.
+
+        Raises:
+            EngineMissing: the library or its data is not installed.
+        """
+        server = Path(__file__).with_name("espeak_server.py")
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(server), library],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        if self._answer()["rate"] <= 0:
+            self._process.wait()
+            raise _missing(library, "espeak-ng")
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"espeak-ng's process ended with {self._process.wait()}")
+        return json.loads(line)
+
+    def say(self, text: str, voice: str, speed: int, pitch: int) -> Voiced:
+        """Speaks; the same arguments give the same samples.
+
+        Args:
+            text: lower-case words.
+            voice: an espeak-ng voice with an optional variant, `en-us+f2`.
+            speed: words a minute, 80 to 450.
+            pitch: 0 to 99.
+
+        Raises:
+            ValueError: espeak-ng has no such voice, or says nothing.
+        """
+        request = json.dumps([text, voice, int(speed), int(pitch)])
+        self._process.stdin.write(request.encode() + b"\n")
+        self._process.stdin.flush()
+        header = self._answer()
+        if "error" in header:
+            raise ValueError(header["error"])
+        data = self._process.stdout.read(2 * header["samples"])
+        if not data:
+            raise ValueError(f"text: got {text!r}, wanted words that espeak-ng can say; change it")
+        pcm = np.frombuffer(data, np.int16).astype(np.float32) / 32_768
+        onsets: dict[int, float] = {}
+        for character, sample in header["words"]:
+            onsets.setdefault(text[: max(character, 0)].count(" "), sample / header["rate"])
+        seconds = len(pcm) / header["rate"]
+        return Voiced(pcm, header["rate"], _fill(onsets, len(text.split()), seconds))
+
+
+class _FliteWave(ctypes.Structure):
+    _fields_ = (
+        ("type", c_char_p),
+        ("rate", c_int),
+        ("samples", c_int),
+        ("channels", c_int),
+        ("data", POINTER(c_short)),
+    )
+
+
+class _FliteVoice(ctypes.Structure):
+    _fields_ = (("name", c_char_p), ("features", c_void_p))  # the fields that come first
+
+
+class Flite:
+    """The flite library of this process; use `flite()`."""
+
+    def __init__(self, library: str) -> None:
+        """Loads and initialises the library.
+
+        Raises:
+            EngineMissing: the library is not installed.
+        """
+        self._library = _load(library, "flite", mode=ctypes.RTLD_GLOBAL)
+        for part in ("usenglish", "cmulex"):
+            _load(f"libflite_{part}.so.1", "flite", mode=ctypes.RTLD_GLOBAL)
+        signatures = {
+            "flite_synth_text": (c_void_p, (c_char_p, c_void_p)),
+            "utt_relation": (c_void_p, (c_void_p, c_char_p)),
+            "relation_head": (c_void_p, (c_void_p,)),
+            "item_next": (c_void_p, (c_void_p,)),
+            "item_feat_string": (c_char_p, (c_void_p, c_char_p)),
+            "ffeature_float": (c_float, (c_void_p, c_char_p)),
+            "utt_wave": (POINTER(_FliteWave), (c_void_p,)),
+            "delete_utterance": (None, (c_void_p,)),
+            "feat_set_float": (None, (c_void_p, c_char_p, c_float)),
+        }
+        for name, (result, arguments) in signatures.items():
+            function = getattr(self._library, name)
+            function.restype, function.argtypes = result, arguments
+        self._library.flite_init()
+        self._random = ctypes.CDLL(None)
+        self._voices: dict[str, int] = {}
+
+    def _voice(self, name: str) -> int:
+        if name not in self._voices:
+            part = _load(f"libflite_cmu_us_{name}.so.1", "flite")
+            register = getattr(part, f"register_cmu_us_{name}")
+            register.restype, register.argtypes = c_void_p, (c_char_p,)
+            self._voices[name] = register(None)
+        return self._voices[name]
+
+    def _onsets(self, utterance: int, text: str, end: float) -> np.ndarray:
+        """Onsets by word of the text; flite splits "that's" into "that" and "'s"."""
+        item = self._library.relation_head(self._library.utt_relation(utterance, b"Word"))
+        onsets: dict[int, float] = {}
+        word = -1
+        while item:
+            if not self._library.item_feat_string(item, b"name").startswith(b"'"):
+                word += 1
+                onsets[word] = self._library.ffeature_float(
+                    item, b"R:SylStructure.daughter1.daughter1.R:Segment.p.end"
+                )
+            item = self._library.item_next(item)
+        count = len(text.split())
+        if len(onsets) != count:
+            raise ValueError(
+                f"text: got {text!r}, which flite reads as {len(onsets)} words, wanted {count}; "
+                "spell out numbers and abbreviations"
+            )
+        return _fill(onsets, count, end)
+
+    def say(self, text: str, voice: str, stretch: float) -> Voiced:
+        """Speaks.
+
+        Args:
+            text: lower-case words.
+            voice: slt, awb, rms or kal16.
+            stretch: durations are multiplied by it.
+
+        Raises:
+            EngineMissing: flite has no such voice here.
+            ValueError: flite reads other words than those of the text.
+        """
+        pointer = self._voice(voice)
+        features = ctypes.cast(pointer, POINTER(_FliteVoice)).contents.features
+        self._library.feat_set_float(features, b"duration_stretch", stretch)
+        self._random.srand(1)  # flite's excitation noise comes from the C library
+        utterance = self._library.flite_synth_text(text.encode(), pointer)
+        try:
+            wave = self._library.utt_wave(utterance).contents
+            pcm = np.ctypeslib.as_array(wave.data, (wave.samples,)).astype(np.float32) / 32_768
+            return Voiced(pcm, wave.rate, self._onsets(utterance, text, len(pcm) / wave.rate))
+        finally:
+            self._library.delete_utterance(utterance)
+
+
+@functools.cache
+def espeak(library: str = ESPEAK_LIBRARY) -> Espeak:
+    """This process's espeak-ng."""
+    return Espeak(library)
+
+
+@functools.cache
+def flite(library: str = FLITE_LIBRARY) -> Flite:
+    """This process's flite."""
+    return Flite(library)
