@@ -1,0 +1,19 @@
+"""The conversation: when to speak and what to say, learnt from what the user is heard to say."""
+
+from interaction.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The run."""
+    return TrainConfig(
+        name="demo",
+        objective="interaction.training.conversation:conversation_objective",
+        data="data/train",
+        batch=8,
+        steps=4_000,
+        learning_rate=1.5e-3,
+        warmup=200,
+        schedule="wsd",
+        decay_fraction=0.35,
+        ema_decay=0.995,
+    )

@@ -1,0 +1,19 @@
+"""The flow head alone, from text and its own last frames: it needs no trunk to learn to speak."""
+
+from interaction.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The run."""
+    return TrainConfig(
+        name="demo_speech",
+        objective="interaction.training.speech:speech_objective",
+        data="data/train",
+        batch=4,
+        steps=6_000,
+        learning_rate=1.5e-3,
+        warmup=200,
+        schedule="wsd",
+        decay_fraction=0.35,
+        ema_decay=0.998,
+    )

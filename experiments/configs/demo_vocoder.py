@@ -1,0 +1,21 @@
+"""The vocoder."""
+
+from interaction.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The run."""
+    return TrainConfig(
+        name="demo_vocoder",
+        objective="interaction.training.vocoder_loss:vocoder_objective",
+        data="data/train",
+        batch=6,
+        steps=2_500,
+        learning_rate=2e-3,
+        warmup=50,
+        schedule="wsd",
+        decay_fraction=0.5,
+        weight_decay=0.01,
+        ema_decay=0.995,
+        sample_every=0,
+    )

@@ -1,0 +1,65 @@
+r"""Trains one part of a model; the same command resumes it.
+
+python -m experiments.train --config=experiments/configs/demo.py
+"""
+
+import dataclasses
+import os
+import runpy
+import signal
+import threading
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from interaction.training.config import TrainConfig
+from interaction.training.loop import train
+from interaction.training.objective import find_objective
+
+_CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<name>.")
+_DATA = flags.DEFINE_string("data", None, "ArrayRecord file or folder.")
+_STEPS = flags.DEFINE_integer("steps", None, "Steps in all.")
+_MINUTES = flags.DEFINE_float("minutes", None, "Stop and save after this long.")
+
+
+def load_config(path: str) -> TrainConfig:
+    """Runs a config file and returns what its `get_config` builds.
+
+    Raises:
+      ValueError: there is no such file, or it has no get_config.
+    """
+    if not os.path.exists(path):
+        raise ValueError(f"--config: got {path!r}, wanted a Python file; see experiments/configs")
+    names = runpy.run_path(path)
+    if "get_config" not in names:
+        raise ValueError(f"--config: {path!r} has no get_config() -> TrainConfig; add it")
+    return names["get_config"]()
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between processes, in JAX_COMPILATION_CACHE_DIR or ~/.cache/interaction."""
+    place = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/interaction/xla")
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def main(argv: list[str]) -> None:
+    """Reads flags and config, and trains."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    use_compilation_cache()
+    config = load_config(_CONFIG.value)
+    flags_given = (flag for flag in (_WORKDIR, _DATA, _STEPS, _MINUTES) if flag.value is not None)
+    changes: dict[str, Any] = {flag.name: flag.value for flag in flags_given}
+    config = dataclasses.replace(config, **changes)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    state = train(config, find_objective(config.objective, config.model), stop)
+    print(f"{config.run_dir}: stopped and saved at step {int(state.step)} of {config.steps}")
+
+
+if __name__ == "__main__":
+    app.run(main)

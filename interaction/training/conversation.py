@@ -1,0 +1,122 @@
+"""Training of the conversation: what to say and when, what the user said, and how it sounds."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from interaction.config import ModelConfig
+from interaction.model import TurnInputs, forward, init_params
+from interaction.ops import dmel, router
+from interaction.training import features
+from interaction.training.objective import Batch, Buffers, Metrics, Objective
+from interaction.training.speech import flow_loss
+from interaction.types import Array, Params, Special
+
+QUIET_WEIGHT = 0.4  # of silent and hold against words and switches in the text loss
+NONE_WEIGHT = 0.1  # of micro-turns without a word in the transcription loss
+HEARD_WEIGHT, ROUTER_Z_WEIGHT = 0.5, 1e-4
+BLANK_OWN = 0.6  # share of sessions in which the trunk does not hear the model's own speech
+BIAS_RATE = 1e-3  # step of the router's selection bias
+
+
+class Aux(NamedTuple):
+    """Losses and rates of a training forward, each float32[] unless said otherwise."""
+
+    text: Array  # cross-entropy of the text stream, nats
+    heard: Array  # cross-entropy of the user's transcription, nats
+    flow: Array  # flow-matching error of the speech mel, 0 where it is not trained
+    router_z: Array  # router z-loss (arXiv 2202.08906)
+    text_accuracy: Array  # of word tokens
+    switch_accuracy: Array  # of micro-turns in which speech starts or stops
+    heard_accuracy: Array  # of the user's word tokens
+    busiest_expert: Array  # largest share of tokens that one expert of a layer took
+
+
+def cross_entropy(logits: Array, target: Array, weight: Array) -> Array:
+    """Weighted mean of the cross-entropy in nats: [..., v], int32[...], float32[...] -> []."""
+    top = jax.nn.logsumexp(logits, axis=-1)
+    value = top - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    return jnp.sum(value * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def share(hit: Array, among: Array) -> Array:
+    """Share of true entries of `hit` where `among` holds."""
+    return jnp.sum(hit & among) / jnp.maximum(jnp.sum(among), 1)
+
+
+def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, key: Array) -> TurnInputs:
+    """What the transformer reads of a batch in training, augmented."""
+    user_key, blank_key, noise_key = jax.random.split(key, 3)
+    b, n = batch["text"].shape
+    user = features.stream_mel(batch["user"], config.audio.user_hop, config.audio)
+    user = features.augment_user(user, user_key)
+    own = features.own_bins(speech, config)
+    jitter = jnp.round(jax.random.normal(noise_key, own.shape)).astype(jnp.int32)
+    own = jnp.where(own > 0, jnp.clip(own + jitter, 0, config.audio.bins - 1), own)
+    hear_own = (jax.random.uniform(blank_key, (b, 1)) > BLANK_OWN).astype(jnp.float32)
+    return TurnInputs(
+        user=dmel.dmel_bins(user, config.audio),
+        own=own,
+        hear_own=jnp.broadcast_to(hear_own, (b, n)),
+        last=features.delayed(batch["text"], Special.SILENT),
+        text=batch.get("text_in"),
+    )
+
+
+def conversation_loss(
+    config: ModelConfig,
+    flow_weight: float,
+    params: Params,
+    buffers: Buffers,
+    batch: Batch,
+    key: Array,
+) -> tuple[Array, tuple[Metrics, Buffers]]:
+    """The whole loss, see `Objective.loss`."""
+    input_key, flow_key = jax.random.split(key)
+    speech = features.speech_mel(batch, config)
+    inputs = turn_inputs(config, batch, speech, input_key)
+    bias = buffers["router_bias"]
+    out = forward(config, params["trunk"], bias, inputs)
+    text, heard = batch["text"], batch["heard"]
+    word = text >= Special.COUNT
+    switch = (text == Special.SILENT) != (inputs.last == Special.SILENT)
+    said = heard != Special.NONE
+    flow = jnp.zeros(())
+    if flow_weight:
+        flow = flow_loss(config, params["speech"], out.hidden, batch, speech, flow_key)
+    tokens = jnp.sum(out.aux.load, axis=-1, keepdims=True)
+    aux = Aux(
+        text=cross_entropy(out.text_logits, text, jnp.where(word | switch, 1.0, QUIET_WEIGHT)),
+        heard=cross_entropy(out.heard_logits, heard, jnp.where(said, 1.0, NONE_WEIGHT)),
+        flow=flow,
+        router_z=jnp.sum(out.aux.router_z / tokens[:, 0]) * config.transformer.experts_per_token,
+        text_accuracy=share(jnp.argmax(out.text_logits, axis=-1) == text, word),
+        switch_accuracy=share(
+            (jnp.argmax(out.text_logits, axis=-1) == Special.SILENT) == (text == Special.SILENT),
+            switch,
+        ),
+        heard_accuracy=share(jnp.argmax(out.heard_logits, axis=-1) == heard, said),
+        busiest_expert=jnp.max(out.aux.load / tokens),
+    )
+    loss = aux.text + HEARD_WEIGHT * aux.heard + flow_weight * aux.flow
+    loss = loss + ROUTER_Z_WEIGHT * aux.router_z
+    buffers = {"router_bias": router.update_bias(bias, out.aux.load, BIAS_RATE)}
+    return loss, (aux._asdict(), buffers)
+
+
+def conversation_objective(config: ModelConfig, flow_weight: float = 0.0) -> Objective:
+    """The trunk; with a flow weight the flow head learns along, conditioned on the trunk."""
+
+    def init(key: Array) -> tuple[Params, Buffers]:
+        trunk, speech, bias = init_params(config, key)
+        params = {"trunk": trunk, "speech": speech} if flow_weight else {"trunk": trunk}
+        return params, {"router_bias": bias}
+
+    return Objective(init, partial(conversation_loss, config, flow_weight))
+
+
+def joint_objective(config: ModelConfig) -> Objective:
+    """Trunk and flow head together."""
+    return conversation_objective(config, flow_weight=0.5)

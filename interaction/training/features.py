@@ -1,0 +1,90 @@
+"""From stored sessions to what the model reads and what it should say, on the device.
+
+A batch holds `user` and `model` int16[b, samples], `text` int32[b, n], `heard` int32[b, n, a].
+"""
+
+import jax
+import jax.numpy as jnp
+
+from interaction.config import AudioConfig, ModelConfig
+from interaction.ops import dmel, mel
+from interaction.training.objective import Batch
+from interaction.types import Array, Special
+
+
+def pcm(samples: Array) -> Array:
+    """Int16 samples as float32 in [-1, 1)."""
+    return samples.astype(jnp.float32) / 32_768.0
+
+
+def stream_mel(samples: Array, hop: int, audio: AudioConfig) -> Array:
+    """Log-mel of whole sessions, int16[b, samples] -> float32[b, n, frames, m] by micro-turn."""
+    tail = mel.init_tail(samples.shape[0], hop, audio)
+    _, frames = mel.log_mel_stream(tail, pcm(samples), hop, audio)
+    return frames.reshape(samples.shape[0], -1, audio.turn_samples // hop, audio.mels)
+
+
+def speech_mel(batch: Batch, config: ModelConfig) -> Array:
+    """Mel of the model's side as the step makes it: nothing but the floor in a silent micro-turn.
+
+    Returns:
+      float32[b, n, speech_frames, m], log10 mel, at least the floor of speech.
+    """
+    frames = stream_mel(batch["model"], config.audio.speech_hop, config.audio)
+    silent = (batch["text"] == Special.SILENT)[:, :, None, None]
+    floor = config.speech.mel_floor
+    return jnp.where(silent, floor, jnp.maximum(frames, floor))
+
+
+def delayed(turns: Array, start: float) -> Array:
+    """Moves [b, n, ...] one micro-turn later, with `start` in front."""
+    first = jnp.full_like(turns[:, :1], start)
+    return jnp.concatenate([first, turns[:, :-1]], axis=1)
+
+
+def own_bins(speech: Array, config: ModelConfig) -> Array:
+    """DMel of the model's previous micro-turn, from speech_mel: int32[b, n, user_frames, m]."""
+    stride = config.audio.user_hop // config.audio.speech_hop
+    heard = delayed(speech, config.speech.mel_floor)[:, :, stride - 1 :: stride]
+    return dmel.dmel_bins(heard, config.audio)
+
+
+def token_windows(text: Array, window: int) -> Array:
+    """The last `window` tokens at each micro-turn, int32[b, n] -> int32[b, n, window]."""
+    padded = jnp.pad(text, ((0, 0), (window - 1, 0)), constant_values=Special.SILENT)
+    n = text.shape[1]
+    return jnp.stack([padded[:, i : i + n] for i in range(window)], axis=-1)
+
+
+def augment_user(frames: Array, key: Array) -> Array:
+    """Makes unheard speakers and rooms out of heard ones, one draw a session.
+
+    Warps the channel axis (vocal tract length, Jaitly & Hinton 2013), tilts and lifts the spectrum,
+    hides a band and a stretch of channels (SpecAugment, arXiv 1904.08779), and adds noise.
+
+    Args:
+      frames: float32[b, n, frames, m], log10 mel of the user.
+      key: Typed PRNG key.
+
+    Returns:
+      The same shape.
+    """
+    b, mels = frames.shape[0], frames.shape[-1]
+    keys = jax.random.split(key, 7)
+    channel = jnp.arange(mels, dtype=jnp.float32)
+    warp = jax.random.uniform(keys[0], (b, 1), minval=0.9, maxval=1.1)
+    shift = jax.random.uniform(keys[1], (b, 1), minval=-1.5, maxval=1.5)
+    source = jnp.clip(channel * warp + shift, 0, mels - 1)
+    weights = jnp.maximum(0.0, 1.0 - jnp.abs(source[:, :, None] - channel))  # b, to, from
+    flat = frames.reshape(b, -1, mels)
+    out = jnp.einsum("btm,bcm->btc", flat, weights)
+    tilt = jax.random.uniform(keys[2], (b, 1, 1), minval=-0.3, maxval=0.3)
+    lift = jax.random.uniform(keys[3], (b, 1, 1), minval=-0.25, maxval=0.25)
+    out = out + tilt * (channel / mels - 0.5) * 2 + lift
+    low = jax.random.uniform(keys[4], (b, 1, 1), maxval=mels)
+    width = jax.random.uniform(keys[5], (b, 1, 1), minval=-8.0, maxval=8.0)  # none in half of them
+    hidden = (channel >= low) & (channel < low + width)
+    out = jnp.where(hidden, jnp.min(out, axis=(1, 2), keepdims=True), out)
+    scale = 0.15 * jax.random.uniform(keys[6], (b, 1, 1))
+    out = out + scale * jax.random.normal(keys[6], out.shape)
+    return out.reshape(frames.shape)

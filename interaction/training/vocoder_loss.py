@@ -1,0 +1,237 @@
+"""What a vocoder is trained on: spectra at several resolutions, and the pitch.
+
+The multi-resolution STFT loss is Parallel WaveGAN's (arXiv 1910.11480).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interaction.config import AudioConfig, ModelConfig, VocoderConfig
+from interaction.modules import vocoder
+from interaction.ops import mel, source_filter
+from interaction.training.objective import Batch, Buffers, Metrics, Objective
+from interaction.types import Array, Params
+
+RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))  # window and hop, samples
+_CROP_FRAMES = 64  # 0.8 s
+_WARM_FRAMES = 8  # of a crop, without loss: the convolutions have no past yet
+_CROPS_PER_SESSION = 2
+_GAIN = 0.5  # largest change of a crop's level, natural logarithm
+_MEL_NOISE = 0.08  # largest standard deviation of the noise on the input, log10 magnitude
+_VOICED = 0.7  # autocorrelation from which a frame has a pitch
+_FLOOR = 1e-4  # of magnitudes before the logarithm
+
+
+def magnitudes(pcm: Array, window: int, hop: int) -> Array:
+    """Magnitudes of a Hann-windowed STFT, scaled as a window of unit energy would.
+
+    Args:
+      pcm: float32[b, samples].
+      window: Samples of a frame, also the transform's length.
+      hop: Samples between frames.
+
+    Returns:
+      float32[b, frames, window // 2 + 1]; samples past the last whole frame are left out.
+    """
+    samples = (pcm.shape[1] - window) // hop * hop + window
+    frames = mel.frame(pcm[:, :samples], window, hop)
+    weights = mel.hann(window)
+    weights = weights / np.sqrt(np.sum(weights**2))
+    spectrum = jnp.fft.rfft(frames * weights)
+    return jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + 1e-10)
+
+
+def spectral_losses(got: Array, wanted: Array) -> tuple[Array, Array]:
+    """Spectral convergence and L1 of natural-log magnitudes, means over the resolutions.
+
+    Args:
+      got: float32[b, samples].
+      wanted: float32[b, samples].
+
+    Returns:
+      Two float32 scalars.
+    """
+    convergence, distance = [], []
+    for window, hop in RESOLUTIONS:
+        a, b = magnitudes(got, window, hop), magnitudes(wanted, window, hop)
+        error = jnp.sqrt(jnp.sum(jnp.square(a - b), axis=(1, 2)))
+        convergence.append(jnp.mean(error / (jnp.sqrt(jnp.sum(b * b, axis=(1, 2))) + 1e-3)))
+        logs = jnp.log(jnp.maximum(a, _FLOOR)) - jnp.log(jnp.maximum(b, _FLOOR))
+        distance.append(jnp.mean(jnp.abs(logs)))
+    return jnp.mean(jnp.stack(convergence)), jnp.mean(jnp.stack(distance))
+
+
+def estimate_pitch(
+    pcm: Array, hop: int, cfg: VocoderConfig, audio: AudioConfig
+) -> tuple[Array, Array]:
+    """Pitch of each mel frame, from the peak of its autocorrelation.
+
+    Args:
+      pcm: float32[b, window - hop + frames * hop], left context first.
+      hop: Samples between frames.
+      cfg: Gives the range of the pitch.
+      audio: Front end.
+
+    Returns:
+      Pitch in Hz and normalised autocorrelation in [-1, 1], each float32[b, frames].
+    """
+    window = mel.hann(audio.window)
+    size = 2 * audio.n_fft
+    frames = mel.frame(pcm, audio.window, hop) * window
+    frames = frames - jnp.mean(frames, axis=-1, keepdims=True) * window
+    power = jnp.square(jnp.abs(jnp.fft.rfft(frames, n=size)))
+    # the window's own autocorrelation falls with the lag
+    own = np.fft.irfft(np.abs(np.fft.rfft(window, n=size)) ** 2)
+    own = np.maximum(own / own[0], 0.05)[: size // 2].astype(np.float32)
+    correlation = jnp.fft.irfft(power)[..., : size // 2] / own
+    correlation = correlation / (correlation[..., :1] + 1e-6)
+    low = int(audio.sample_rate / cfg.pitch_high)
+    high = int(np.ceil(audio.sample_rate / cfg.pitch_low))
+    lags = np.arange(low, high + 1)
+    score = correlation[..., low : high + 1] - 0.1 * np.log2(lags / low).astype(np.float32)
+    best = jnp.argmax(score, axis=-1) + low
+    left, peak, right = (
+        jnp.take_along_axis(correlation, best[..., None] + i, axis=-1)[..., 0] for i in (-1, 0, 1)
+    )
+    bend = left - 2.0 * peak + right
+    shift = jnp.where(bend < -1e-6, 0.5 * (left - right) / jnp.minimum(bend, -1e-6), 0.0)
+    pitch = audio.sample_rate / (best + jnp.clip(shift, -0.5, 0.5))
+    return jnp.clip(pitch, cfg.pitch_low, cfg.pitch_high), peak
+
+
+def pitch_loss(logits: Array, pitch: Array, voiced: Array, cfg: VocoderConfig) -> Array:
+    """Cross-entropy against a Gaussian of one class around the pitch, over voiced frames.
+
+    Args:
+      logits: float32[b, frames, pitch_bins].
+      pitch: float32[b, frames], Hz.
+      voiced: float32[b, frames], weight of each frame.
+      cfg: Vocoder.
+
+    Returns:
+      A float32 scalar, nats.
+    """
+    grid = jnp.log(vocoder.pitch_grid(cfg))
+    distance = (grid - jnp.log(pitch)[..., None]) / (grid[1] - grid[0])
+    target = jax.nn.softmax(-0.5 * jnp.square(distance), axis=-1)
+    entropy = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
+    return jnp.sum(entropy * voiced) / (jnp.sum(voiced) + 1.0)
+
+
+def pick_crops(pcm: Array, length: int, count: int, hop: int, key: Array) -> Array:
+    """Random crops of each signal, those with sound in them preferred.
+
+    Args:
+      pcm: float32[b, samples].
+      length: Samples of a crop.
+      count: Crops of each signal.
+      hop: Crops start at its multiples.
+      key: PRNG key.
+
+    Returns:
+      float32[b * count, length].
+    """
+    energy = jnp.sum(jnp.square(pcm.reshape(pcm.shape[0], -1, hop)), axis=-1)
+    total = jnp.cumsum(jnp.pad(energy, ((0, 0), (1, 0))), axis=1)
+    inside = total[:, length // hop :] - total[:, : -(length // hop)]
+    logits = jnp.where(inside > 1e-3 * length, 0.0, -7.0)  # one silent crop in a thousand or so
+    starts = jax.random.categorical(key, logits, shape=(count, pcm.shape[0])).T * hop
+
+    def cut(row: Array, starts: Array) -> Array:
+        return jax.vmap(lambda start: jax.lax.dynamic_slice(row, (start,), (length,)))(starts)
+
+    return jax.vmap(cut)(pcm, starts).reshape(-1, length)
+
+
+def soften(log_mel: Array, key: Array) -> Array:
+    """Makes mel frames look like a generator's: noise and a blur over time, of random strength."""
+    noise_key, level_key, blur_key = jax.random.split(key, 3)
+    shape = (log_mel.shape[0], 1, 1)
+    level = _MEL_NOISE * jax.random.uniform(level_key, shape)
+    blur = 0.25 * jnp.maximum(0.0, jax.random.uniform(blur_key, shape, minval=-1.0))
+    sides = jnp.pad(log_mel, ((0, 0), (1, 1), (0, 0)), mode="edge")
+    sides = sides[:, :-2] + sides[:, 2:]
+    log_mel = (1.0 - 2.0 * blur) * log_mel + blur * sides
+    return log_mel + level * jax.random.normal(noise_key, log_mel.shape)
+
+
+def crop_loss(
+    params: Params, crops: Array, key: Array, cfg: VocoderConfig, audio: AudioConfig
+) -> tuple[Array, Metrics]:
+    """Loss of rendering crops from their own mel.
+
+    In voiced frames the pulses follow the pitch measured in the crop, not the network's, which has
+    a loss of its own: pulses at a wrong pitch would only blur the filters.
+
+    Args:
+      params: Of `Vocoder`.
+      crops: float32[b, window - hop + frames * hop], left context first.
+      key: PRNG key.
+      cfg: Vocoder.
+      audio: Front end.
+
+    Returns:
+      The loss and its terms.
+    """
+    hop = audio.speech_hop
+    clean = mel.log_mel(crops, hop, audio)
+    pitch, peak = estimate_pitch(crops, hop, cfg, audio)
+    state = vocoder.init_vocoder_state(crops.shape[0], cfg, audio)
+    soften_key, clock_key = jax.random.split(key)
+    _, controls = vocoder.vocoder_controls(params, state, soften(clean, soften_key))
+    voiced = peak > _VOICED
+    guess = jax.lax.stop_gradient(vocoder.decode_pitch(controls.pitch, cfg))
+    source = state.source._replace(
+        clock=jax.random.randint(clock_key, state.source.clock.shape, 0, 1 << 16)
+    )
+    _, pcm = source_filter.synthesise(
+        source, jnp.where(voiced, pitch, guess), controls.cepstra, hop, audio.sample_rate
+    )
+    start = _WARM_FRAMES * hop
+    wanted = crops[:, audio.window - hop - cfg.delay_frames * hop :][:, : pcm.shape[1]]
+    got, wanted = pcm[:, start:], wanted[:, start:]
+    convergence, distance = spectral_losses(got, wanted)
+    again = mel.log_mel(got, hop, audio) - mel.log_mel(wanted, hop, audio)
+    mel_error = jnp.mean(jnp.abs(again)) * np.log(10.0)
+    pitch_error = pitch_loss(controls.pitch, pitch, voiced.astype(jnp.float32), cfg)
+    loss = convergence + distance + mel_error + 0.2 * pitch_error
+    return loss, {
+        "convergence": convergence,
+        "log_magnitude": distance,
+        "mel": mel_error,
+        "pitch": pitch_error,
+    }
+
+
+def vocoder_objective(model: ModelConfig) -> Objective:
+    """Trains the vocoder on the assistant's side of sessions.
+
+    Reads `batch["model"]`, int16[b, samples].
+    """
+    cfg, audio = model.vocoder, model.audio
+    length = audio.window - audio.speech_hop + _CROP_FRAMES * audio.speech_hop
+
+    def init(key: Array) -> tuple[Params, Buffers]:
+        blank = jnp.zeros((1, 1, audio.mels))
+        return {"vocoder": vocoder.Vocoder(cfg, audio).init(key, blank)["params"]}, {}
+
+    def loss(
+        params: Params, buffers: Buffers, batch: Batch, key: Array
+    ) -> tuple[Array, tuple[Metrics, Buffers]]:
+        crop_key, gain_key, loss_key = jax.random.split(key, 3)
+        pcm = batch["model"].astype(jnp.float32) / 32_768.0
+        crops = pick_crops(pcm, length, _CROPS_PER_SESSION, audio.speech_hop, crop_key)
+        gain = jax.random.uniform(gain_key, (crops.shape[0], 1), minval=-_GAIN, maxval=_GAIN)
+        crops = crops * jnp.exp(gain)
+        value, metrics = crop_loss(params["vocoder"], crops, loss_key, cfg, audio)
+        return value, (metrics, buffers)
+
+    def samples(params: Params, buffers: Buffers, batch: Batch) -> dict[str, np.ndarray]:
+        pcm = jnp.asarray(batch["model"][:1], jnp.float32) / 32_768.0
+        tail = mel.init_tail(1, audio.speech_hop, audio)
+        _, frames = mel.log_mel_stream(tail, pcm, audio.speech_hop, audio)
+        rendered = vocoder.vocoder_full(params["vocoder"], frames, cfg, audio)
+        return {"vocoder/original": np.asarray(pcm[0]), "vocoder/rendered": np.asarray(rendered[0])}
+
+    return Objective(init, loss, samples)

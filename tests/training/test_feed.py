@@ -1,0 +1,56 @@
+"""Batches: what they hold, their order, and where they go on."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from interaction.training.feed import Feed, make_feed
+from tests.training import toy
+
+
+def _next(feed: Feed, count: int) -> list[np.ndarray]:
+    return [next(feed.batches)["user"] for _ in range(count)]
+
+
+def test_batches_hold_arrays_only(tmp_path: pathlib.Path) -> None:
+    batch = next(make_feed(str(toy.write_sessions(tmp_path)), 4, 0).batches)
+    shapes = {name: (leaf.shape, leaf.dtype.name) for name, leaf in batch.items()}
+    assert shapes == {
+        "user": ((4, toy.TURNS * 3200), "int16"),
+        "model": ((4, toy.TURNS * 3200), "int16"),
+        "text": ((4, toy.TURNS), "int32"),
+        "heard": ((4, toy.TURNS, 2), "int32"),
+    }
+
+
+def test_each_epoch_holds_every_session_in_a_new_order(tmp_path: pathlib.Path) -> None:
+    feed = make_feed(str(toy.write_sessions(tmp_path, count=8)), 4, 0)
+    epochs = np.concatenate(_next(feed, 4))[:, 0].reshape(2, 8)
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert list(epochs[0]) != list(epochs[1])
+
+
+def test_order_follows_the_seed(tmp_path: pathlib.Path) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    same, again, other = (_next(make_feed(path, 4, seed), 3) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(same, again)
+    assert not np.array_equal(same, other)
+
+
+def test_position_is_restored(tmp_path: pathlib.Path) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    feed = make_feed(path, 4, 0)
+    _next(feed, 3)
+    state = feed.state()
+    wanted = _next(feed, 6)
+    other = make_feed(path, 4, 0)
+    other.restore(state, "test")
+    np.testing.assert_array_equal(_next(other, 6), wanted)
+
+
+def test_bad_data_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="make_sessions"):
+        make_feed(str(tmp_path / "none"), 4, 0)
+    with pytest.raises(ValueError, match="batch: got 9, wanted at most the 8"):
+        make_feed(str(toy.write_sessions(tmp_path, count=8)), 9, 0)

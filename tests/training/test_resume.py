@@ -1,0 +1,183 @@
+"""A run that is killed, resumed, stopped or damaged."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from interaction.training.config import TrainConfig
+from interaction.training.loop import NotFiniteError, train
+from interaction.training.objective import find_objective
+from tests.training import toy
+
+STEPS = 16
+CONFIG = """
+from interaction.training.config import TrainConfig
+
+
+def get_config():
+    return TrainConfig(
+        name="toy", objective="tests.training.toy:objective", data={data!r}, batch=4, warmup=3,
+        steps={steps}, log_every=1, sample_every=0, save_every_s=0.0,
+    )
+"""
+
+
+def _config(folder: pathlib.Path, name: str, **changes: object) -> TrainConfig:
+    data = folder / "data"
+    if not data.exists():
+        toy.write_sessions(data)
+    base = TrainConfig(
+        name=name,
+        objective="tests.training.toy:objective",
+        data=str(data),
+        workdir=str(folder / name),
+        batch=4,
+        steps=8,
+        warmup=3,
+        log_every=1,
+        sample_every=4,
+        save_every_s=0.0,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def _train(config: TrainConfig, stop: threading.Event | None = None) -> object:
+    return train(config, find_objective(config.objective, config.model), stop)
+
+
+def _losses(run: pathlib.Path) -> dict[int, float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines) if "loss" in line}
+
+
+def _start(config: pathlib.Path, run: pathlib.Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.train", f"--config={config}", f"--workdir={run}"]
+    root = pathlib.Path(__file__).parents[2]
+    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for_step(process: subprocess.Popen, run: pathlib.Path, step: int) -> None:
+    path = run / "metrics.jsonl"
+    while process.poll() is None:
+        saved = list((run / "checkpoints").glob("[0-9]"))
+        if saved and path.exists() and len(path.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"training ended early: {process.stderr.read()}")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with data and a finished run named "run"."""
+    folder = tmp_path_factory.mktemp("trained")
+    _train(_config(folder, "run", keep=1))
+    return folder
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: pathlib.Path) -> None:
+    toy.write_sessions(tmp_path / "data")
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(data=str(tmp_path / "data"), steps=STEPS))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = _start(config, whole)
+    second = _start(config, killed)
+    _wait_for_step(second, killed, 4)
+    os.kill(second.pid, signal.SIGKILL)
+    second.communicate()
+    assert max(_losses(killed)) < STEPS
+    third = _start(config, killed)
+    for process in (first, third):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert _losses(killed) == _losses(whole)
+    assert sorted(_losses(killed)) == list(range(1, STEPS + 1))
+    states = [
+        # Already at its last step, so this only restores.
+        _train(_config(tmp_path, run.name, steps=STEPS, warmup=3))
+        for run in (whole, killed)
+    ]
+    assert toy.digest(states[0]) == toy.digest(states[1])
+
+
+def test_stopping_saves_and_the_same_call_goes_on(trained: pathlib.Path) -> None:
+    whole = _train(_config(trained, "run"))
+
+    class AfterThree(threading.Event):
+        calls = 0
+
+        def is_set(self) -> bool:
+            self.calls += 1
+            return self.calls > 6  # asked twice a step
+
+    config = _config(trained, "parts", save_every_s=1e9)
+    stopped = _train(config, AfterThree())
+    assert 0 < int(stopped.step) < 8
+    assert toy.digest(_train(config)) == toy.digest(whole)
+    assert _losses(trained / "parts") == _losses(trained / "run")
+
+
+def test_time_limit_stops_and_saves(tmp_path: pathlib.Path) -> None:
+    state = _train(_config(tmp_path, "short", minutes=1e-6))
+    assert int(state.step) == 1
+    assert (tmp_path / "short/checkpoints/1").is_dir()
+
+
+def test_divergence_names_the_metric_and_keeps_a_good_checkpoint(tmp_path: pathlib.Path) -> None:
+    config = _config(tmp_path, "broken", objective="tests.training.toy:broken")
+    with pytest.raises(NotFiniteError, match=r"step 4: .*loss.*trunk/w"):
+        _train(config)
+    steps = sorted(int(place.name) for place in (tmp_path / "broken/checkpoints").iterdir())
+    assert steps[-1] == 3
+
+
+def test_damaged_checkpoint_is_named(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    shutil.copytree(trained, tmp_path / "copy")
+    config = _config(tmp_path / "copy", "run")
+    place = tmp_path / "copy/run/checkpoints/8"
+    for victim in place.glob("state/**/d/*"):
+        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"checkpoints/8: .* damaged"):
+        _train(config)
+    shutil.rmtree(place / "feed")
+    with pytest.raises(ValueError, match="checkpoints/8"):
+        _train(config)
+
+
+def test_another_model_is_named(trained: pathlib.Path) -> None:
+    config = _config(trained, "run")
+    foreign = dataclasses.replace(config, objective="tests.training.toy:broken")
+    with pytest.raises(ValueError, match=r"checkpoints/8: .*buffers/count is missing"):
+        _train(foreign)
+
+
+def test_other_data_is_refused(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    config = _config(trained, "run")
+    other = toy.write_sessions(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="feed first"):
+        _train(dataclasses.replace(config, data=str(other)))
+    with pytest.raises(ValueError, match="feed batch: got 5"):
+        _train(dataclasses.replace(config, batch=5))
+
+
+def test_a_part_starts_from_another_run(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    first = _train(_config(trained, "run"))
+    sources = {"speech": str(trained / "run"), "router_bias": str(trained / "run")}
+    config = _config(tmp_path, "second", seed=1, steps=1, learning_rate=1e-12, init_from=sources)
+    second = _train(config)
+    wanted, got = jax.device_get((first.ema["speech"]["w"], second.params["speech"]["w"]))
+    np.testing.assert_allclose(got, wanted, atol=1e-9)  # one step at a rate of 1e-12
+    assert not np.allclose(first.params["trunk"]["w"], second.params["trunk"]["w"])
+    config = _config(tmp_path, "third", init_from={"voice": sources["speech"]})
+    with pytest.raises(ValueError, match=r"no part 'voice', wanted one of .*speech"):
+        _train(config)
