@@ -1,0 +1,1 @@
+"""What is run: train, converse, evaluate, benches; one config file a run."""

@@ -104,7 +104,11 @@ class TransformerConfig:
             "queries share keys in equal groups",
         )
         _require(
-            self.head_dim % 2 == 0, "transformer.head_dim", self.head_dim, "even", "RoPE turns pairs"
+            self.head_dim % 2 == 0,
+            "transformer.head_dim",
+            self.head_dim,
+            "even",
+            "RoPE turns pairs",
         )
         _require(
             1 <= self.experts_per_token <= self.experts,
@@ -148,7 +152,9 @@ class SpeechConfig:
     def __post_init__(self) -> None:
         """Checks counts and scales."""
         for name in ("dim", "layers", "token_window", "prefix_frames", "flow_steps"):
-            _require(getattr(self, name) >= 1, f"speech.{name}", getattr(self, name), ">= 1", "raise")
+            _require(
+                getattr(self, name) >= 1, f"speech.{name}", getattr(self, name), ">= 1", "raise"
+            )
         _require(self.temperature >= 0, "speech.temperature", self.temperature, ">= 0", "raise it")
         _require(self.mel_std > 0, "speech.mel_std", self.mel_std, "> 0", "measure it on the data")
 

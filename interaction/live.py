@@ -51,9 +51,7 @@ class InteractionModel:
         self.params = jax.device_put(params)
         self.tokenizer = tokenizer
         self._step = jax.jit(functools.partial(stream.step, config), donate_argnums=1)
-        self._init = jax.jit(
-            lambda seeds: stream.init_state(config, stream.session_keys(seeds))
-        )
+        self._init = jax.jit(lambda seeds: stream.init_state(config, stream.session_keys(seeds)))
 
     def init_state(self, sessions: int, seed: int | Sequence[int] = 0) -> stream.StreamState:
         """Fresh sessions.

@@ -153,10 +153,10 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
     turn = clock[:, None] + jnp.arange(n, dtype=jnp.uint32)
     time = turn[:, :, None] * jnp.uint32(config.turn_span)
     time = time + jnp.concatenate(offsets).astype(jnp.uint32)
+    exists = jnp.concatenate(valid, axis=2)
+    x = jnp.where(exists[..., None], x, 0)  # what is absent may be anything, NaN included
     flat = (b, n * x.shape[2])
-    return Positions(
-        x.reshape(*flat, -1), jnp.concatenate(valid, axis=2).reshape(flat), time.reshape(flat)
-    )
+    return Positions(x.reshape(*flat, -1), exists.reshape(flat), time.reshape(flat))
 
 
 def read_out(config: ModelConfig, trunk: Params, x: Array, turns: int) -> tuple[Array, ...]:
@@ -201,9 +201,8 @@ def run_layers(
         kind: str, state: tuple[Array, Any], params: Params, bias: Array, index: Array
     ) -> tuple[tuple[Array, Any], BlockAux]:
         x, carry = state
-        x, carry, aux = Block(cfg).apply(
-            {"params": params}, x, angles, positions.valid, bias, partial(attend, kind, index, carry)
-        )
+        mix = partial(attend, kind, index, carry)
+        x, carry, aux = Block(cfg).apply({"params": params}, x, angles, positions.valid, bias, mix)
         return (x, carry), aux
 
     if cfg.remat:
@@ -215,9 +214,7 @@ def run_layers(
     def group(state: tuple, xs: tuple) -> tuple[tuple, BlockAux]:
         sliding_params, long_params, bias, index = xs
         places = index * sliding + jnp.arange(sliding)
-        state, below = jax.lax.scan(
-            sliding_layer, state, (sliding_params, bias[:sliding], places)
-        )
+        state, below = jax.lax.scan(sliding_layer, state, (sliding_params, bias[:sliding], places))
         state, above = layer(LONG, state, long_params, bias[sliding], index)
         return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), below, above)
 

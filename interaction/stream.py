@@ -74,7 +74,7 @@ def init_state(config: ModelConfig, keys: Array) -> StreamState:
         },
         audio_tail=mel.init_tail(b, audio.user_hop, audio),
         tokens=jnp.full((b, speech.token_window), Special.SILENT, jnp.int32),
-        mel=jnp.full((b, audio.speech_frames, audio.mels), speech.mel_floor),
+        mel=jnp.full((b, audio.speech_frames, audio.mels), speech.mel_floor, jnp.float32),
         vocoder=vocoder.init_vocoder_state(b, config.vocoder, audio),
     )
 
@@ -137,7 +137,12 @@ def listen(
 
 
 def speak(
-    config: ModelConfig, params: Params, state: StreamState, hidden: Array, token: Array, noise: Array
+    config: ModelConfig,
+    params: Params,
+    state: StreamState,
+    hidden: Array,
+    token: Array,
+    noise: Array,
 ) -> tuple[StreamState, Array]:
     """Says one micro-turn: flow head and vocoder.
 
@@ -174,7 +179,7 @@ def speak(
 
 
 def acceptable(config: ModelConfig, chunk: Chunk) -> Array:
-    """Which rows carry usable numbers, bool[b]: finite PCM of a sane size, known tokens, finite pixels."""
+    """Rows with usable numbers, bool[b]: PCM of a sane size, known tokens, pixels in [0, 1]."""
     ok = jnp.all(jnp.abs(chunk.audio) <= PCM_LIMIT, axis=1)  # false for NaN as well
     if chunk.text is not None:
         ok &= jnp.all((chunk.text >= 0) & (chunk.text < config.vocab), axis=1)

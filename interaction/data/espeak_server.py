@@ -17,6 +17,7 @@ import sys
 from ctypes import POINTER, c_char_p, c_int, c_short, c_uint, c_void_p
 
 _SYNCHRONOUS, _EVENT_END, _EVENT_WORD, _RATE, _PITCH, _UTF8 = 2, 0, 1, 1, 3, 1
+_NO_MORE = 3  # exit status of a child at the end of standard input
 
 
 class _Event(ctypes.Structure):
@@ -94,15 +95,19 @@ def serve(name: str) -> None:
     library.espeak_Synth.argtypes = (
         c_char_p, ctypes.c_size_t, c_uint, c_int, c_uint, c_uint, c_void_p, c_void_p,
     )  # fmt: skip
-    for line in iter(sys.stdin.buffer.readline, b""):
+    while True:
         child = os.fork()
-        if child == 0:
-            reply = _reply(library, rate, line)
+        if child == 0:  # waits for its one sentence, so that forking costs the caller no time
+            line = os.read(sys.stdin.fileno(), 65_536)
+            reply = _reply(library, rate, line) if line else b""
             while reply:
                 reply = reply[os.write(out.fileno(), reply) :]
-            os._exit(0)
-        if os.waitpid(child, 0)[1] != 0:
-            out.write(json.dumps({"error": f"espeak-ng crashed at {line!r}"}).encode() + b"\n")
+            os._exit(0 if line else _NO_MORE)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == _NO_MORE:
+            return
+        if status != 0:
+            out.write(json.dumps({"error": f"espeak-ng crashed with {status}"}).encode() + b"\n")
             out.flush()
 
 

@@ -1,0 +1,1 @@
+"""Linen leaves: they declare parameters and call pure functions."""

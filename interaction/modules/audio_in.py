@@ -1,4 +1,4 @@
-"""Audio in: dMel of both sides as bags of embeddings (arXiv 2407.15835), several frames a position."""
+"""Audio in: dMel of both sides as bags of embeddings (arXiv 2407.15835), some frames each."""
 
 import flax.linen as nn
 import jax

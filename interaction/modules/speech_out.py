@@ -44,9 +44,7 @@ class SpeechCondition(nn.Module):
           [b, speech_frames, dim].
         """
         cfg, frames = self.config.speech, self.config.audio.speech_frames
-        table = self.param(
-            "table", nn.initializers.normal(1.0), (self.config.vocab, cfg.token_dim)
-        )
+        table = self.param("table", nn.initializers.normal(1.0), (self.config.vocab, cfg.token_dim))
         said = jnp.take(table, tokens, axis=0).reshape(tokens.shape[0], -1)
         before = prefix.reshape(prefix.shape[0], -1)
         width = cfg.condition_dim
@@ -85,9 +83,7 @@ class FlowNet(nn.Module):
         past = dense(prefix, self.param("prefix_in", _DENSE, (mels, cfg.dim)))
         x = jnp.concatenate([past, dense(point, into) + condition], axis=1)
         x = x + self.param("position", nn.initializers.normal(0.02), (x.shape[1], cfg.dim))
-        clock = jax.nn.silu(
-            time_features(time, 64) @ self.param("time_in", _DENSE, (64, 64))
-        )
+        clock = jax.nn.silu(time_features(time, 64) @ self.param("time_in", _DENSE, (64, 64)))
         for layer in range(cfg.layers):
             x = self._layer(x, clock, layer)
         x = rms_norm(x[:, prefix.shape[1] :], self.param("norm", _ONE, (cfg.dim,)), 1e-6)

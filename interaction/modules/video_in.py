@@ -26,7 +26,7 @@ def split_patches(frame: Array) -> Array:
 
 
 def _fold(x: Array, stride: int) -> Array:
-    """Moves stride x stride neighbours into the channel: [..., s, s, c] -> [..., s/r, s/r, r*r*c]."""
+    """Moves r x r neighbours into the channel: [..., s, s, c] -> [..., s/r, s/r, r*r*c]."""
     *lead, size, _, channels = x.shape
     side = size // stride
     x = x.reshape(*lead, side, stride, side, stride, channels)
@@ -51,7 +51,9 @@ class VideoIn(nn.Module):
         """
         dim = self.config.transformer.dim
         x = split_patches(frame) - 0.5
-        for level, (stride, width) in enumerate(zip(STRIDES, (dim // 4, dim // 4, dim), strict=True)):
+        for level, (stride, width) in enumerate(
+            zip(STRIDES, (dim // 4, dim // 4, dim), strict=True)
+        ):
             x = _fold(x, stride)
             kernel = self.param(
                 f"fold_{level}", nn.initializers.lecun_normal(), (x.shape[-1], width)
@@ -60,7 +62,5 @@ class VideoIn(nn.Module):
             if level < len(STRIDES) - 1:
                 scale = self.param(f"norm_{level}", nn.initializers.ones, (width,))
                 x = jax.nn.gelu(rms_norm(x, scale, self.config.transformer.norm_eps))
-        position = self.param(
-            "position", nn.initializers.normal(0.02), (self.config.patches, dim)
-        )
+        position = self.param("position", nn.initializers.normal(0.02), (self.config.patches, dim))
         return x.reshape(x.shape[0], x.shape[1], dim) + position

@@ -1,5 +1,6 @@
 """Causal streaming vocoder: a convolutional network steers pulses, noise and their filters."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,12 +10,17 @@ import numpy as np
 
 from interaction.config import AudioConfig, VocoderConfig
 from interaction.ops import causal, source_filter
+from interaction.ops.dense import dense
 from interaction.ops.mel import mel_filterbank
 from interaction.types import Array, Params
 
 _LAYERED = ("conv", "norm", "up", "up_bias", "down")  # parameters with a leading layer axis
 _INPUT_FRAMES = 3  # mel frames that the input layer sees
 _MEL_FLOOR, _MEL_MEAN, _MEL_STD = -5.0, -2.0, 1.2  # log10 magnitude
+_RANGE = 0.2  # scale of the network's cepstra, which sum up in the exponent of a gain
+# Level (the mean mel's included) and tilt of fresh filters, natural logarithm: pulses below, noise
+# above. Noise as loud as the pulses drowns them at first, and training never finds them again.
+_START = ((_MEL_MEAN * np.log(10.0) + 0.2, 0.7), (_MEL_MEAN * np.log(10.0) - 1.5, -1.5))
 _REST_PITCH = 170.0  # Hz, before the first frame
 
 
@@ -48,32 +54,29 @@ def _norm(x: Array, scale: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5) * scale
 
 
-def envelope_cepstra(cfg: VocoderConfig, audio: AudioConfig) -> np.ndarray:
+@functools.cache
+def envelope_cepstra(order: int, audio: AudioConfig) -> np.ndarray:
     """Linear map from standardised mel to the causal cepstrum of its smoothed envelope.
 
-    A fresh vocoder starts from it. Quefrencies of the pitch are faded out.
+    The network corrects what this gives. Quefrencies of the pitch are faded out.
 
     Returns:
-      float32[mels, order].
+      float32[mels, order], read-only.
     """
-    hertz = np.arange(cfg.n_fft // 2 + 1) * audio.sample_rate / cfg.n_fft
     bank = mel_filterbank(audio)
-    at = np.arange(bank.shape[0]) * audio.sample_rate / audio.n_fft
-    centres = at @ bank / bank.sum(axis=0)
+    hertz = np.arange(bank.shape[0]) * audio.sample_rate / audio.n_fft
+    centres = hertz @ bank / bank.sum(axis=0)
     spread = np.stack([np.interp(hertz, centres, row) for row in np.eye(audio.mels)])
-    cepstra = np.fft.irfft(spread * (_MEL_STD * np.log(10.0)))[:, : cfg.order]
+    cepstra = np.fft.irfft(spread * (_MEL_STD * np.log(10.0)))[:, :order]
     cepstra[:, 1:] *= 2.0
-    ramp = np.clip((np.arange(cfg.order) - 24) / 40.0, 0.0, 1.0)
-    return (cepstra * (0.5 + 0.5 * np.cos(np.pi * ramp))).astype(np.float32)
-
-
-def _dense(x: Array, kernel: Array) -> Array:
-    """Matrix product on flattened rows: its gradient is twice as fast on CPUs."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+    ramp = np.clip((np.arange(order) - 24) / 40.0, 0.0, 1.0)
+    cepstra = (cepstra * (0.5 + 0.5 * np.cos(np.pi * ramp))).astype(np.float32)
+    cepstra.setflags(write=False)
+    return cepstra
 
 
 def vocoder_controls(
-    params: Params, state: VocoderState, mel: Array
+    params: Params, state: VocoderState, mel: Array, audio: AudioConfig
 ) -> tuple[VocoderState, Controls]:
     """Runs the network: pitch logits and cepstra of each frame; the source state stays.
 
@@ -81,14 +84,14 @@ def vocoder_controls(
         params: of `Vocoder`.
         state: see `init_vocoder_state`.
         mel: float32[b, frames, mels], log10 magnitude.
+      audio: Front end that the mel is of.
 
     Returns:
         The state with the convolutions' new past, and the controls.
     """
     mel = (jnp.maximum(mel, _MEL_FLOOR) - _MEL_MEAN) / _MEL_STD
     mel_past, seen = causal.context(state.mel, mel)
-    x = _dense(seen, params["input"]) + params["input_bias"]
-    envelope = _dense(mel, params["skip"])
+    x = dense(seen, params["input"]) + params["input_bias"]
 
     layers = {name: params[name] for name in _LAYERED}
 
@@ -97,15 +100,20 @@ def vocoder_controls(
         weights, past = layer
         past, y = causal.depthwise(past, x, weights["conv"])
         y = _norm(y, weights["norm"])
-        y = jax.nn.gelu(_dense(y, weights["up"]) + weights["up_bias"])
-        return x + _dense(y, weights["down"]), past
+        y = jax.nn.gelu(dense(y, weights["up"]) + weights["up_bias"])
+        return x + dense(y, weights["down"]), past
 
     x, past = jax.lax.scan(block, x, (layers, jnp.moveaxis(state.blocks, 1, 0)))
     x = _norm(x, params["out_norm"])
-    pitch = _dense(x, params["pitch"]) + params["pitch_bias"]
-    cepstra = _dense(x, params["filter"]) + params["filter_bias"] + envelope
+    pitch = dense(x, params["pitch"]) + params["pitch_bias"]
+    cepstra = dense(x, params["filter"]) + params["filter_bias"]
+    cepstra = cepstra.reshape(*cepstra.shape[:2], 2, -1)
+    order = cepstra.shape[-1]
+    cepstra = _RANGE * cepstra / (1.0 + jnp.arange(order)) ** 0.75
+    cepstra = cepstra + dense(mel, envelope_cepstra(order, audio))[:, :, None]
+    cepstra = cepstra.at[..., :2].add(jnp.array(_START))
     state = state._replace(mel=mel_past, blocks=jnp.moveaxis(past, 0, 1))
-    return state, Controls(pitch, cepstra.reshape(*cepstra.shape[:2], 2, -1))
+    return state, Controls(pitch, cepstra)
 
 
 def pitch_grid(cfg: VocoderConfig) -> Array:
@@ -136,7 +144,7 @@ def vocoder_step(
     Returns:
         The new state, and float32[b, frames * speech_hop].
     """
-    state, controls = vocoder_controls(params, state, mel)
+    state, controls = vocoder_controls(params, state, mel, audio)
     pitch = decode_pitch(controls.pitch, cfg)
     source, pcm = source_filter.synthesise(
         state.source, pitch, controls.cepstra, audio.speech_hop, audio.sample_rate
@@ -165,12 +173,6 @@ class Vocoder(nn.Module):
         cfg, width = self.cfg, self.cfg.dim * self.cfg.expansion
         zeros, ones, normal = nn.initializers.zeros, nn.initializers.ones, nn.initializers.normal
 
-        def from_mel(key: Array, shape: tuple[int, ...]) -> Array:
-            return jnp.asarray(np.tile(envelope_cepstra(cfg, self.audio), 2)).reshape(shape)
-
-        def level(key: Array, shape: tuple[int, ...]) -> Array:
-            return jnp.zeros(shape).at[:: cfg.order].set(_MEL_MEAN * np.log(10.0))
-
         seen = _INPUT_FRAMES * self.audio.mels
         tree = {
             "input": (normal(seen**-0.5), (seen, cfg.dim)),
@@ -184,7 +186,6 @@ class Vocoder(nn.Module):
             "pitch": (normal(cfg.dim**-0.5), (cfg.dim, cfg.pitch_bins)),
             "pitch_bias": (zeros, (cfg.pitch_bins,)),
             "filter": (normal(0.02), (cfg.dim, 2 * cfg.order)),
-            "filter_bias": (level, (2 * cfg.order,)),
-            "skip": (from_mel, (self.audio.mels, 2 * cfg.order)),
+            "filter_bias": (zeros, (2 * cfg.order,)),
         }
         return {name: self.param(name, *how) for name, how in tree.items()}

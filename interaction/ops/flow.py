@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from interaction.types import Array
@@ -33,8 +34,9 @@ def integrate(velocity: Callable[[Array, Array], Array], noise: Array, steps: in
     Returns:
       [b, frames, m] at time 1.
     """
-    point = noise
-    for step in range(steps):
-        time = jnp.full((noise.shape[0],), step / steps, noise.dtype)
-        point = point + velocity(point, time) / steps
-    return point
+
+    def euler(point: Array, time: Array) -> tuple[Array, None]:
+        times = jnp.full((noise.shape[0],), time, noise.dtype)
+        return point + velocity(point, times) / steps, None
+
+    return jax.lax.scan(euler, noise, jnp.arange(steps) / steps)[0]

@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864) with integer phases that wrap, so it never loses precision."""
+"""Rotary position embedding (arXiv 2104.09864) with integer phases that wrap and stay exact."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Router and reference dispatch of the mixture of experts (DeepSeek-V3, arXiv 2412.19437, §2.1.2)."""
+"""Router and reference dispatch of the mixture of experts (DeepSeek-V3, arXiv 2412.19437)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Random numbers of a session: a function of (session key, micro-turn, use), and of nothing else."""
+"""Random numbers of a session: a function of session key, micro-turn and use, of nothing else."""
 
 import jax
 import jax.numpy as jnp

@@ -11,6 +11,7 @@ from interaction.model import TurnInputs, forward, init_params
 from interaction.ops import dmel, router
 from interaction.training import features
 from interaction.training.objective import Batch, Buffers, Metrics, Objective
+from interaction.training.samples import conversation_samples
 from interaction.training.speech import flow_loss
 from interaction.types import Array, Params, Special
 
@@ -114,7 +115,10 @@ def conversation_objective(config: ModelConfig, flow_weight: float = 0.0) -> Obj
         params = {"trunk": trunk, "speech": speech} if flow_weight else {"trunk": trunk}
         return params, {"router_bias": bias}
 
-    return Objective(init, partial(conversation_loss, config, flow_weight))
+    def show(params: Params, buffers: Buffers, batch: Batch) -> dict:
+        return conversation_samples(config, params, buffers["router_bias"], batch)
+
+    return Objective(init, partial(conversation_loss, config, flow_weight), show)
 
 
 def joint_objective(config: ModelConfig) -> Objective:

@@ -60,9 +60,9 @@ def train(
     window: list[Metrics] = []  # of the steps since the last log, on the device
     logged = saved = time.monotonic()
     bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True)
-    step, batch, position = start, None, feed.state()
+    step, done = start, start >= config.steps
     try:
-        while step < config.steps and not stop.is_set():
+        while not done:
             batch = jax.device_put(next(feed.batches))
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch, noise_key)
@@ -72,14 +72,13 @@ def train(
             if len(window) > 1:
                 jax.block_until_ready(window[-2])  # at most one step is in flight
             now = time.monotonic()
-            if config.minutes and now - began > 60 * config.minutes:
-                stop.set()
-            ends = step == config.steps or stop.is_set()
-            saves = ends or now - saved > config.save_every_s
+            late = 0 < 60 * config.minutes < now - began
+            done = late or step == config.steps or stop.is_set()
+            saves = done or now - saved > config.save_every_s
             if step % config.log_every == 0 or saves:
                 means = fetch(window, step, state)
                 now = time.monotonic()
-                means["learning_rate"] = float(schedule(step - 1))
+                means["learning_rate"] = float(np.asarray(schedule(step - 1)))
                 means["audio_s_per_s"] = (
                     seconds_of_audio(batch, config) * len(window) / (now - logged)
                 )

@@ -9,6 +9,7 @@ from interaction.modules.speech_out import FlowNet, SpeechCondition, standardise
 from interaction.ops import flow
 from interaction.training import features
 from interaction.training.objective import Batch, Buffers, Metrics, Objective
+from interaction.training.samples import speech_samples
 from interaction.types import Array, Params, Special
 
 SPEAKING_SHARE = 0.375  # of all micro-turns that a batch has room for
@@ -82,4 +83,7 @@ def speech_objective(config: ModelConfig) -> Objective:
         value = flow_loss(config, params["speech"], hidden, batch, speech, key)
         return value, ({"flow": value}, buffers)
 
-    return Objective(init, loss)
+    def show(params: Params, buffers: Buffers, batch: Batch) -> dict:
+        return speech_samples(config, params, batch)
+
+    return Objective(init, loss, show)

@@ -1,7 +1,7 @@
 """Everything that a training step reads and replaces, and the step itself."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def make_train_step(
         (loss, (metrics, buffers)), grads = grad(state.params, state.buffers, batch, key)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            params = cast(Params, optax.apply_updates(state.params, updates))
             count = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
             ema = jax.tree.map(lambda old, new: new + decay * (old - new), state.ema, params)

@@ -20,6 +20,7 @@ _CROPS_PER_SESSION = 2
 _GAIN = 0.5  # largest change of a crop's level, natural logarithm
 _MEL_NOISE = 0.08  # largest standard deviation of the noise on the input, log10 magnitude
 _VOICED = 0.7  # autocorrelation from which a frame has a pitch
+_MEL_FLOOR = -5.0  # log10 magnitude, what is below counts as silence
 _FLOOR = 1e-4  # of magnitudes before the logarithm
 
 
@@ -55,8 +56,8 @@ def spectral_losses(got: Array, wanted: Array) -> tuple[Array, Array]:
     convergence, distance = [], []
     for window, hop in RESOLUTIONS:
         a, b = magnitudes(got, window, hop), magnitudes(wanted, window, hop)
-        error = jnp.sqrt(jnp.sum(jnp.square(a - b), axis=(1, 2)))
-        convergence.append(jnp.mean(error / (jnp.sqrt(jnp.sum(b * b, axis=(1, 2))) + 1e-3)))
+        error = jnp.sqrt(jnp.sum(jnp.square(a - b)) + 1e-10)
+        convergence.append(error / (jnp.sqrt(jnp.sum(b * b)) + 1e-3))
         logs = jnp.log(jnp.maximum(a, _FLOOR)) - jnp.log(jnp.maximum(b, _FLOOR))
         distance.append(jnp.mean(jnp.abs(logs)))
     return jnp.mean(jnp.stack(convergence)), jnp.mean(jnp.stack(distance))
@@ -179,7 +180,7 @@ def crop_loss(
     pitch, peak = estimate_pitch(crops, hop, cfg, audio)
     state = vocoder.init_vocoder_state(crops.shape[0], cfg, audio)
     soften_key, clock_key = jax.random.split(key)
-    _, controls = vocoder.vocoder_controls(params, state, soften(clean, soften_key))
+    _, controls = vocoder.vocoder_controls(params, state, soften(clean, soften_key), audio)
     voiced = peak > _VOICED
     guess = jax.lax.stop_gradient(vocoder.decode_pitch(controls.pitch, cfg))
     source = state.source._replace(
@@ -192,8 +193,8 @@ def crop_loss(
     wanted = crops[:, audio.window - hop - cfg.delay_frames * hop :][:, : pcm.shape[1]]
     got, wanted = pcm[:, start:], wanted[:, start:]
     convergence, distance = spectral_losses(got, wanted)
-    again = mel.log_mel(got, hop, audio) - mel.log_mel(wanted, hop, audio)
-    mel_error = jnp.mean(jnp.abs(again)) * np.log(10.0)
+    pair = jnp.maximum(mel.log_mel(jnp.concatenate([got, wanted]), hop, audio), _MEL_FLOOR)
+    mel_error = jnp.mean(jnp.abs(jnp.subtract(*jnp.split(pair, 2)))) * np.log(10.0)
     pitch_error = pitch_loss(controls.pitch, pitch, voiced.astype(jnp.float32), cfg)
     loss = convergence + distance + mel_error + 0.2 * pitch_error
     return loss, {

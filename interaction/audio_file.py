@@ -1,0 +1,95 @@
+"""Audio files: any WAV or FLAC in, 16 kHz mono out, and back."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+SAMPLE_RATE = 16_000  # Hz, what models hear and speak
+SHORTEST_S = 0.02  # a file shorter than this holds nothing
+
+
+def _refuse(path: object, got: str, wanted: str, fix: str) -> None:
+    raise ValueError(f"input {path}: got {got}, wanted {wanted}; {fix}")
+
+
+def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Reads a recording of one speaker.
+
+    Args:
+      path: a WAV, FLAC or other file that libsndfile reads, of any rate and number of channels.
+      sample_rate: Hz of the result.
+
+    Returns:
+      float32[n] in [-1, 1]: channels averaged, resampled by soxr (very high quality), clipped.
+
+    Raises:
+      ValueError: if the file is missing, empty, no audio, cut off, or holds NaN or Inf.
+    """
+    path = Path(path)
+    if not path.is_file():
+        _refuse(path, "no such file", "a WAV or FLAC file", "check the path")
+    size = path.stat().st_size
+    if size == 0:
+        _refuse(path, "an empty file (0 bytes)", "a WAV or FLAC file", "record or copy it again")
+    _check_complete(path, size)
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            promised, rate = file.frames, file.samplerate
+            pcm = file.read(dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise ValueError(
+            f"input {path}: got {size} bytes that cannot be decoded ({error}), wanted a complete "
+            "WAV or FLAC file; it may be cut off or of another format: copy or convert it again"
+        ) from error
+    if len(pcm) < promised:
+        got = f"{len(pcm)} of the {promised} samples that its header announces"
+        _refuse(path, got, "a complete file", "it is cut off: copy it again")
+    if len(pcm) < SHORTEST_S * rate:
+        got = f"{len(pcm)} samples at {rate} Hz"
+        _refuse(path, got, f"at least {SHORTEST_S} s", "record it again")
+    bad = int(np.sum(~np.isfinite(pcm)))
+    if bad:
+        got = f"{bad} samples that are NaN or Inf"
+        _refuse(path, got, "finite PCM in [-1, 1]", "export it again as 16 bit PCM")
+    mono = pcm.mean(axis=1)
+    if rate != sample_rate:
+        mono = soxr.resample(mono, rate, sample_rate, quality="VHQ")
+    return np.clip(mono, -1.0, 1.0).astype(np.float32)
+
+
+def _check_complete(path: Path, size: int) -> None:
+    """Compares the length in a RIFF header with the file's; libsndfile would accept less."""
+    with path.open("rb") as file:
+        header = file.read(12)
+        if header[:4] != b"RIFF" or header[8:12] != b"WAVE":
+            return
+        while len(chunk := file.read(8)) == 8:
+            length = int.from_bytes(chunk[4:], "little")
+            left = size - file.tell()
+            if chunk[:4] == b"data" and left < length < 0xFFFFFFFF - 64:
+                got = f"{left} of the {length} bytes of PCM that its header announces"
+                _refuse(path, got, "a complete file", "it is cut off: copy it again")
+            file.seek(length + length % 2, os.SEEK_CUR)
+
+
+def write_audio(path: str | os.PathLike, pcm: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes 16 bit PCM in the format that the path's suffix names.
+
+    Args:
+      path: e.g. "a.wav" or "a.flac"; its folder is made if missing.
+      pcm: float[n] or float[n, channels] in [-1, 1], clipped.
+      sample_rate: Hz.
+
+    Raises:
+      ValueError: if `pcm` is of another shape or not finite.
+    """
+    pcm = np.asarray(pcm, np.float32)
+    if pcm.ndim not in (1, 2):
+        _refuse(path, f"PCM of shape {pcm.shape}", "[n] or [n, channels]", "reshape it")
+    if not np.isfinite(pcm).all():
+        _refuse(path, "PCM with NaN or Inf", "finite PCM", "look where it was computed")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(str(path), np.clip(pcm, -1.0, 1.0), sample_rate, subtype="PCM_16")

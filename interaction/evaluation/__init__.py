@@ -1,0 +1,20 @@
+"""Scores free-running conversations: pure functions on PCM, text tokens and annotations."""
+
+from interaction.evaluation.events import Event, parse_events
+from interaction.evaluation.rollout import Rollout, rollout
+from interaction.evaluation.scoring import Outcome, SessionScore, Spoken, score_session
+from interaction.evaluation.summary import ASKED, summarise, table
+
+__all__ = [
+    "ASKED",
+    "Event",
+    "Outcome",
+    "Rollout",
+    "SessionScore",
+    "Spoken",
+    "parse_events",
+    "rollout",
+    "score_session",
+    "summarise",
+    "table",
+]

@@ -1,0 +1,88 @@
+"""What happens in a session, as annotated: the events of the user's side and their answers."""
+
+import dataclasses
+import json
+from typing import Any
+
+TURN_S = 0.2  # seconds of a micro-turn
+
+REQUESTS = ("request", "pause_request")
+INTERRUPTIONS = ("interrupt_stop", "interrupt_request", "interrupt_correction")
+TO_MODEL = REQUESTS + INTERRUPTIONS
+TO_OTHERS = ("side_speech", "background")
+NOBODY = ("silence", "noise")
+KINDS = (*TO_MODEL, "backchannel", *TO_OTHERS, *NOBODY)
+
+
+def reply_time(turn: int) -> float:
+    """When reply `turn` starts to play: the step has to hear the whole micro-turn first."""
+    return TURN_S * (turn + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One thing that the user, or somebody near, does; times in seconds on the user's clock."""
+
+    kind: str  # one of KINDS
+    form: str  # phrasing template, e.g. "capital_of"
+    start_s: float
+    end_s: float
+    text: str = ""
+    answer: str = ""  # what the model should say, "" if nothing
+    answer_turn: int = -1  # step of the answer's first speech, -1 if none
+    answer_end_turn: int = -1  # first silent step after it
+    pauses: tuple[tuple[float, float], ...] = ()
+    held_out: bool = False  # a combination of words that training never contains
+
+    def __post_init__(self) -> None:
+        """Checks the kind and the order of the times."""
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"event.kind: got {self.kind!r}, wanted one of {KINDS}; fix the record"
+            )
+        if not 0 <= self.start_s <= self.end_s:
+            raise ValueError(
+                f"event.end_s: got {self.start_s}..{self.end_s}, wanted 0 <= start <= end; "
+                "fix the record"
+            )
+
+    @property
+    def wants_answer(self) -> bool:
+        """Whether the model should reply."""
+        return bool(self.answer)
+
+    @property
+    def answer_start_s(self) -> float:
+        """When the annotated answer starts to play."""
+        return reply_time(self.answer_turn)
+
+    @property
+    def answer_end_s(self) -> float:
+        """When the annotated answer is over."""
+        return reply_time(self.answer_end_turn)
+
+    @property
+    def family(self) -> str:
+        """The intent behind the form: its name up to the first '.' or '/'."""
+        return self.form.replace("/", ".").split(".")[0]
+
+
+def parse_events(meta: str) -> list[Event]:
+    """Reads the events of a session record's `meta`, in order of time.
+
+    Raises:
+      ValueError: if `meta` is no JSON object with a list of events.
+    """
+    try:
+        listed = json.loads(meta)["events"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"meta: got {meta[:60]!r}, wanted a JSON object with 'events'; rebuild the sessions"
+        ) from error
+    names = {field.name for field in dataclasses.fields(Event)}
+    events = []
+    for entry in listed:
+        known: dict[str, Any] = {name: entry[name] for name in names if name in entry}
+        known["pauses"] = tuple((start, end) for start, end in known.get("pauses", ()))
+        events.append(Event(**known))
+    return sorted(events, key=lambda event: (event.start_s, event.end_s))

@@ -1,0 +1,192 @@
+"""A conversation as people read it: words with their times, and who said what when."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from interaction.evaluation import activity
+from interaction.evaluation.events import NOBODY, TURN_S, Event, reply_time
+from interaction.evaluation.rollout import Rollout, to_float
+from interaction.evaluation.scoring import Spoken, score_session
+from interaction.types import Special
+
+USER_MERGE_S = 0.6  # gap that parts a user's utterances (Full-Duplex-Bench v1.5)
+REPLY_WITHIN_S = 3.0  # a later utterance of the model is nobody's answer
+
+
+class Word(NamedTuple):
+    """A word and when its first token was emitted."""
+
+    time_s: float
+    text: str
+
+
+class Row(NamedTuple):
+    """One utterance of one side."""
+
+    start_s: float
+    end_s: float
+    who: str  # "user" or "model"
+    kind: str  # of the user's event, "" where nothing is annotated
+    text: str
+    note: str  # what was measured, e.g. "answered after 0.31 s"
+
+
+class Mark(NamedTuple):
+    """A measured delay."""
+
+    kind: str  # "response" or "stop"
+    start_s: float
+    end_s: float
+
+
+class Conversation(NamedTuple):
+    """Everything that a picture or a table of one session shows; times on the user's clock."""
+
+    user: np.ndarray  # float32[n]
+    model: np.ndarray  # float32[n], delayed to when it plays
+    user_words: list[Word]  # as the model heard them
+    model_words: list[Word]
+    events: list[Event]  # [] where nothing is annotated
+    marks: list[Mark]
+    rows: list[Row]
+    step_s: np.ndarray  # float64[turns]
+
+
+def words_over_time(
+    tokens: Sequence[int], times: Sequence[float], decode: Callable[[Sequence[int]], str]
+) -> list[Word]:
+    """Groups tokens into words.
+
+    Args:
+      tokens: ids in order, special ones included (they end a word).
+      times: seconds, one for each token.
+      decode: ids to text, words parted by spaces.
+    """
+    words: list[Word] = []
+    run: list[int] = []
+    for token, time in zip(tokens, times, strict=True):
+        if token in (Special.SILENT, Special.CANCEL):
+            run = []
+        if token < Special.COUNT:
+            continue
+        before, after = decode(run), decode([*run, int(token)])
+        run.append(int(token))
+        if run[:-1] and after.startswith(before) and " " not in after[len(before) :]:
+            words[-1] = words[-1]._replace(text=after.split()[-1] if after.split() else "")
+        else:
+            words.append(Word(float(time), after.split()[-1] if after.split() else ""))
+    return [word for word in words if word.text]
+
+
+def heard_words(heard: np.ndarray, decode: Callable[[Sequence[int]], str]) -> list[Word]:
+    """The user's words from int32[turns, slots], each at the end of its part of the micro-turn."""
+    turns, slots = heard.shape
+    times = TURN_S * (np.arange(turns)[:, None] + (np.arange(slots) + 1) / slots)
+    words = heard >= Special.COUNT
+    return words_over_time(heard[words].tolist(), times[words].tolist(), decode)
+
+
+def _text_between(words: Sequence[Word], start_s: float, end_s: float) -> str:
+    return " ".join(word.text for word in words if start_s <= word.time_s < end_s)
+
+
+def converse(
+    user: np.ndarray,
+    replies: Rollout,
+    decode: Callable[[Sequence[int]], str],
+    events: Sequence[Event] = (),
+) -> Conversation:
+    """Puts both sides of a session on one clock and measures its delays.
+
+    Args:
+      user: float32[n] or int16[n], what the model heard.
+      replies: what it said.
+      decode: ids to text.
+      events: annotation of the user's side; without it, delays are measured from the energy of
+        the user's signal, which takes noise for speech.
+    """
+    turns, events = len(replies.text), list(events)
+    lead = round(reply_time(0) * 16_000)
+    model = np.concatenate([np.zeros(lead, np.float32), replies.audio])
+    user = np.pad(to_float(user), (0, max(0, len(model) - len(user))))[: len(model)]
+    spoken = Spoken.from_reply(replies.audio, replies.text, decode)
+    said = words_over_time(replies.text.tolist(), [reply_time(n) for n in range(turns)], decode)
+    heard = heard_words(replies.heard, decode)
+    marks = _annotated_marks(events, spoken) if events else _measured_marks(user, spoken)
+    rows = _user_rows(user, heard, events) + _model_rows(spoken, said, marks)
+    rows.sort(key=lambda row: row.start_s)
+    return Conversation(user, model, heard, said, events, marks, rows, replies.step_s)
+
+
+def _annotated_marks(events: Sequence[Event], spoken: Spoken) -> list[Mark]:
+    """Response and stop delays of annotated events."""
+    score = score_session(events, spoken)
+    marks = [
+        Mark("response", response.event.end_s, response.start_s)
+        for response in score.responses.values()
+        if response.start_s is not None and response.event.wants_answer
+    ]
+    marks += [
+        Mark("stop", outcome.event.start_s, outcome.event.start_s + outcome.value)
+        for outcome in score.outcomes
+        if outcome.measure == "interruption_stop" and outcome.value is not None
+    ]
+    return sorted(marks, key=lambda mark: mark.start_s)
+
+
+def _measured_marks(user: np.ndarray, spoken: Spoken) -> list[Mark]:
+    """Response delays from energy alone: the model starts after the user's last utterance."""
+    talk = activity.merge(activity.active_intervals(user), USER_MERGE_S)
+    marks = []
+    for start, _ in spoken.utterances:
+        ended = talk[talk[:, 1] <= start, 1]
+        if len(ended) and start - ended[-1] <= REPLY_WITHIN_S:
+            marks.append(Mark("response", float(ended[-1]), float(start)))
+    return marks
+
+
+def _user_rows(user: np.ndarray, heard: Sequence[Word], events: Sequence[Event]) -> list[Row]:
+    if events:
+        return [
+            Row(e.start_s, e.end_s, "user", e.kind, e.text, "")
+            for e in events
+            if e.kind not in NOBODY
+        ]
+    talk = activity.merge(activity.active_intervals(user), USER_MERGE_S)
+    return [
+        Row(start, end, "user", "", _text_between(heard, start, end + 2 * TURN_S), "heard")
+        for start, end in talk
+    ]
+
+
+def _model_rows(spoken: Spoken, said: Sequence[Word], marks: Sequence[Mark]) -> list[Row]:
+    """The model's utterances; one that a new answer follows at once is cut at its start."""
+    starts = [mark.end_s for mark in marks if mark.kind == "response"]
+    rows = []
+    for low, high in spoken.utterances:
+        cuts = [low, *(s for s in starts if low + 1e-6 < s < high), high]
+        for start, end in itertools.pairwise(cuts):
+            sounds = spoken.active[(spoken.active[:, 0] < end) & (spoken.active[:, 1] > start)]
+            notes = []
+            for mark in marks:
+                delay = mark.end_s - mark.start_s
+                if mark.kind == "response" and abs(mark.end_s - start) < 1e-6:
+                    notes.append(f"answered after {delay:.2f} s")
+                if mark.kind == "stop" and start < mark.end_s <= sounds[-1, 1] + 1e-6:
+                    notes.append(f"stopped within {delay:.2f} s")
+            text = _text_between(said, start - TURN_S, end - TURN_S / 4)
+            rows.append(Row(start, float(sounds[-1, 1]), "model", "", text, ", ".join(notes)))
+    return rows
+
+
+def transcript(rows: Sequence[Row]) -> str:
+    """The rows as lines of text."""
+    lines = [f"{'from':>6} {'to':>6}  {'who':<6}{'event':<22}text"]
+    for row in rows:
+        kind = row.kind.replace("_", " ")
+        note = f"  [{row.note}]" if row.note else ""
+        lines.append(f"{row.start_s:6.2f} {row.end_s:6.2f}  {row.who:<6}{kind:<22}{row.text}{note}")
+    return "\n".join(lines)

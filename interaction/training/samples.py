@@ -1,0 +1,136 @@
+"""What a run shows of itself: the text that the trunk says on its own, and the flow head's mel.
+
+Free-running figures are the ones to watch: a trunk that is fed the right words looks good long
+before it holds a conversation.
+"""
+
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interaction import stream
+from interaction.config import ModelConfig
+from interaction.data.tokenizer import load_tokenizer
+from interaction.modules.speech_out import generate_mel
+from interaction.training import features
+from interaction.training.objective import Batch
+from interaction.types import Array, Chunk, Params, Special
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARKS = {Special.SILENT: "", Special.HOLD: "–", Special.NONE: ""}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def free_running_text(config: ModelConfig, trunk: Params, bias: Array, batch: Batch) -> Array:
+    """What the trunk says when it hears the user and its own words, but no speech of its own.
+
+    Args:
+      config: The model's.
+      trunk: Its parameters.
+      bias: float32[l, e].
+      batch: See `features`.
+
+    Returns:
+      int32[b, n], the most likely token at each micro-turn.
+    """
+    b, n = batch["text"].shape
+    params = {"trunk": trunk, "router_bias": bias}
+    pcm = features.pcm(batch["user"]).reshape(b, n, -1)
+
+    def turn(state: stream.StreamState, audio: Array) -> tuple[stream.StreamState, Array]:
+        state, out = stream.listen(config, params, state, Chunk(audio))
+        token = jnp.argmax(out.text_logits[:, 0], axis=-1).astype(jnp.int32)
+        tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
+        return state._replace(tokens=tokens), token
+
+    start = stream.init_state(config, stream.session_keys(jnp.zeros(b, jnp.int32)))
+    return jax.lax.scan(turn, start, jnp.moveaxis(pcm, 1, 0))[1].T
+
+
+def conversation_samples(
+    config: ModelConfig, params: Params, bias: Array, batch: Batch
+) -> dict[str, "float | np.ndarray | Figure"]:
+    """Free-running figures, and the first session as sound and timeline."""
+    batch = {name: leaf[:8] for name, leaf in batch.items()}
+    said = np.asarray(free_running_text(config, params["trunk"], bias, batch))
+    wanted = np.asarray(batch["text"])
+    word = wanted >= Special.COUNT
+    return {
+        "free_running_word_accuracy": float((said == wanted)[word].mean()),
+        "free_running_silence_accuracy": float(
+            ((said == Special.SILENT) == (wanted == Special.SILENT)).mean()
+        ),
+        "user": np.asarray(features.pcm(batch["user"][0])),
+        "timeline": timeline_figure(np.asarray(batch["user"][0]), wanted[0], said[0]),
+    }
+
+
+def timeline_figure(user: np.ndarray, wanted: np.ndarray, said: np.ndarray) -> "Figure":
+    """The user's waveform int16[samples] above wanted and said tokens, each int32[n]."""
+    from matplotlib.figure import Figure
+
+    tokenizer = load_tokenizer()
+    figure = Figure(figsize=(16, 3), layout="constrained")
+    axes = figure.subplots()
+    turns = len(wanted)
+    axes.plot(np.linspace(0, turns, len(user))[::16], user[::16] / 32_768, lw=0.4, color="gray")
+    for row, (name, tokens) in enumerate((("wanted", wanted), ("said", said))):
+        for turn, token in enumerate(tokens.tolist()):
+            text = _MARKS.get(token) if token in _MARKS else tokenizer.decode([token])
+            axes.text(turn, -1.4 - row, text, fontsize=6, rotation=45, va="center")
+        axes.text(-1, -1.4 - row, name, fontsize=7, ha="right")
+    axes.set(xlim=(0, turns), ylim=(-3, 1), xlabel="micro-turn", yticks=[])
+    return figure
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def free_running_mel(config: ModelConfig, speech: Params, batch: Batch, key: Array) -> Array:
+    """Mel that the flow head makes of the right text, each micro-turn after its own last one.
+
+    Returns:
+      float32[b, n, speech_frames, m], log10 mel.
+    """
+    cfg = config.speech
+    b, n = batch["text"].shape
+    shape = (b, config.audio.speech_frames, config.audio.mels)
+    hidden = jnp.zeros((b, config.transformer.dim))
+
+    def turn(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        tokens, key = now
+        noise = jax.random.normal(key, shape)
+        frames = generate_mel(
+            config, speech, hidden, tokens, before[:, -cfg.prefix_frames :], noise
+        )
+        silent = (tokens[:, -1] == Special.SILENT)[:, None, None]
+        frames = jnp.where(silent, cfg.mel_floor, frames)
+        return frames, frames
+
+    tokens = jnp.moveaxis(features.token_windows(batch["text"], cfg.token_window), 1, 0)
+    start = jnp.full(shape, cfg.mel_floor, jnp.float32)
+    frames = jax.lax.scan(turn, start, (tokens, jax.random.split(key, n)))[1]
+    return jnp.moveaxis(frames, 0, 1)
+
+
+def speech_samples(
+    config: ModelConfig, params: Params, batch: Batch
+) -> dict[str, "float | np.ndarray | Figure"]:
+    """How far free-running mel is from the engine's, and pictures of both."""
+    from matplotlib.figure import Figure
+
+    batch = {name: leaf[:2] for name, leaf in batch.items()}
+    made = free_running_mel(config, params["speech"], batch, jax.random.key(0))
+    wanted = features.speech_mel(batch, config)
+    speaking = np.asarray(batch["text"] != Special.SILENT)
+    figure = Figure(figsize=(16, 5), layout="constrained")
+    for axes, frames in zip(figure.subplots(2), (wanted, made), strict=True):
+        picture = np.asarray(frames[0])[speaking[0]].reshape(-1, config.audio.mels).T
+        axes.imshow(picture, origin="lower", aspect="auto")
+    return {
+        "free_running_mel_error": float(np.abs(made - wanted)[speaking].mean()),
+        "mel": figure,
+    }

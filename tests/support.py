@@ -1,0 +1,31 @@
+"""What several tests need: random parameters and inputs, made without compiling anything."""
+
+import functools
+
+import jax
+import numpy as np
+
+from interaction.config import ModelConfig
+from interaction.live import init_model_params
+from interaction.types import Params
+
+
+@functools.cache
+def random_params(config: ModelConfig, seed: int = 0) -> Params:
+    """A whole model's parameters with every leaf random, so that no path is cut off by a zero.
+
+    Matrices have variance 1 / fan-in, scales stand near one, the rest is small.
+    """
+    abstract = jax.eval_shape(functools.partial(init_model_params, config), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = str(path[-1].key)
+        value = rng.standard_normal(leaf.shape).astype(np.float32)
+        if "norm" in name:
+            return 1 + 0.1 * value
+        if len(leaf.shape) < 2 or name in ("position", "slot", "router_bias"):
+            return 0.1 * value
+        return value * leaf.shape[-2] ** -0.5
+
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, abstract))
