@@ -142,7 +142,9 @@ class SpeechConfig:
     condition_dim: int = 512  # hidden width of the conditioning network
     token_dim: int = 64  # embedding of a text-out token
     token_window: int = 12  # last text-out tokens seen, the newest included
-    prefix_frames: int = 8  # generated frames before this micro-turn that are seen
+    prefix_frames: int = 16  # generated frames before this micro-turn that condition it
+    flow_prefix: int = 4  # of them, those that the flow network sees as frames
+    prior_std: float = 0.5  # of the noise around the prior, in standardised mel
     flow_steps: int = 4  # Euler steps
     temperature: float = 0.6  # scale of the initial noise when generating, >= 0
     mel_floor: float = -5.0  # log10 magnitude below which speech is silence
@@ -151,12 +153,20 @@ class SpeechConfig:
 
     def __post_init__(self) -> None:
         """Checks counts and scales."""
-        for name in ("dim", "layers", "token_window", "prefix_frames", "flow_steps"):
+        for name in ("dim", "layers", "token_window", "flow_prefix", "flow_steps"):
             _require(
                 getattr(self, name) >= 1, f"speech.{name}", getattr(self, name), ">= 1", "raise"
             )
         _require(self.temperature >= 0, "speech.temperature", self.temperature, ">= 0", "raise it")
         _require(self.mel_std > 0, "speech.mel_std", self.mel_std, "> 0", "measure it on the data")
+        _require(self.prior_std > 0, "speech.prior_std", self.prior_std, "> 0", "raise it")
+        _require(
+            self.flow_prefix <= self.prefix_frames,
+            "speech.flow_prefix",
+            self.flow_prefix,
+            f"at most prefix_frames={self.prefix_frames}",
+            "the flow network sees the last of them",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +238,13 @@ class ModelConfig:
             self.patches,
             "a square number of 40x40 patches",
             "a frame is square",
+        )
+        _require(
+            self.speech.prefix_frames <= self.audio.speech_frames,
+            "speech.prefix_frames",
+            self.speech.prefix_frames,
+            f"at most the {self.audio.speech_frames} frames of a micro-turn",
+            "a session keeps one micro-turn of its own speech",
         )
         _require(self.vocab > 8, "vocab", self.vocab, "> 8", "ids 0..7 are special tokens")
         _require(self.text_slots >= 1, "text_slots", self.text_slots, ">= 1", "raise it")

@@ -98,11 +98,12 @@ def init_speech(config: ModelConfig, key: Array) -> Params:
     tokens = jnp.zeros((1, config.speech.token_window), jnp.int32)
     hidden = jnp.zeros((1, config.transformer.dim))
     condition_key, flow_key = jax.random.split(key)
-    condition, params = SpeechCondition(config).init_with_output(
+    (condition, _), params = SpeechCondition(config).init_with_output(
         condition_key, hidden, tokens, prefix
     )
     point = jnp.zeros((1, frames, mels))
-    flow = FlowNet(config).init(flow_key, point, jnp.zeros(1), prefix, condition)
+    near = prefix[:, -config.speech.flow_prefix :]
+    flow = FlowNet(config).init(flow_key, point, jnp.zeros(1), near, condition)
     return {"condition": params["params"], "flow": flow["params"]}
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from ctypes import POINTER, c_char_p, c_float, c_int, c_short, c_void_p
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 
@@ -38,9 +38,9 @@ def _missing(library: str, package: str) -> EngineMissing:
     )
 
 
-def _load(library: str, package: str, **options: int) -> ctypes.CDLL:
+def _load(library: str, package: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
     try:
-        return ctypes.CDLL(library, **options)
+        return ctypes.CDLL(library, mode)
     except OSError as error:
         raise _missing(library, package) from error
 
@@ -68,12 +68,14 @@ class Espeak:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        self._requests = cast(IO[bytes], self._process.stdin)
+        self._replies = cast(IO[bytes], self._process.stdout)
         if self._answer()["rate"] <= 0:
             self._process.wait()
             raise _missing(library, "espeak-ng")
 
     def _answer(self) -> dict:
-        line = self._process.stdout.readline()
+        line = self._replies.readline()
         if not line:
             raise RuntimeError(f"espeak-ng's process ended with {self._process.wait()}")
         return json.loads(line)
@@ -91,12 +93,12 @@ class Espeak:
             ValueError: espeak-ng has no such voice, or says nothing.
         """
         request = json.dumps([text, voice, int(speed), int(pitch)])
-        self._process.stdin.write(request.encode() + b"\n")
-        self._process.stdin.flush()
+        self._requests.write(request.encode() + b"\n")
+        self._requests.flush()
         header = self._answer()
         if "error" in header:
             raise ValueError(header["error"])
-        data = self._process.stdout.read(2 * header["samples"])
+        data = self._replies.read(2 * header["samples"])
         if not data:
             raise ValueError(f"text: got {text!r}, wanted words that espeak-ng can say; change it")
         pcm = np.frombuffer(data, np.int16).astype(np.float32) / 32_768

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from ctypes import POINTER, c_char_p, c_int, c_short, c_uint, c_void_p
+from typing import Any
 
 _SYNCHRONOUS, _EVENT_END, _EVENT_WORD, _RATE, _PITCH, _UTF8 = 2, 0, 1, 1, 3, 1
 _NO_MORE = 3  # exit status of a child at the end of standard input
@@ -47,7 +48,7 @@ def speak(
     pieces: list[bytes] = []
     words: list[tuple[int, int]] = []
 
-    def receive(pcm: object, count: int, events: object) -> int:
+    def receive(pcm: Any, count: int, events: Any) -> int:  # noqa: ANN401
         if count > 0:
             pieces.append(ctypes.string_at(pcm, 2 * count))
         index = 0
@@ -85,12 +86,12 @@ def serve(name: str) -> None:
     out = sys.stdout.buffer
     try:
         library = ctypes.CDLL(name)
-        rate = library.espeak_Initialize(_SYNCHRONOUS, 0, None, 0)
     except OSError:
-        rate = -1
+        library = None
+    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, None, 0) if library else -1
     out.write(json.dumps({"rate": rate}).encode() + b"\n")
     out.flush()
-    if rate <= 0:
+    if library is None or rate <= 0:
         return
     library.espeak_Synth.argtypes = (
         c_char_p, ctypes.c_size_t, c_uint, c_int, c_uint, c_uint, c_void_p, c_void_p,

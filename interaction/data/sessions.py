@@ -5,6 +5,7 @@ Behaviours follow the categories of Full-Duplex-Bench (arXiv 2503.04721, 2507.23
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from interaction.data.clips import RATE, Clip
 from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
 
-Record = dict[str, np.ndarray | str]
+Record = dict[str, Any]
 
 SCENARIOS = {  # relative frequency of what happens next
     "plain": 0.42,
@@ -65,7 +66,7 @@ class _Session:
 
     def pick(self, items: Sequence[str]) -> str:
         """One of the items."""
-        return items[self.rng.integers(len(items))]
+        return items[int(self.rng.integers(len(items)))]
 
     def draw(
         self, forms: tuple[domain.Form, ...] = domain.FORMS
@@ -84,7 +85,7 @@ class _Session:
             slots | {name: value} for value in form.intent.slots[name] if value != slots[name]
         ]
         allowed = [o for o in options if form.intent.valid(o) and not domain.is_held_out(form, o)]
-        return allowed[self.rng.integers(len(allowed))] if allowed else slots
+        return allowed[int(self.rng.integers(len(allowed)))] if allowed else slots
 
     def aside(self) -> str:
         """Words for somebody else, held-out ones only in the held-out split."""

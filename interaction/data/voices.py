@@ -62,10 +62,10 @@ def draw_voice(rng: np.random.Generator, split: str) -> Voice:
         raise ValueError(f"split: got {split!r}, wanted one of {SPLITS}; name one of them")
     warp = round(rng.uniform(*WARP), 3) if split == "train" else 1.0
     if split == "train" and rng.random() < FLITE_SHARE:
-        name = FLITE_USERS[rng.integers(len(FLITE_USERS))]
+        name = FLITE_USERS[int(rng.integers(len(FLITE_USERS)))]
         return Voice("flite", name, round(rng.uniform(0.85, 1.15), 2), warp=warp)
     variants = TRAIN_VARIANTS if split == "train" else HELD_OUT_VARIANTS
-    accent = ACCENTS[rng.integers(len(ACCENTS))]
-    variant = variants[rng.integers(len(variants))]
+    accent = ACCENTS[int(rng.integers(len(ACCENTS)))]
+    variant = variants[int(rng.integers(len(variants)))]
     speed, pitch = int(rng.integers(125, 196)), int(rng.integers(25, 76))
     return Voice("espeak", f"{accent}+{variant}", speed, pitch, warp)

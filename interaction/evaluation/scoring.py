@@ -269,8 +269,8 @@ def _explained(events: Sequence[Event], responses: dict[int, Response]) -> np.nd
     for index, response in responses.items():
         event = events[index]
         start = response.start_s if response.start_s is not None else response.early_s
-        if start is None or not event.wants_answer:
-            continue
+        if start is None or not event.wants_answer or start == event.end_s:
+            continue  # who was speaking all along was not asked by this event
         length = max(event.answer_end_s - event.answer_start_s, TURN_S)
         spans.append((start - 1e-9, start + 1.5 * length + 2 * MARGIN_S))
     return activity.union(np.asarray(spans).reshape(-1, 2))

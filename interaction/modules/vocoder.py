@@ -81,13 +81,13 @@ def vocoder_controls(
     """Runs the network: pitch logits and cepstra of each frame; the source state stays.
 
     Args:
-        params: of `Vocoder`.
-        state: see `init_vocoder_state`.
-        mel: float32[b, frames, mels], log10 magnitude.
+      params: Of `Vocoder`.
+      state: See `init_vocoder_state`.
+      mel: float32[b, frames, mels], log10 magnitude.
       audio: Front end that the mel is of.
 
     Returns:
-        The state with the convolutions' new past, and the controls.
+      The state with the convolutions' new past, and the controls.
     """
     mel = (jnp.maximum(mel, _MEL_FLOOR) - _MEL_MEAN) / _MEL_STD
     mel_past, seen = causal.context(state.mel, mel)
@@ -135,14 +135,14 @@ def vocoder_step(
     """PCM of the next mel frames; sample s renders sample s - delay_frames * hop of the source.
 
     Args:
-        params: of `Vocoder`.
-        state: see `init_vocoder_state`.
-        mel: float32[b, frames, mels], log10 magnitude, hop `speech_hop`.
-        cfg: vocoder.
-        audio: front end that the mel is of.
+      params: Of `Vocoder`.
+      state: See `init_vocoder_state`.
+      mel: float32[b, frames, mels], log10 magnitude, hop `speech_hop`.
+      cfg: Vocoder.
+      audio: Front end that the mel is of.
 
     Returns:
-        The new state, and float32[b, frames * speech_hop].
+      The new state, and float32[b, frames * speech_hop].
     """
     state, controls = vocoder_controls(params, state, mel, audio)
     pitch = decode_pitch(controls.pitch, cfg)

@@ -10,12 +10,12 @@ def depthwise(past: Array, x: Array, kernel: Array) -> tuple[Array, Array]:
     """Convolution of each channel on its own, as a sum of shifted products.
 
     Args:
-        past: [b, k - 1, d], the frames before `x`; zeros at the start of a stream.
-        x: [b, frames, d].
-        kernel: [k, d]; the last row weighs the current frame.
+      past: [b, k - 1, d], the frames before `x`; zeros at the start of a stream.
+      x: [b, frames, d].
+      kernel: [k, d]; the last row weighs the current frame.
 
     Returns:
-        The new `past`, and [b, frames, d].
+      The new `past`, and [b, frames, d].
     """
     taps, frames = kernel.shape[0], x.shape[1]
     joined = jnp.concatenate([past, x], axis=1)
@@ -27,11 +27,11 @@ def context(past: Array, x: Array) -> tuple[Array, Array]:
     """Each frame beside the frames before it, for a convolution as one matrix product.
 
     Args:
-        past: [b, k - 1, d], the frames before `x`; zeros at the start of a stream.
-        x: [b, frames, d].
+      past: [b, k - 1, d], the frames before `x`; zeros at the start of a stream.
+      x: [b, frames, d].
 
     Returns:
-        The new `past`, and [b, frames, k * d], oldest frame first.
+      The new `past`, and [b, frames, k * d], oldest frame first.
     """
     reach, frames = past.shape[1], x.shape[1]
     joined = jnp.concatenate([past, x], axis=1)
@@ -43,12 +43,12 @@ def overlap_add(tail: Array, frames: Array, hop: int) -> tuple[Array, Array]:
     """Sum of overlapping frames, as much of it as later frames cannot change.
 
     Args:
-        tail: [b, length - hop], what earlier frames still add; zeros at the start of a stream.
-        frames: [b, n, length]; frame i begins at sample i * hop.
-        hop: samples between frames, <= length.
+      tail: [b, length - hop], what earlier frames still add; zeros at the start of a stream.
+      frames: [b, n, length]; frame i begins at sample i * hop.
+      hop: Samples between frames, <= length.
 
     Returns:
-        The new tail, and [b, n * hop] samples.
+      The new tail, and [b, n * hop] samples.
     """
     b, n, length = frames.shape
     hops = -(-length // hop)  # hops that a frame touches

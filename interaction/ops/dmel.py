@@ -14,11 +14,11 @@ def dmel_bins(log_mel: Array, cfg: AudioConfig) -> Array:
     """Nearest level of each channel.
 
     Args:
-        log_mel: float[..., mels], log10 magnitude.
-        cfg: front end; `bins`, `bin_low` and `bin_step` matter.
+      log_mel: float[..., mels], log10 magnitude.
+      cfg: Front end; `bins`, `bin_low` and `bin_step` matter.
 
     Returns:
-        int32[..., mels] in [0, bins - 1].
+      int32[..., mels] in [0, bins - 1].
     """
     level = jnp.round((log_mel - cfg.bin_low) / cfg.bin_step)
     return jnp.clip(level, 0, cfg.bins - 1).astype(jnp.int32)
@@ -31,7 +31,7 @@ def init_table(key: Array, mels: int, bins: int, width: int) -> Array:
     row a channel has elements of about unit variance.
 
     Returns:
-        float32[mels, bins, width].
+      float32[mels, bins, width].
     """
     key_direction, key_noise = jax.random.split(key)
     level = jnp.linspace(-(3**0.5), 3**0.5, bins)[:, None]  # unit variance
@@ -48,14 +48,14 @@ def bag_of_embeddings(table: Array, bins: Array) -> Array:
     depend on the frames beside it. The gradient is a one-hot matrix product, not a scatter.
 
     Args:
-        table: [mels, bins, width].
-        bins: int32[..., mels], each in [0, bins - 1].
+      table: [mels, bins, width].
+      bins: int32[..., mels], each in [0, bins - 1].
 
     Returns:
-        [..., width] in the table's dtype.
+      [..., width] in the table's dtype.
 
     Raises:
-        ValueError: `bins` has another number of channels than `table`.
+      ValueError: `bins` has another number of channels than `table`.
     """
     if bins.ndim < 1 or bins.shape[-1] != table.shape[0]:
         raise ValueError(

@@ -35,10 +35,10 @@ def mel_filterbank(cfg: AudioConfig) -> np.ndarray:
     """Triangular filters on the Slaney mel scale with unit area, as librosa's default.
 
     Args:
-        cfg: front end; `n_fft`, `sample_rate`, `mels`, `fmin` and `fmax` matter.
+      cfg: Front end; `n_fft`, `sample_rate`, `mels`, `fmin` and `fmax` matter.
 
     Returns:
-        float32[n_fft // 2 + 1, mels], read-only, in 1/Hz.
+      float32[n_fft // 2 + 1, mels], read-only, in 1/Hz.
     """
     bins = np.arange(cfg.n_fft // 2 + 1) * (cfg.sample_rate / cfg.n_fft)
     low, high = _hz_to_mel(np.array([cfg.fmin, cfg.fmax]))
@@ -60,15 +60,15 @@ def frame(pcm: Array, window: int, hop: int) -> Array:
     """Overlapping frames; slices and one concatenation, no gather.
 
     Args:
-        pcm: [b, window - hop + frames * hop], the left context first.
-        window: samples of a frame, >= hop.
-        hop: samples between frames.
+      pcm: [b, window - hop + frames * hop], the left context first.
+      window: Samples of a frame, >= hop.
+      hop: Samples between frames.
 
     Returns:
-        [b, frames, window]; frame i is `pcm[:, i * hop : i * hop + window]`.
+      [b, frames, window]; frame i is `pcm[:, i * hop : i * hop + window]`.
 
     Raises:
-        ValueError: `pcm` does not hold its context and at least one whole hop.
+      ValueError: `pcm` does not hold its context and at least one whole hop.
     """
     b, samples = pcm.shape
     frames, rest = divmod(samples - (window - hop), hop)
@@ -88,16 +88,16 @@ def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
     """Log-mel frames of PCM that carries its left context.
 
     Args:
-        pcm: [b, window - hop + frames * hop] in [-1, 1]; the first `window - hop` samples are
-            context, zeros at the start of a stream.
-        hop: samples between frames.
-        cfg: front end.
+      pcm: [b, window - hop + frames * hop] in [-1, 1]; the first `window - hop` samples are
+        context, zeros at the start of a stream.
+      hop: Samples between frames.
+      cfg: Front end.
 
     Returns:
-        float32[b, frames, mels], log10 of the mel-weighted magnitude, at least log10(floor).
+      float32[b, frames, mels], log10 of the mel-weighted magnitude, at least log10(floor).
 
     Raises:
-        ValueError: `pcm` does not hold its context and at least one whole hop.
+      ValueError: `pcm` does not hold its context and at least one whole hop.
     """
     window, bank = hann(cfg.window), mel_filterbank(cfg)
 
@@ -121,16 +121,16 @@ def log_mel_stream(tail: Array, pcm: Array, hop: int, cfg: AudioConfig) -> tuple
     """Log-mel frames of the next samples of a stream.
 
     Args:
-        tail: float32[b, window - hop], the samples before `pcm`; see `init_tail`.
-        pcm: [b, frames * hop] in [-1, 1].
-        hop: samples between frames.
-        cfg: front end.
+      tail: float32[b, window - hop], the samples before `pcm`; see `init_tail`.
+      pcm: [b, frames * hop] in [-1, 1].
+      hop: Samples between frames.
+      cfg: Front end.
 
     Returns:
-        The new tail and float32[b, frames, mels], one frame for each hop of `pcm`.
+      The new tail and float32[b, frames, mels], one frame for each hop of `pcm`.
 
     Raises:
-        ValueError: `pcm` is not a positive multiple of `hop`.
+      ValueError: `pcm` is not a positive multiple of `hop`.
     """
     joined = jnp.concatenate([tail, pcm.astype(jnp.float32)], axis=1)
     return joined[:, joined.shape[1] - tail.shape[1] :], log_mel(joined, hop, cfg)

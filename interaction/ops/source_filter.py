@@ -75,15 +75,15 @@ def synthesise(
     Between two frames the pitch and the weights of the two filters move linearly.
 
     Args:
-        state: see `init_state`; its tail fixes the transform's length, n_fft.
-        pitch: float32[b, frames], Hz, > 0, at the end of each frame.
-        cepstra: float32[b, frames, 2, order], causal cepstra (natural logarithm) of the filters
-            of the pulses and of the noise, at the end of each frame.
-        hop: samples of a frame.
-        rate: samples a second.
+      state: See `init_state`; its tail fixes the transform's length, n_fft.
+      pitch: float32[b, frames], Hz, > 0, at the end of each frame.
+      cepstra: float32[b, frames, 2, order], causal cepstra (natural logarithm) of the filters
+        of the pulses and of the noise, at the end of each frame.
+      hop: Samples of a frame.
+      rate: Samples a second.
 
     Returns:
-        The new state, and float32[b, frames * hop].
+      The new state, and float32[b, frames * hop].
     """
     frames, n_fft = pitch.shape[1], state.tail.shape[1] + hop
     pulses, phase = _pulses(state, pitch, hop, rate)

@@ -12,7 +12,7 @@ from interaction.ops import dmel, router
 from interaction.training import features
 from interaction.training.objective import Batch, Buffers, Metrics, Objective
 from interaction.training.samples import conversation_samples
-from interaction.training.speech import flow_loss
+from interaction.training.speech import SpeechLoss, speech_loss
 from interaction.types import Array, Params, Special
 
 QUIET_WEIGHT = 0.4  # of silent and hold against words and switches in the text loss
@@ -27,6 +27,7 @@ class Aux(NamedTuple):
 
     text: Array  # cross-entropy of the text stream, nats
     heard: Array  # cross-entropy of the user's transcription, nats
+    prior: Array  # error of the first guess of the speech mel, 0 where it is not trained
     flow: Array  # flow-matching error of the speech mel, 0 where it is not trained
     router_z: Array  # router z-loss (arXiv 2202.08906)
     text_accuracy: Array  # of word tokens
@@ -68,14 +69,14 @@ def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, key: Array) ->
 
 def conversation_loss(
     config: ModelConfig,
-    flow_weight: float,
+    speech_weight: float,
     params: Params,
     buffers: Buffers,
     batch: Batch,
     key: Array,
 ) -> tuple[Array, tuple[Metrics, Buffers]]:
     """The whole loss, see `Objective.loss`."""
-    input_key, flow_key = jax.random.split(key)
+    input_key, speech_key = jax.random.split(key)
     speech = features.speech_mel(batch, config)
     inputs = turn_inputs(config, batch, speech, input_key)
     bias = buffers["router_bias"]
@@ -84,14 +85,15 @@ def conversation_loss(
     word = text >= Special.COUNT
     switch = (text == Special.SILENT) != (inputs.last == Special.SILENT)
     said = heard != Special.NONE
-    flow = jnp.zeros(())
-    if flow_weight:
-        flow = flow_loss(config, params["speech"], out.hidden, batch, speech, flow_key)
+    spoken = SpeechLoss(jnp.zeros(()), jnp.zeros(()))
+    if speech_weight:
+        spoken = speech_loss(config, params["speech"], out.hidden, batch, speech, speech_key)
     tokens = jnp.sum(out.aux.load, axis=-1, keepdims=True)
     aux = Aux(
         text=cross_entropy(out.text_logits, text, jnp.where(word | switch, 1.0, QUIET_WEIGHT)),
         heard=cross_entropy(out.heard_logits, heard, jnp.where(said, 1.0, NONE_WEIGHT)),
-        flow=flow,
+        prior=spoken.prior,
+        flow=spoken.flow,
         router_z=jnp.sum(out.aux.router_z / tokens[:, 0]) * config.transformer.experts_per_token,
         text_accuracy=share(jnp.argmax(out.text_logits, axis=-1) == text, word),
         switch_accuracy=share(
@@ -101,26 +103,26 @@ def conversation_loss(
         heard_accuracy=share(jnp.argmax(out.heard_logits, axis=-1) == heard, said),
         busiest_expert=jnp.max(out.aux.load / tokens),
     )
-    loss = aux.text + HEARD_WEIGHT * aux.heard + flow_weight * aux.flow
+    loss = aux.text + HEARD_WEIGHT * aux.heard + speech_weight * sum(spoken)
     loss = loss + ROUTER_Z_WEIGHT * aux.router_z
     buffers = {"router_bias": router.update_bias(bias, out.aux.load, BIAS_RATE)}
     return loss, (aux._asdict(), buffers)
 
 
-def conversation_objective(config: ModelConfig, flow_weight: float = 0.0) -> Objective:
-    """The trunk; with a flow weight the flow head learns along, conditioned on the trunk."""
+def conversation_objective(config: ModelConfig, speech_weight: float = 0.0) -> Objective:
+    """The trunk; with a speech weight the flow head learns along, conditioned on the trunk."""
 
     def init(key: Array) -> tuple[Params, Buffers]:
         trunk, speech, bias = init_params(config, key)
-        params = {"trunk": trunk, "speech": speech} if flow_weight else {"trunk": trunk}
+        params = {"trunk": trunk, "speech": speech} if speech_weight else {"trunk": trunk}
         return params, {"router_bias": bias}
 
     def show(params: Params, buffers: Buffers, batch: Batch) -> dict:
         return conversation_samples(config, params, buffers["router_bias"], batch)
 
-    return Objective(init, partial(conversation_loss, config, flow_weight), show)
+    return Objective(init, partial(conversation_loss, config, speech_weight), show)
 
 
 def joint_objective(config: ModelConfig) -> Objective:
     """Trunk and flow head together."""
-    return conversation_objective(config, flow_weight=0.5)
+    return conversation_objective(config, speech_weight=0.5)

@@ -86,11 +86,12 @@ def draw_slots(form: Form, rng: np.random.Generator, held_out: bool) -> Slots:
     """Draws valid values of all slots, held out or not as asked.
 
     Raises:
-        ValueError: no such combination came up in 10,000 draws.
+        ValueError: no such combination came up in 10,000 draws, or there is none.
     """
-    for _ in range(10_000):
+    for _ in range(10_000 if form.intent.held_out or not held_out else 0):
         slots = {
-            name: values[rng.integers(len(values))] for name, values in form.intent.slots.items()
+            name: values[int(rng.integers(len(values)))]
+            for name, values in form.intent.slots.items()
         }
         if form.intent.valid(slots) and is_held_out(form, slots) == held_out:
             return slots

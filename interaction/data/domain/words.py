@@ -1,5 +1,11 @@
 """Closed vocabularies and tables of facts of the domain: lower case, no punctuation."""
 
+
+def _pairs(text: str) -> dict[str, str]:
+    """A table from words of the form `key:value`."""
+    return dict((pair.split(":")[0], pair.split(":")[1]) for pair in text.split())
+
+
 NUMBERS = (
     "one",
     "two",
@@ -22,24 +28,18 @@ REPEATABLE = tuple(
     "orange village seven hammer".split()
 )
 
-OPPOSITES = dict(
-    pair.split(":")
-    for pair in (
-        "hot:cold big:small up:down left:right happy:sad fast:slow open:closed young:old "
-        "rich:poor day:night early:late hard:soft full:empty light:dark strong:weak "
-        "wet:dry clean:dirty near:far true:false first:last inside:outside black:white "
-        "always:never begin:end love:hate"
-    ).split()
+OPPOSITES = _pairs(
+    "hot:cold big:small up:down left:right happy:sad fast:slow open:closed young:old "
+    "rich:poor day:night early:late hard:soft full:empty light:dark strong:weak "
+    "wet:dry clean:dirty near:far true:false first:last inside:outside black:white "
+    "always:never begin:end love:hate"
 )
 
-CAPITALS = dict(
-    pair.split(":")
-    for pair in (
-        "france:paris germany:berlin italy:rome spain:madrid england:london japan:tokyo "
-        "egypt:cairo russia:moscow greece:athens austria:vienna portugal:lisbon ireland:dublin "
-        "norway:oslo poland:warsaw canada:ottawa cuba:havana china:beijing kenya:nairobi "
-        "hungary:budapest belgium:brussels"
-    ).split()
+CAPITALS = _pairs(
+    "france:paris germany:berlin italy:rome spain:madrid england:london japan:tokyo "
+    "egypt:cairo russia:moscow greece:athens austria:vienna portugal:lisbon ireland:dublin "
+    "norway:oslo poland:warsaw canada:ottawa cuba:havana china:beijing kenya:nairobi "
+    "hungary:budapest belgium:brussels"
 )
 
 COLORS = {
@@ -100,21 +100,15 @@ SEASONS = {
     for index, month in enumerate(MONTHS)
 }
 
-NEXT_LETTER = dict(zip("hkloqruwxy", "ilmprsvxyz", strict=True))
-PLURALS = dict(
-    pair.split(":")
-    for pair in (
-        "mouse:mice child:children foot:feet tooth:teeth man:men goose:geese leaf:leaves "
-        "knife:knives wolf:wolves person:people"
-    ).split()
+NEXT_LETTER: dict[str, str] = dict(zip("hkloqruwxy", "ilmprsvxyz", strict=True))
+PLURALS = _pairs(
+    "mouse:mice child:children foot:feet tooth:teeth man:men goose:geese leaf:leaves "
+    "knife:knives wolf:wolves person:people"
 )
 SPELLINGS = {word: " ".join(word) for word in "dog fox six bus moon owl kiwi robot".split()}
-RHYMES = dict(
-    pair.split(":")
-    for pair in (
-        "cat:hat dog:frog house:mouse tree:bee moon:spoon cake:lake light:night star:car "
-        "king:ring ball:wall boat:goat chair:bear"
-    ).split()
+RHYMES = _pairs(
+    "cat:hat dog:frog house:mouse tree:bee moon:spoon cake:lake light:night star:car "
+    "king:ring ball:wall boat:goat chair:bear"
 )
 SIZES = ("ant", "mouse", "rabbit", "dog", "horse", "elephant", "whale")  # ascending
 LEGS = {

@@ -1,0 +1,55 @@
+r"""Merges trained parts of runs into one released folder.
+
+python -m experiments.export --conversation=runs/demo --speech=runs/demo_speech \
+    --vocoder=runs/demo_vocoder --out=checkpoints/demo
+"""
+
+import dataclasses
+import pathlib
+
+from absl import app, flags
+from flax import traverse_util
+
+from interaction.checkpoint import WEIGHTS, load_config, save_model
+from interaction.training.checkpoints import load_part
+
+_PARTS = {  # flag -> parts of the model that its run trains
+    "conversation": ("trunk", "router_bias"),
+    "speech": ("speech",),
+    "vocoder": ("vocoder",),
+}
+for _flag, _parts in _PARTS.items():
+    flags.DEFINE_string(
+        _flag, None, f"Run (or released folder) to take {' and '.join(_parts)} from."
+    )
+_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
+_TOKENIZER = flags.DEFINE_string("tokenizer", "interaction/data/tokenizer.json", "JSON file.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the stored weights.")
+flags.mark_flags_as_required(list(_PARTS))
+
+
+def main(argv: list[str]) -> None:
+    """Reads the averaged parameters of each run and writes them together."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    sources = {flag: getattr(flags.FLAGS, flag) for flag in _PARTS}
+    config = dataclasses.replace(
+        load_config(sources["conversation"]),
+        speech=load_config(sources["speech"]).speech,
+        vocoder=load_config(sources["vocoder"]).vocoder,
+    )
+    weights = {}
+    for flag, parts in _PARTS.items():
+        for part in parts:
+            found, place = load_part(sources[flag], part)
+            weights |= found
+            count = sum(leaf.size for leaf in found.values())
+            print(f"{part:12} {count:>10,} parameters from {place}")
+    params = traverse_util.unflatten_dict(weights, sep="/")
+    save_model(_OUT.value, config, params, _TOKENIZER.value, _DTYPE.value)
+    size = (pathlib.Path(_OUT.value) / WEIGHTS).stat().st_size
+    print(f"{_OUT.value}: {size / 1e6:.1f} MB, {_DTYPE.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)

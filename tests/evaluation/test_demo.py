@@ -1,0 +1,216 @@
+"""The commands that show and score a model, run with an oracle in its place."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+import interaction
+from experiments import converse, evaluate, make_recording
+from interaction.audio_file import read_audio, write_audio
+from interaction.data import clips, timing
+from interaction.data.domain import answer_words
+from interaction.data.sessions import make_session
+from interaction.data.tokenizer import load_tokenizer
+from interaction.evaluation import parse_events, timeline
+from interaction.evaluation.recognizer import Clip, Recognizer, compare, flat_arpa, homophones
+from interaction.evaluation.rollout import rollout
+from interaction.evaluation.run import choose_clips, evaluate as evaluate_model
+from interaction.evaluation.transcript import (
+    converse as make_conversation,
+    transcript,
+    words_over_time,
+)
+from interaction.types import Chunk, Reply, Special
+from tests.evaluation import fakes
+
+
+class Oracle(fakes.FakeModel):
+    """Replays records and decodes with the real tokenizer."""
+
+    def __init__(self, records: list[dict]) -> None:
+        super().__init__(
+            np.stack([record["model"] for record in records]),
+            np.stack([record["text"] for record in records]),
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return load_tokenizer().decode(list(ids))
+
+
+def scripted(meta: dict, turns: int) -> Oracle:
+    """Answers an annotated recording on time."""
+    model, text = np.zeros(turns * 3_200, np.float32), np.full(turns, Special.SILENT, np.int32)
+    for event in parse_events(json.dumps(meta)):
+        if event.wants_answer:
+            clip, first = clips.assistant_clip(event.answer), event.answer_turn
+            model[first * 3_200 :][: len(clip.pcm)] = clip.pcm
+            tokens = timing.answer_tokens(load_tokenizer(), clip, first, event.answer_end_turn)
+            text[list(tokens)] = list(tokens.values())
+            model[event.answer_end_turn * 3_200 :] = 0
+    return Oracle([{"model": (model * 32_767).astype(np.int16), "text": text}])
+
+
+@pytest.fixture(scope="module")
+def recording() -> tuple[np.ndarray, dict]:
+    return read_audio(converse.ASSET), json.loads(converse.ASSET.with_suffix(".json").read_text())
+
+
+def test_oracle_is_perfect_on_real_sessions() -> None:
+    records = [make_session((99, i), "heldout") for i in range(6)]
+    found = evaluate_model(Oracle(records), records.__getitem__, 6, seed=0, batch=6)
+    figures = found.figures
+    assert figures["response_rate"] == figures["answer_exact"] == 1
+    assert figures["pause_takeover_rate"] in (0, None) and figures["false_start_per_minute"] == 0
+    assert figures["other_speech_ignore_rate"] in (1, None)
+    assert figures["heard_word_accuracy"] == 0  # the fake hears nothing
+    assert (
+        len(found.clips)
+        == figures["counts"]["answer_exact"] + (figures["counts"]["interruption_answer_exact"])
+    )
+    for clip in found.clips:
+        assert abs(len(clip.generated) - len(clip.original)) < 0.5 * 16_000
+
+
+def test_batches_do_not_change_the_figures() -> None:
+    made = fakes.sessions()
+    records = [
+        {
+            "user": session.user,
+            "model": session.model,
+            "text": session.text,
+            "heard": np.full((80, 2), Special.NONE),
+            "meta": json.dumps({"events": [vars(event) for event in session.events]}),
+        }
+        for session in made
+    ]
+
+    class Echo(fakes.FakeModel):
+        """Says what it hears, so that its rows may come in any order."""
+
+        def step(self, state: int, chunk: Chunk) -> tuple[int, Reply]:
+            rows = len(chunk.audio)
+            token = np.where(np.abs(chunk.audio).max(1) > 0.1, Special.COUNT, Special.SILENT)
+            heard = np.full((rows, 2), Special.NONE)
+            return state + 1, Reply(chunk.audio, token, heard, np.zeros(rows, bool))
+
+    model = Echo(np.zeros(0), np.zeros(0))
+    first, second = (
+        evaluate_model(model, records.__getitem__, 4, seed=0, batch=batch).figures
+        for batch in (4, 3)
+    )
+    assert first == second and first["early_response_rate"] == 1
+
+
+def test_asset_is_what_the_command_makes(recording: tuple) -> None:
+    pcm, meta = recording
+    again, wanted = make_recording.compose()
+    words = [[(e["kind"], e["form"], e["text"]) for e in m["events"]] for m in (meta, wanted)]
+    assert words[0] == words[1]  # times depend on the engine's version
+    assert abs(len(pcm) - len(again)) < 2 * 16_000
+    assert np.abs(pcm).max() < 0.95
+    kinds = {event.kind for event in parse_events(json.dumps(meta))}
+    assert {"pause_request", "backchannel", "interrupt_request", "interrupt_stop"} <= kinds
+    assert {"request", "background", "silence"} <= kinds
+    assert 38 < len(pcm) / 16_000 < 50 and converse.ASSET.stat().st_size < 1.5e6
+
+
+def test_converse_writes_sound_and_picture(
+    recording: tuple,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    pcm, meta = recording
+    oracle = scripted(meta, len(pcm) // 3_200 + 10)
+    monkeypatch.setattr(interaction, "load", lambda name: oracle, raising=False)
+    converse.run(str(converse.ASSET), "demo", str(tmp_path), 0)
+    printed = capsys.readouterr().out
+    assert "answered after" in printed and "stopped within" in printed
+    both = read_audio(tmp_path / "conversation.wav")
+    assert len(both) >= len(pcm)
+    assert (tmp_path / "timeline.png").stat().st_size > 50_000
+
+
+def test_converse_without_annotation_measures_by_energy(recording: tuple) -> None:
+    pcm, meta = recording
+    replies = rollout(scripted(meta, len(pcm) // 3_200), [pcm], [0])[0]
+    decode = load_tokenizer().decode
+    conversation = make_conversation(pcm, replies, decode)
+    marks = [mark for mark in conversation.marks if mark.kind == "response"]
+    assert len(marks) == 8
+    assert all(0.2 < mark.end_s - mark.start_s < 0.5 for mark in marks)
+    assert "tokyo  [answered after" in transcript(conversation.rows)
+    timeline.draw(conversation)
+
+
+@pytest.mark.parametrize("name", ["missing.wav", "empty.wav", "text.wav"])
+def test_converse_refuses_bad_input_in_one_line(tmp_path: pathlib.Path, name: str) -> None:
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("hello")
+    with pytest.raises(ValueError, match=name):
+        converse.run(str(tmp_path / name), "demo", str(tmp_path), 0)
+    write_audio(tmp_path / "good.wav", np.zeros(16_000))
+    with pytest.raises(ValueError, match="no such file"):
+        converse.read_events(tmp_path / "good.wav", str(tmp_path / "none.json"))
+    assert converse.read_events(tmp_path / "good.wav", None) == []
+
+
+def test_evaluate_prints_and_fills_every_key(capsys: pytest.CaptureFixture) -> None:
+    records = {i: make_session((5, i), "heldout") for i in range(2)}
+    figures = evaluate.run(Oracle(list(records.values())), 2, 5, 2, 2, "heldout")
+    evaluate.show(figures)
+    printed = capsys.readouterr().out
+    for key in (*evaluate.summary.ASKED, "asr_word_accuracy_generated"):
+        assert key in figures and key in printed
+    json.dumps(figures)
+
+
+def test_words_over_time_joins_the_pieces_of_a_word() -> None:
+    tokenizer = load_tokenizer()
+    tokens = tokenizer.encode("five xylophones five five")
+    assert len(tokens) > 4
+    words = words_over_time(tokens, np.arange(len(tokens)), tokenizer.decode)
+    assert [word.text for word in words] == ["five", "xylophones", "five", "five"]
+    assert words[0].time_s == 0 and words[1].time_s == 1
+    stopped = [tokens[0], Special.HOLD, Special.SILENT, tokens[0]]
+    assert len(words_over_time(stopped, range(4), tokenizer.decode)) == 2
+
+
+def test_recognizer_knows_speech_from_noise() -> None:
+    words = [
+        "one two three four five",
+        "monday tuesday wednesday",
+        "goodbye",
+        "purple tiger window",
+    ]
+    said = [clips.assistant_clip(text).pcm for text in words]
+    noise = [np.random.default_rng(0).normal(0, 0.05, len(pcm)).astype(np.float32) for pcm in said]
+    same = compare([Clip(t, p, p) for t, p in zip(words, said, strict=True)], answer_words())
+    wrong = compare(
+        [Clip(t, n, p) for t, n, p in zip(words, noise, said, strict=True)], answer_words()
+    )
+    assert same["asr_word_accuracy_ratio"] == 1 and same["asr_word_accuracy_original"] > 0.6
+    assert wrong["asr_word_accuracy_ratio"] < 0.2
+
+
+def test_recognizer_leaves_out_words_without_a_pronunciation() -> None:
+    recognizer = Recognizer(["one", "qzxv"])
+    assert recognizer.missing == {"qzxv"} and not recognizer.knows("one qzxv")
+    with pytest.raises(ValueError, match="vocabulary"):
+        Recognizer(["qzxv"])
+    found = compare([Clip("qzxv", np.zeros(99), np.zeros(99))], ["one", "qzxv"])
+    assert found["unknown"] == 1 and found["asr_word_accuracy_ratio"] is None
+    assert "ngram 1=4" in flat_arpa(["one", "two"])
+
+
+def test_homophones_are_one_word() -> None:
+    same = homophones({"two": ["T UW"], "to": ["T UW", "T AH"], "tea": ["T IY"], "ta": ["T AH"]})
+    assert same["two"] == same["to"] == same["ta"] != same["tea"]
+
+
+def test_choose_clips_takes_each_text_before_any_twice() -> None:
+    made = [Clip(text, np.zeros(1), np.zeros(1)) for text in "aabca"]
+    assert [clip.text for clip in choose_clips(made, 4)] == ["a", "b", "c", "a"]

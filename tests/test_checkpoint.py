@@ -1,0 +1,118 @@
+"""The released form of a model."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from interaction.checkpoint import CONFIG, TOKENIZER, WEIGHTS, load_model, save_model
+from interaction.config import ModelConfig, TransformerConfig
+from interaction.types import Params
+
+MODEL = ModelConfig(transformer=TransformerConfig(expert_ffn=40, rope_base=5e3))
+
+
+def _params(shape: tuple[int, ...] = (3, 5)) -> Params:
+    table = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    return {"trunk": {"table": table}, "router_bias": np.zeros((2, 4), np.float32)}
+
+
+def _abstract(config: ModelConfig) -> Params:
+    del config
+    return _params()
+
+
+@pytest.fixture
+def released(tmp_path: pathlib.Path) -> pathlib.Path:
+    tokenizer = tmp_path / "words.json"
+    tokenizer.write_text("{}")
+    save_model(tmp_path / "model", MODEL, _params(), tokenizer)
+    return tmp_path / "model"
+
+
+def test_round_trip(released: pathlib.Path) -> None:
+    config, params = load_model(released, _abstract)
+    assert config == MODEL
+    np.testing.assert_array_equal(params["trunk"]["table"], _params()["trunk"]["table"])
+    assert sorted(file.name for file in released.iterdir()) == sorted((CONFIG, WEIGHTS, TOKENIZER))
+
+
+def test_bfloat16_halves_the_file(released: pathlib.Path) -> None:
+    save_model(released, MODEL, _params((300, 50)), released.parent / "words.json")
+    size = (released / WEIGHTS).stat().st_size
+    save_model(released, MODEL, _params((300, 50)), released.parent / "words.json", "bfloat16")
+    assert (released / WEIGHTS).stat().st_size < 0.51 * size
+    _, params = load_model(released)
+    wanted = _params((300, 50))["trunk"]["table"]
+    assert params["trunk"]["table"].dtype == np.float32
+    np.testing.assert_allclose(params["trunk"]["table"], wanted, rtol=2**-8)  # 8 bits kept
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_file_cut_off(released: pathlib.Path, name: str, kept: float) -> None:
+    path = released / name
+    content = path.read_bytes().rstrip()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ValueError, match=name):
+        load_model(released, _abstract)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_file_missing(released: pathlib.Path, name: str) -> None:
+    (released / name).unlink()
+    with pytest.raises(ValueError, match=f"has no {name}"):
+        load_model(released)
+    with pytest.raises(ValueError, match="no such folder"):
+        load_model(released / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"trunk/table": np.zeros((3, 4), np.float32)}, r"trunk/table is float32\[3, 4\], wanted"),
+        ({"trunk/table": np.zeros((3, 5), np.int32)}, r"trunk/table is int32\[3, 5\]"),
+        ({"lm_head": np.zeros(3, np.float32)}, "lm_head is unknown"),
+        ({"router_bias": None}, "router_bias is missing"),
+    ],
+)
+def test_foreign_weights_are_named(released: pathlib.Path, change: dict, match: str) -> None:
+    tensors = {"trunk/table": _params()["trunk"]["table"], "router_bias": np.zeros((2, 4), "f4")}
+    tensors = {k: v for k, v in (tensors | change).items() if v is not None}
+    save_file(tensors, released / WEIGHTS)
+    with pytest.raises(ValueError, match=match):
+        load_model(released, _abstract)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "match"),
+    [
+        (["colour"], 3, r"config\.colour: unknown field"),
+        (["transformer", "depth"], 3, r"config\.transformer\.depth: unknown field"),
+        (["transformer", "layers"], "six", r"transformer\.layers: got 'six', wanted int"),
+        (["audio"], 3, r"config\.audio: got 3, wanted AudioConfig"),
+        (["audio", "fmax"], 9e9, r"audio\.fmax"),
+    ],
+)
+def test_bad_config_is_named(
+    released: pathlib.Path, path: list[str], value: object, match: str
+) -> None:
+    fields = json.loads((released / CONFIG).read_text())
+    section = fields
+    for name in path[:-1]:
+        section = section[name]
+    section[path[-1]] = value
+    (released / CONFIG).write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=match):
+        load_model(released)
+
+
+def test_bad_weights_are_not_saved(tmp_path: pathlib.Path, released: pathlib.Path) -> None:
+    params = _params()
+    params["trunk"]["table"][0, 0] = np.nan
+    with pytest.raises(ValueError, match="trunk/table"):
+        save_model(released, MODEL, params, tmp_path / "words.json")
+    with pytest.raises(ValueError, match="dtype: got 'int8'"):
+        save_model(released, MODEL, _params(), tmp_path / "words.json", "int8")
