@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format types spell notebook check engines clean
+.PHONY: help demo test parity bench lint format types spell notebook check engines clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
@@ -20,6 +20,9 @@ demo: $(VENV)/.demo ## streams the bundled recording through the model; writes o
 
 test: engines $(VENV)/.test ## runs the tests on the CPU
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+parity: $(VENV)/.test $(VENV)/.bench ## the model against an independent PyTorch implementation
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_torch_parity.py
 
 bench: $(VENV)/.bench ## step and training beside PyTorch; writes out/bench_*.json
 	mkdir -p out
@@ -41,6 +44,8 @@ spell: $(VENV)/.dev ## codespell
 	$(BIN)/codespell
 
 notebook: $(VENV)/.dev ## executes the notebook; writes out/inspect_session.ipynb
+	$(BIN)/jupytext --quiet --to py:percent --output - colab/inspect_session.ipynb | \
+		diff -I '^#   ' - colab/inspect_session.py
 	mkdir -p out
 	JAX_PLATFORMS=cpu $(BIN)/python -m nbconvert --to notebook --execute \
 		--output-dir out colab/inspect_session.ipynb

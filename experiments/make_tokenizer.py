@@ -1,5 +1,7 @@
 """Learns the tokenizer that ships with the library from the domain's text."""
 
+from pathlib import Path
+
 from absl import app, flags
 
 from interaction.data import domain, tokenizer as tokenizers
@@ -14,7 +16,7 @@ def main(_: list[str]) -> None:
     short = asides.STOPS + asides.BACKCHANNELS + asides.OPENERS + asides.CORRECTIONS
     lines = [*asides.SIDE_SPEECH, *short * 20, *asides.OVERHEARD * 10, *words]
     made = tokenizers.train(words, lines)
-    made.save(OUT.value)
+    made.save(Path(OUT.value))
     print(f"{OUT.value}: {made.vocab} tokens, {len(words)} whole words")
 
 

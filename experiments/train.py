@@ -10,9 +10,9 @@ import signal
 import threading
 from typing import Any
 
-import jax
 from absl import app, flags
 
+from experiments.compilation import use_compilation_cache
 from interaction.training.config import TrainConfig
 from interaction.training.loop import train
 from interaction.training.objective import find_objective
@@ -36,13 +36,6 @@ def load_config(path: str) -> TrainConfig:
     if "get_config" not in names:
         raise ValueError(f"--config: {path!r} has no get_config() -> TrainConfig; add it")
     return names["get_config"]()
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between processes, in JAX_COMPILATION_CACHE_DIR or ~/.cache/interaction."""
-    place = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/interaction/xla")
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(place))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def main(argv: list[str]) -> None:

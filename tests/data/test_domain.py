@@ -6,13 +6,13 @@ from interaction.data.domain import asides
 from interaction.data.domain.form import draw_slots, is_held_out
 
 
-def test_there_are_at_least_150_forms_with_distinct_words():
+def test_there_are_at_least_150_forms_with_distinct_words() -> None:
     assert len(domain.FORMS) >= 150
     assert len({form.template for form in domain.FORMS}) == len(domain.FORMS)
     assert len({form.name for form in domain.FORMS}) == len(domain.FORMS)
 
 
-def test_every_form_has_a_short_plain_answer():
+def test_every_form_has_a_short_plain_answer() -> None:
     rng = np.random.default_rng(0)
     for form in domain.FORMS:
         answer = form.intent.answer(draw_slots(form, rng, held_out=False))
@@ -20,7 +20,7 @@ def test_every_form_has_a_short_plain_answer():
         assert len(answer.split()) <= 20
 
 
-def test_no_prefix_of_a_request_is_a_request():
+def test_no_prefix_of_a_request_is_a_request() -> None:
     """So no pause stands where an answer would be right; open word lists may go on."""
     rng = np.random.default_rng(0)
     for form in domain.FORMS:
@@ -36,14 +36,14 @@ def test_no_prefix_of_a_request_is_a_request():
                 assert all(f.intent.name.startswith("repeat") for f in found), (form, length)
 
 
-def test_openers_stops_and_asides_are_no_requests():
+def test_openers_stops_and_asides_are_no_requests() -> None:
     for text in (*asides.OPENERS, *asides.STOPS, *asides.BACKCHANNELS, *asides.SIDE_SPEECH):
         assert not domain.complete_forms(text), text
     assert len(asides.ADDRESSED) + len(asides.OVERHEARD) >= 49
     assert len(asides.SIDE_SPEECH) >= 60
 
 
-def test_held_out_combinations_are_few_and_only_compositional():
+def test_held_out_combinations_are_few_and_only_compositional() -> None:
     for intent in domain.INTENTS:
         form = domain.Form("any", "", intent)
         combinations = [s for s, _ in zip(domain.all_slots(intent), range(30_000), strict=False)]
@@ -54,14 +54,14 @@ def test_held_out_combinations_are_few_and_only_compositional():
             assert 0.02 < share < 0.2, intent.name
 
 
-def test_a_held_out_sum_is_known_the_other_way_round():
+def test_a_held_out_sum_is_known_the_other_way_round() -> None:
     form = domain.form("sum.1")
     held = [s for s in domain.all_slots(form.intent) if is_held_out(form, s)]
     assert held
     assert not any(is_held_out(form, {"a": s["b"], "b": s["a"]}) for s in held)
 
 
-def test_draws_respect_the_split_over_all_forms():
+def test_draws_respect_the_split_over_all_forms() -> None:
     rng = np.random.default_rng(1)
     for form in domain.FORMS:
         assert not any(is_held_out(form, draw_slots(form, rng, False)) for _ in range(4))
@@ -72,12 +72,12 @@ def test_draws_respect_the_split_over_all_forms():
                 draw_slots(form, rng, True)
 
 
-def test_unknown_form_is_an_error():
+def test_unknown_form_is_an_error() -> None:
     with pytest.raises(ValueError, match="form: got 'nonsense'"):
         domain.form("nonsense")
 
 
-def test_voices_are_split_by_variant():
+def test_voices_are_split_by_variant() -> None:
     assert not set(voices.TRAIN_VARIANTS) & set(voices.HELD_OUT_VARIANTS)
     assert len(voices.TRAIN_VARIANTS) >= 60 and len(voices.HELD_OUT_VARIANTS) >= 12
     rng = np.random.default_rng(0)

@@ -7,12 +7,12 @@ from interaction.data import clips, engines, voices
 @pytest.mark.parametrize(
     ("engine", "package"), [(engines.Espeak, "espeak-ng"), (engines.Flite, "flite")]
 )
-def test_a_missing_engine_names_the_package(engine, package):
+def test_a_missing_engine_names_the_package(engine: type, package: str) -> None:
     with pytest.raises(engines.EngineMissing, match=f"sudo apt-get install {package}"):
         engine("libnosuchengine.so.1")
 
 
-def test_word_onsets_rise_and_ends_are_audible():
+def test_word_onsets_rise_and_ends_are_audible() -> None:
     for voice in (voices.Voice("espeak", "en-us+f1", 150), voices.Voice("flite", "kal16", 1.0)):
         clip = clips.user_clip("that's what the capital of france is", voice)
         assert len(clip.onsets) == 7 and clip.onsets[0] == 0
@@ -21,14 +21,14 @@ def test_word_onsets_rise_and_ends_are_audible():
         assert 1.0 < clip.seconds < 4.0
 
 
-def test_speaking_is_deterministic_and_remembers_no_voice():
+def test_speaking_is_deterministic_and_remembers_no_voice() -> None:
     slow = voices.Voice("espeak", "en+f4", 130, 30)
     first = clips.user_clip("count to ten", slow).pcm
     clips.user_clip("count to ten", voices.Voice("espeak", "en-029+m1", 190, 70))
     np.testing.assert_array_equal(first, clips.user_clip("count to ten", slow).pcm)
 
 
-def test_unknown_voices_and_unreadable_words_are_errors():
+def test_unknown_voices_and_unreadable_words_are_errors() -> None:
     with pytest.raises(ValueError, match="voice: got 'nosuch'"):
         engines.espeak().say("hello", "nosuch", 150, 50)
     with pytest.raises(engines.EngineMissing, match="flite"):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,19 +10,20 @@ from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
 
 SPLITS = ("train", "heldout")
+Made = dict[str, list[tuple[sessions.Record, dict]]]
 
 
 @pytest.fixture(scope="module")
-def made():
+def made() -> Made:
     """Records with their metadata, by split."""
     found = {}
     for split in SPLITS:
-        made = [make_session((7, i), split) for i in range(12)]
+        made = [make_session((7, i), split) for i in range(8)]
         found[split] = [(record, json.loads(record["meta"])) for record in made]
     return found
 
 
-def _request_words(event):
+def _request_words(event: dict) -> str:
     """The words of the request that an event ends up as, without openers."""
     text = event["text"]
     for opener in asides.OPENERS:
@@ -30,7 +32,7 @@ def _request_words(event):
     return text
 
 
-def test_no_held_out_item_is_in_training(made):
+def test_no_held_out_item_is_in_training(made: Made) -> None:
     for _, meta in made["train"]:
         voice = meta["voice"].split(":")
         assert voice[1].rsplit("+")[-1] not in voices.HELD_OUT_VARIANTS
@@ -51,7 +53,7 @@ def test_no_held_out_item_is_in_training(made):
                     assert text not in held
 
 
-def test_held_out_sessions_hold_held_out_items(made):
+def test_held_out_sessions_hold_held_out_items(made: Made) -> None:
     events = [event for _, meta in made["heldout"] for event in meta["events"]]
     assert any(event["held_out"] for event in events)
     for _, meta in made["heldout"]:
@@ -59,7 +61,7 @@ def test_held_out_sessions_hold_held_out_items(made):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_targets_follow_the_clock_rules(made, split):
+def test_targets_follow_the_clock_rules(made: Made, split: str) -> None:
     tokenizer = load_tokenizer()
     for record, meta in made[split]:
         model = record["model"].reshape(meta["turns"], timing.TURN)
@@ -88,7 +90,7 @@ def test_targets_follow_the_clock_rules(made, split):
 
 
 @pytest.mark.parametrize("scenario", [*sessions.SCENARIOS, *sessions.QUIET])
-def test_a_session_shows_the_scenario_asked_for(scenario):
+def test_a_session_shows_the_scenario_asked_for(scenario: str) -> None:
     kinds = {
         "plain": "request",
         "pause": "pause_request",
@@ -118,7 +120,7 @@ def test_a_session_shows_the_scenario_asked_for(scenario):
         assert (record["heard"] == Special.NONE).all()
 
 
-def test_heard_targets_spell_the_main_user_only(made):
+def test_heard_targets_spell_the_main_user_only(made: Made) -> None:
     tokenizer = load_tokenizer()
     for record, meta in made["train"]:
         said = " ".join(e["text"] for e in meta["events"] if e["kind"] != "background").strip()
@@ -126,7 +128,7 @@ def test_heard_targets_spell_the_main_user_only(made):
         assert said == heard
 
 
-def test_sessions_are_deterministic():
+def test_sessions_are_deterministic() -> None:
     first, second = make_session((5, 2)), make_session((5, 2))
     assert make_session((5, 3))["meta"] != first["meta"]
     assert first["meta"] == second["meta"]
@@ -134,14 +136,14 @@ def test_sessions_are_deterministic():
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_unknown_names_are_errors():
+def test_unknown_names_are_errors() -> None:
     with pytest.raises(ValueError, match="scenario: got 'dance'"):
         make_session((0, 0), scenario="dance")
     with pytest.raises(ValueError, match="split: got 'dev'"):
         make_session((0, 0), split="dev")
 
 
-def test_records_round_trip(tmp_path, made):
+def test_records_round_trip(tmp_path: Path, made: Made) -> None:
     path = tmp_path / "sessions-00000.arrayrecord"
     originals = [record for record, _ in made["train"][:3]]
     assert records.write(path, originals) == 3
@@ -156,7 +158,7 @@ def test_records_round_trip(tmp_path, made):
         assert records.read(path, index)[1] == json.loads(original["meta"])
 
 
-def test_foreign_records_are_errors(tmp_path):
+def test_foreign_records_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no MessagePack"):
         records.decode(b"\xc1nonsense")
     with pytest.raises(ValueError, match="wanted"):

@@ -7,7 +7,7 @@ import pytest
 
 from interaction.config import AudioConfig, VocoderConfig
 from interaction.modules import vocoder
-from interaction.ops import causal, mel, source_filter
+from interaction.ops import causal, source_filter
 from interaction.training import vocoder_loss
 
 AUDIO = AudioConfig()
@@ -19,9 +19,9 @@ FRAMES = 15
 @pytest.fixture(scope="module")
 def params() -> dict:
     blank = jnp.zeros((1, 1, AUDIO.mels))
-    params = vocoder.Vocoder(CFG, AUDIO).init(jax.random.key(0), blank)["params"]
+    params = jax.jit(vocoder.Vocoder(CFG, AUDIO).init)(jax.random.key(0), blank)["params"]
     # fresh filters hardly depend on the mel
-    return params | {"filter": 10.0 * params["filter"]}
+    return params | {"filter": 3.0 * params["filter"]}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_chunks_equal_the_whole(params: dict, frames: jax.Array, size: int) -> N
     whole_state, whole = _stream(params, frames, FRAMES)
     state, chunks = _stream(params, frames, size)
     assert whole.shape == (3, FRAMES * HOP)
-    # measured: MEASURED_CHUNK where samples reach MEASURED_PEAK
+    # measured at this size on a CPU: 0
     np.testing.assert_allclose(chunks, whole, atol=1e-4 * float(jnp.abs(whole).max()))
     np.testing.assert_array_equal(state.source.phase, whole_state.source.phase)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole_state), strict=True):
@@ -77,13 +77,13 @@ def test_nothing_comes_from_the_future(params: dict, frames: jax.Array) -> None:
 def test_rows_do_not_see_each_other(params: dict, frames: jax.Array) -> None:
     both = _stream(params, frames, FRAMES)[1]
     alone = _stream(params, frames[1:2], FRAMES)[1]
-    # measured: MEASURED_ROW where samples reach MEASURED_PEAK
+    # measured at this size on a CPU: 0
     np.testing.assert_allclose(both[1:2], alone, atol=1e-4 * float(jnp.abs(both).max()))
 
 
 def test_module_is_the_pure_function(params: dict, frames: jax.Array) -> None:
-    got = vocoder.Vocoder(CFG, AUDIO).apply({"params": params}, frames)
-    wanted = vocoder.vocoder_full(params, frames, CFG, AUDIO)
+    got = jax.jit(vocoder.Vocoder(CFG, AUDIO).apply)({"params": params}, frames)
+    wanted = _stream(params, frames, FRAMES)[1]
     np.testing.assert_array_equal(got, wanted)
 
 
@@ -144,7 +144,7 @@ def test_estimated_pitch_of_a_voice() -> None:
     assert jnp.all(peak[0, inside] > 0.9)
 
 
-def test_loss_prefers_the_original_at_the_stated_delay() -> None:
+def test_spectral_losses_of_equal_and_shifted_noise() -> None:
     pcm = 0.1 * jax.random.normal(jax.random.key(0), (1, 8_000))
     same = vocoder_loss.spectral_losses(pcm, pcm)
     np.testing.assert_allclose(same, 0.0, atol=1e-6)
@@ -174,9 +174,3 @@ def test_crops_prefer_sound() -> None:
     crops = vocoder_loss.pick_crops(pcm, 4_000, 50, HOP, jax.random.key(0))
     assert crops.shape == (100, 4_000)
     assert jnp.mean(jnp.max(crops, axis=1) > 0) > 0.9
-
-
-def test_mel_of_the_loss_needs_no_padding() -> None:
-    """The crop's left context is exactly what the mel needs."""
-    crops = jax.random.normal(jax.random.key(0), (2, AUDIO.window - HOP + 5 * HOP))
-    assert mel.log_mel(crops, HOP, AUDIO).shape == (2, 5, AUDIO.mels)

@@ -1,0 +1,183 @@
+"""The transformer in PyTorch: over whole sessions, and step by step with a key-value cache."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.baselines import torch_layers as layers
+from experiments.baselines.torch_layers import Params
+from interaction.config import ModelConfig
+
+
+class Outputs(NamedTuple):
+    """What the transformer says about n micro-turns."""
+
+    text_logits: Tensor  # [b, n, v]
+    heard_logits: Tensor  # [b, n, audio_positions, v]
+    hidden: Tensor  # [b, n, d], conditions speech
+    router_logits: list[Tensor]  # a layer: [b * t, e]
+
+
+def to_torch(tree: Any) -> Any:  # noqa: ANN401
+    """A nested dict of arrays as one of float32 tensors, copied."""
+    if isinstance(tree, dict):
+        return {name: to_torch(leaf) for name, leaf in tree.items()}
+    return torch.tensor(np.asarray(tree, np.float32))
+
+
+def trunk_from_released(trunk: dict, bias: np.ndarray, config: ModelConfig) -> Params:
+    """The trunk's arrays, stacked by layer, as a list of layers.
+
+    Args:
+      trunk: nested dict of numpy arrays, as released.
+      bias: float32[l, e], selection bias of the routers.
+      config: The model's.
+
+    Returns:
+      "audio_in", "text_in" and "read_out" as they are, "layers" in order.
+    """
+    cfg = config.transformer
+    parts: Params = {name: to_torch(trunk[name]) for name in ("audio_in", "text_in", "read_out")}
+    parts["layers"] = []
+    for number in range(cfg.layers):
+        group, place = divmod(number, cfg.long_every)
+        long = place == cfg.long_every - 1
+        index = (group,) if long else (group, place)
+        stack = trunk["long" if long else "sliding"]
+        layer = to_torch({name: leaf[index] for name, leaf in stack.items()})
+        for name in ("gate", "up"):
+            layer[name] = layer[name].transpose(0, 1).flatten(1).contiguous()
+        layer["down"] = layer["down"].flatten(0, 1).contiguous()
+        layer["bias"] = torch.tensor(np.asarray(bias[number]))
+        parts["layers"].append(layer)
+    return parts
+
+
+def window_of(layer: int, config: ModelConfig) -> int:
+    """Keys that a layer's queries see."""
+    cfg = config.transformer
+    return cfg.long_window if (layer + 1) % cfg.long_every == 0 else cfg.window
+
+
+def embed(
+    p: Params, config: ModelConfig, user: Tensor, own: Tensor, hear_own: Tensor, last: Tensor
+) -> Tensor:
+    """Positions of n micro-turns without text in or frames: [b, n * (audio_positions + 1), d]."""
+    audio = layers.audio_in(p["audio_in"], user, own, hear_own, config)
+    said = F.embedding(last, p["text_in"]["table"]) + p["text_in"]["out_slot"]
+    return torch.cat([audio, said[:, :, None]], dim=2).flatten(1, 2)
+
+
+def clock(turn: int, turns: int, config: ModelConfig) -> Tensor:
+    """Places of those positions on the session's clock, int64[t]."""
+    first = config.text_slots + config.patches
+    start = torch.arange(turn, turn + turns)[:, None] * config.turn_span
+    return (start + first + torch.arange(config.audio_positions + 1)).flatten()
+
+
+def read_out(
+    p: Params, config: ModelConfig, x: Tensor, turns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Text logits, heard logits and speech condition of the last layer's [b, t, d]."""
+    x = layers.rms_norm(x, p["norm"], config.transformer.norm_eps)
+    x = x.view(x.shape[0], turns, -1, x.shape[-1])
+    audio, text = x[:, :, :-1], x[:, :, -1]
+    return text @ p["text"], audio @ p["heard"], text
+
+
+def forward(
+    p: Params, config: ModelConfig, user: Tensor, own: Tensor, hear_own: Tensor, last: Tensor
+) -> Outputs:
+    """Runs n micro-turns from the start of a session at once, teacher-forced.
+
+    Args:
+      p: From `trunk_from_released`.
+      config: The model's.
+      user: int64[b, n, frames, m], dMel of the user.
+      own: int64[b, n, frames, m], dMel of the model's speech one micro-turn earlier.
+      hear_own: [b, n], 0 where own speech is blanked.
+      last: int64[b, n], text-out token of the previous micro-turn.
+
+    Returns:
+      Logits and hidden states.
+    """
+    cfg, turns = config.transformer, last.shape[1]
+    x = embed(p, config, user, own, hear_own, last)
+    turn = layers.rope(clock(0, turns, config), cfg)
+    order = torch.arange(x.shape[1])
+    age = order[:, None] - order
+    router_logits = []
+    for number, layer in enumerate(p["layers"]):
+        seen = (age >= 0) & (age < window_of(number, config))
+        normed = layers.rms_norm(x, layer["attention_norm"], cfg.norm_eps)
+        mixed = layers.attention(*layers.qkv(layer, normed, turn, cfg), seen, layer["sink"])
+        x = x + mixed @ layer["attention_out"]
+        normed = layers.rms_norm(x, layer["ffn_norm"], cfg.norm_eps).flatten(0, 1)
+        fed, logits = layers.experts(layer, normed, layer["bias"], cfg)
+        x = x + fed.view(x.shape)
+        router_logits.append(logits)
+    text, heard, hidden = read_out(p["read_out"], config, x, turns)
+    return Outputs(text, heard, hidden, router_logits)
+
+
+class Cache:
+    """Keys and values that coming queries can still see, of one layer."""
+
+    def __init__(self, sessions: int, window: int, config: ModelConfig) -> None:
+        self.window = window
+        empty = torch.zeros(sessions, 0, config.transformer.kv_heads, config.transformer.head_dim)
+        self.keys, self.values = empty, empty
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds [b, t, g, k]; returns all keys, all values, and what queries see, bool[t, s]."""
+        keys = torch.cat([self.keys, k], dim=1)
+        values = torch.cat([self.values, v], dim=1)
+        self.keys, self.values = keys[:, 1 - self.window :], values[:, 1 - self.window :]
+        order = torch.arange(keys.shape[1])
+        age = order[-k.shape[1] :, None] - order
+        return keys, values, (age >= 0) & (age < self.window)
+
+
+def make_caches(sessions: int, config: ModelConfig) -> list[Cache]:
+    """Empty caches, one a layer."""
+    number = config.transformer.layers
+    return [Cache(sessions, window_of(layer, config), config) for layer in range(number)]
+
+
+def step(
+    p: Params,
+    caches: list[Cache],
+    config: ModelConfig,
+    turn: int,
+    user: Tensor,
+    own: Tensor,
+    last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs micro-turn number `turn`; the caches are updated in place.
+
+    Args:
+      p: From `trunk_from_released`.
+      caches: One a layer.
+      config: The model's.
+      turn: Number of the micro-turn.
+      user: int64[b, 1, frames, m].
+      own: int64[b, 1, frames, m].
+      last: int64[b, 1].
+
+    Returns:
+      Text logits [b, 1, v], heard logits [b, 1, audio_positions, v], hidden [b, 1, d].
+    """
+    cfg = config.transformer
+    x = embed(p, config, user, own, torch.ones(last.shape), last)
+    angle = layers.rope(clock(turn, 1, config), cfg)
+    for layer, cache in zip(p["layers"], caches, strict=True):
+        normed = layers.rms_norm(x, layer["attention_norm"], cfg.norm_eps)
+        q, k, v = layers.qkv(layer, normed, angle, cfg)
+        mixed = layers.attention_step(q, *cache.extend(k, v), layer["sink"])
+        x = x + mixed @ layer["attention_out"]
+        normed = layers.rms_norm(x, layer["ffn_norm"], cfg.norm_eps).flatten(0, 1)
+        x = x + layers.experts(layer, normed, layer["bias"], cfg)[0].view(x.shape)
+    return read_out(p["read_out"], config, x, 1)

@@ -1,0 +1,87 @@
+"""One micro-turn from PCM to PCM in PyTorch, eager, with a key-value cache."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.baselines import torch_layers as layers, torch_model, torch_vocoder
+from interaction.config import ModelConfig
+from interaction.ops.mel import mel_filterbank
+from interaction.types import Params, Special
+
+
+class TorchStream:
+    """Sessions that run in step; greedy text."""
+
+    def __init__(self, config: ModelConfig, params: Params, sessions: int, seed: int = 0) -> None:
+        """Takes the released parameters: trunk, speech, vocoder, router_bias."""
+        audio, speech = config.audio, config.speech
+        self.config = config
+        self.trunk = torch_model.trunk_from_released(params["trunk"], params["router_bias"], config)
+        self.speech = torch_model.to_torch(params["speech"])
+        self.vocoder = torch_model.to_torch(params["vocoder"])
+        self.filters = torch.tensor(mel_filterbank(audio))
+        self.window = torch.hann_window(audio.window)
+        self.noise_table = torch_vocoder.noise_table(audio.speech_hop)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.turn = 0
+        self.caches = torch_model.make_caches(sessions, config)
+        self.tail = torch.zeros(sessions, audio.window - audio.user_hop)
+        self.tokens = torch.full((sessions, speech.token_window), Special.SILENT)
+        self.mel = torch.full((sessions, audio.speech_frames, audio.mels), speech.mel_floor)
+        self.vocoder_stream = torch_vocoder.open_stream(sessions, config.vocoder, audio)
+
+    @torch.inference_mode()
+    def step(self, pcm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hears float32[b, turn_samples]; returns as much PCM and int64[b] text tokens."""
+        cfg, audio = self.config, self.config.audio
+        joined = torch.cat([self.tail, torch.from_numpy(pcm)], dim=1)
+        self.tail = joined[:, -self.tail.shape[1] :]
+        user = layers.log_mel(joined, self.filters, self.window, audio.user_hop, audio)
+        stride = audio.user_hop // audio.speech_hop
+        own = layers.dmel_bins(self.mel[:, stride - 1 :: stride], audio)
+        logits, _, hidden = torch_model.step(
+            self.trunk,
+            self.caches,
+            cfg,
+            self.turn,
+            layers.dmel_bins(user, audio)[:, None],
+            own[:, None],
+            self.tokens[:, -1:],
+        )
+        self.turn += 1
+        token = logits[:, 0].argmax(-1)
+        noise = torch.randn(self.mel.shape, generator=self.generator)
+        return self.speak(hidden[:, 0], token, noise).numpy(), token.numpy()
+
+    def speak(self, hidden: Tensor, token: Tensor, noise: Tensor) -> Tensor:
+        """PCM [b, turn_samples] of a micro-turn whose text token is int64[b] `token`."""
+        cfg, audio = self.config, self.config.audio
+        before, silent = self.tokens[:, -1] == Special.SILENT, token == Special.SILENT
+        self.tokens = torch.cat([self.tokens[:, 1:], token[:, None]], dim=1)
+        frames = self.generate_mel(hidden, noise)
+        self.mel = torch.where(silent[:, None, None], cfg.speech.mel_floor, frames)
+        pcm = torch_vocoder.vocoder_step(
+            self.vocoder, self.vocoder_stream, self.mel, self.noise_table, cfg.vocoder, audio
+        )
+        late = torch.arange(audio.turn_samples) < cfg.vocoder.delay_frames * audio.speech_hop
+        quiet = torch.where(late, before[:, None], silent[:, None])
+        return pcm.masked_fill(quiet, 0.0).clamp(-1.0, 1.0)
+
+    def generate_mel(self, hidden: Tensor, noise: Tensor) -> Tensor:
+        """Log10 mel [b, speech_frames, m] by Euler steps of the flow."""
+        cfg = self.config.speech
+        prefix = self.mel[:, -cfg.prefix_frames :].clamp_min(cfg.mel_floor)
+        prefix = (prefix - cfg.mel_mean) / cfg.mel_std
+        condition, prior = layers.speech_condition(
+            self.speech["condition"], hidden, self.tokens, prefix
+        )
+        prefix = prefix[:, -cfg.flow_prefix :]
+        point = prior + cfg.prior_std * cfg.temperature * noise
+        for number in range(cfg.flow_steps):
+            time = torch.full(noise.shape[:1], number / cfg.flow_steps)
+            velocity = layers.flow_velocity(
+                self.speech["flow"], point, time, prefix, condition, self.config
+            )
+            point = point + velocity / cfg.flow_steps
+        return point * cfg.mel_std + cfg.mel_mean

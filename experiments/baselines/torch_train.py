@@ -1,0 +1,190 @@
+"""A training step of the conversation in PyTorch: features, forward, losses, AdamW."""
+
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.baselines import torch_layers as layers, torch_model
+from experiments.baselines.torch_layers import Params
+from interaction.config import AudioConfig
+from interaction.ops.mel import mel_filterbank
+from interaction.training import conversation, speech as speech_training
+from interaction.training.config import TrainConfig
+from interaction.types import Special
+
+Batch = dict[str, Tensor]
+
+
+def leaves(tree: Params | list | Tensor, path: str = "") -> dict[str, Tensor]:
+    """Tensors of nested dicts and lists under their paths."""
+    if isinstance(tree, Tensor):
+        return {path: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    found = (leaves(leaf, f"{path}/{name}") for name, leaf in items)
+    return dict(itertools.chain.from_iterable(part.items() for part in found))
+
+
+def augment_user(frames: Tensor) -> Tensor:
+    """Warps, tilts, lifts, hides and noises [b, frames, m], one draw a session."""
+    b, _, mels = frames.shape
+    channel = torch.arange(mels, dtype=torch.float32)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(b, 1).uniform_(low, high)
+
+    source = (channel * uniform(0.9, 1.1) + uniform(-1.5, 1.5)).clamp(0, mels - 1)
+    weights = (1 - (source[:, :, None] - channel).abs()).clamp_min(0)
+    out = frames @ weights.transpose(1, 2)
+    shape = uniform(-0.3, 0.3) * (channel / mels - 0.5) * 2 + uniform(-0.25, 0.25)
+    out = out + shape[:, None]
+    low, width = uniform(0, mels), uniform(-8, 8)
+    hidden = ((channel >= low) & (channel < low + width))[:, None]
+    out = torch.where(hidden, out.amin((1, 2), keepdim=True), out)
+    return out + 0.15 * uniform(0, 1)[:, None] * torch.randn_like(out)
+
+
+def delayed(turns: Tensor, start: float) -> Tensor:
+    """Moves [b, n, ...] one micro-turn later, with `start` in front."""
+    return torch.cat([torch.full_like(turns[:, :1], start), turns[:, :-1]], dim=1)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean in nats: [..., v], int64[...], [...] -> []."""
+    value = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+    return (value * weight.flatten()).sum() / weight.sum().clamp_min(1.0)
+
+
+class TorchTrainer:
+    """Trains trunk and flow head together, as `conversation.joint_objective` does."""
+
+    def __init__(self, config: TrainConfig, trunk: dict, speech: dict, bias: np.ndarray) -> None:
+        """Takes fresh parameters of the library."""
+        self.config, self.model = config, config.model
+        self.params: Params = {
+            "trunk": torch_model.trunk_from_released(trunk, bias, config.model),
+            "speech": torch_model.to_torch(speech),
+        }
+        self.biases = [layer.pop("bias") for layer in self.params["trunk"]["layers"]]
+        flat = leaves(self.params)
+        decayed, rest = [], []
+        for name, leaf in flat.items():
+            leaf.requires_grad_()
+            plain = any(word in name for word in ("norm", "scale", "bias", "gain"))
+            (rest if leaf.ndim < 2 or plain else decayed).append(leaf)
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        self.leaves = list(flat.values())
+        self.ema = [leaf.detach().clone() for leaf in self.leaves]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
+        )
+        self.filters = torch.tensor(mel_filterbank(config.model.audio))
+        self.window = torch.hann_window(config.model.audio.window)
+
+    def stream_mel(self, samples: Tensor, hop: int, audio: AudioConfig) -> Tensor:
+        """Log-mel of int16[b, samples] -> [b, frames, m]."""
+        pcm = F.pad(samples.float() / 32_768, (audio.window - hop, 0))
+        return layers.log_mel(pcm, self.filters, self.window, hop, audio)
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """DMel of the user and of own speech, int64[b, n, frames, m], and the speech mel."""
+        audio, floor = self.model.audio, self.model.speech.mel_floor
+        split = (audio.user_frames, audio.mels)
+        text = batch["text"]
+        user = augment_user(self.stream_mel(batch["user"], audio.user_hop, audio))
+        user = layers.dmel_bins(user, audio).unflatten(1, (text.shape[1], -1))
+        mel = self.stream_mel(batch["model"], audio.speech_hop, audio).clamp_min(floor)
+        mel = mel.unflatten(1, (text.shape[1], -1))
+        mel = torch.where((text == Special.SILENT)[:, :, None, None], floor, mel)
+        stride = audio.user_hop // audio.speech_hop
+        own = layers.dmel_bins(delayed(mel, floor)[:, :, stride - 1 :: stride], audio)
+        jitter = torch.randn(own.shape).round().long()
+        own = torch.where(own > 0, (own + jitter).clamp(0, audio.bins - 1), own)
+        return user.view(*text.shape, *split), own, mel
+
+    def speech_loss(self, hidden: Tensor, text: Tensor, mel: Tensor) -> Tensor:
+        """Errors of prior and flow over micro-turns with speech, see the library's."""
+        cfg, params = self.model.speech, self.params["speech"]
+        speaking = (text != Special.SILENT).flatten()
+        count = int(speech_training.SPEAKING_SHARE * speaking.numel())
+        rank, picked = (speaking + torch.rand(speaking.shape)).topk(count)
+        weight = (rank >= 1).float()
+        mel = (mel.clamp_min(cfg.mel_floor) - cfg.mel_mean) / cfg.mel_std
+        quiet = (cfg.mel_floor - cfg.mel_mean) / cfg.mel_std
+        target = mel.flatten(0, 1)[picked]
+        prefix = delayed(mel, quiet).flatten(0, 1)[picked, -cfg.prefix_frames :]
+        level = 0.5 * torch.rand(count, 1, 1).square()
+        prefix = prefix + level * torch.randn(prefix.shape)
+        said = F.pad(text, (cfg.token_window - 1, 0), value=Special.SILENT)
+        said = said.unfold(1, cfg.token_window, 1).flatten(0, 1)[picked]
+        condition, prior = layers.speech_condition(
+            params["condition"], hidden.flatten(0, 1)[picked], said, prefix
+        )
+        some = int(speech_training.FLOW_SHARE * count)
+        start = prior[:some].detach() + cfg.prior_std * torch.randn(target[:some].shape)
+        time = torch.rand(some)
+        point = torch.lerp(start, target[:some], time[:, None, None])
+        guess = layers.flow_velocity(
+            params["flow"],
+            point,
+            time,
+            prefix[:some, -cfg.flow_prefix :],
+            condition[:some],
+            self.model,
+        )
+
+        def mean(error: Tensor) -> Tensor:
+            weights = weight[: len(error)]
+            return (error.square().mean((1, 2)) * weights).sum() / weights.sum().clamp_min(1.0)
+
+        flow = mean(guess - (target[:some] - start)) / cfg.prior_std**2
+        return mean(prior - target) + flow
+
+    def loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The whole loss, and the routers' logits by layer."""
+        with torch.no_grad():
+            user, own, mel = self.features(batch)
+        text, heard = batch["text"], batch["heard"]
+        last = delayed(text, Special.SILENT)
+        hear_own = (torch.rand(text.shape[0], 1) > conversation.BLANK_OWN).float()
+        trunk = self.params["trunk"]
+        layered = [
+            {**layer, "bias": bias}
+            for layer, bias in zip(trunk["layers"], self.biases, strict=True)
+        ]
+        out = torch_model.forward(
+            {**trunk, "layers": layered}, self.model, user, own, hear_own.expand(text.shape), last
+        )
+        switch = (text == Special.SILENT) != (last == Special.SILENT)
+        loud = (text >= Special.COUNT) | switch
+        loss = cross_entropy(
+            out.text_logits, text, torch.where(loud, 1.0, conversation.QUIET_WEIGHT)
+        )
+        weight = torch.where(heard != Special.NONE, 1.0, conversation.NONE_WEIGHT)
+        loss = loss + conversation.HEARD_WEIGHT * cross_entropy(out.heard_logits, heard, weight)
+        loss = loss + 0.5 * self.speech_loss(out.hidden, text, mel)
+        z = sum(logits.logsumexp(-1).square().mean() for logits in out.router_logits)
+        return loss + conversation.ROUTER_Z_WEIGHT * z, out.router_logits
+
+    def step(self, batch: Batch) -> float:
+        """One update; returns the loss."""
+        self.optimizer.zero_grad()
+        loss, router_logits = self.loss(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.leaves, self.config.grad_clip)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.ema, self.leaves, 1 - self.config.ema_decay)
+            for bias, logits in zip(self.biases, router_logits, strict=True):
+                self._balance(bias, logits)
+        return loss.item()
+
+    def _balance(self, bias: Tensor, logits: Tensor) -> None:
+        taken = (logits.sigmoid() + bias).topk(self.model.transformer.experts_per_token).indices
+        load = torch.bincount(taken.flatten(), minlength=bias.numel()).float()
+        bias += conversation.BIAS_RATE * (load.mean() - load).sign()

@@ -1,0 +1,165 @@
+r"""Times the step, PCM to PCM, beside the same step in PyTorch.
+
+python -m experiments.bench_step --preset=demo --json=out/bench_step.json
+
+Both sides run the same weights on the same audio, in alternating blocks of one process, so that
+what else the machine does hits both; PyTorch runs on the number of threads that suits it best. A
+turn lasts from PCM in a numpy array to PCM in a numpy array.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from absl import app, flags
+
+import interaction
+from experiments.baselines.torch_stream import TorchStream
+from experiments.compilation import use_compilation_cache
+
+_PRESET = flags.DEFINE_string("preset", "demo", "Preset, or folder of a released model.")
+_JSON = flags.DEFINE_string("json", None, "Where to write the figures.")
+_TURNS = flags.DEFINE_integer("turns", 1_000, "Turns timed on each side.", lower_bound=1)
+
+_WARM_UP, _BLOCK, _SETTLE = 30, 50, 2  # turns; the first ones of a block are not timed
+_FIRST_REPLY = """
+import resource, sys
+import numpy as np
+import interaction
+from experiments.compilation import use_compilation_cache
+use_compilation_cache()
+model = interaction.load(sys.argv[1])
+state = model.init_state(sessions=1, seed=0)
+pcm = np.zeros((1, model.config.audio.turn_samples), np.float32)
+for turn in range(100):
+    state, reply = model.step(state, interaction.Chunk(audio=pcm))
+    np.asarray(reply.audio)
+    if turn == 0:
+        print("replied", flush=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+Turn = Callable[[np.ndarray], float]  # runs a turn, returns seconds until the call returned
+
+
+def first_reply(preset: str) -> tuple[float, float]:
+    """Seconds from the start of a process to its first reply, and its peak memory in MiB.
+
+    The second of two processes counts: it finds the compilation cache filled.
+    """
+    for _ in range(2):
+        start = time.perf_counter()
+        command = [sys.executable, "-c", _FIRST_REPLY, preset]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            out = process.stdout
+            if out is None or out.readline().strip() != "replied":
+                raise RuntimeError("the process ended before its first reply; see its error above")
+            seconds, memory = time.perf_counter() - start, float(out.readline())
+    return seconds, memory
+
+
+def ours(model: interaction.InteractionModel, sessions: int) -> Turn:
+    """Turns of the library, as a user calls it."""
+    state = model.init_state(sessions=sessions, seed=0)
+
+    def turn(pcm: np.ndarray) -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, reply = model.step(state, interaction.Chunk(audio=pcm))
+        returned = time.perf_counter() - start
+        np.asarray(reply.audio), np.asarray(reply.text)
+        return returned
+
+    return turn
+
+
+def theirs(stream: TorchStream) -> Turn:
+    """Turns of the baseline; eager, so the call returns when all is done."""
+
+    def turn(pcm: np.ndarray) -> float:
+        start = time.perf_counter()
+        stream.step(pcm)
+        return time.perf_counter() - start
+
+    return turn
+
+
+def run_block(turn: Turn, chunks: np.ndarray) -> np.ndarray:
+    """Milliseconds of each turn, and until its call returned: float[n, 2]."""
+    times = []
+    for pcm in chunks:
+        start = time.perf_counter()
+        returned = turn(pcm)
+        times.append((time.perf_counter() - start, returned))
+    return 1e3 * np.array(times)
+
+
+def best_threads(turn: Turn, chunks: np.ndarray, cores: int) -> int:
+    """The number of threads on which PyTorch's median turn is shortest."""
+    medians = {}
+    for threads in range(1, cores + 1):
+        torch.set_num_threads(threads)
+        medians[threads] = float(np.median(run_block(turn, chunks)[:, 0]))
+    return min(medians, key=medians.__getitem__)
+
+
+def compare(preset: str, sessions: int, turns: int) -> dict[str, float]:
+    """Times both sides at a number of sessions; see `main` for what comes back."""
+    model = interaction.load(preset)
+    stream = TorchStream(model.config, model.params, sessions)
+    sides = {"step": ours(model, sessions), "torch": theirs(stream)}
+    rng = np.random.default_rng(0)
+    shape = (_BLOCK + _SETTLE, sessions, model.config.audio.turn_samples)
+    chunks = (0.05 * rng.standard_normal(shape)).astype(np.float32)
+    for turn in sides.values():
+        run_block(turn, chunks[:_WARM_UP])
+    cores = len(os.sched_getaffinity(0))
+    threads = best_threads(sides["torch"], chunks[:_WARM_UP], cores)
+    torch.set_num_threads(threads)
+    times: dict[str, list[np.ndarray]] = {name: [] for name in sides}
+    for _ in range(-(-turns // _BLOCK)):
+        for name, turn in sides.items():
+            times[name].append(run_block(turn, chunks)[_SETTLE:])
+    figures: dict[str, float] = {"torch_threads": threads}
+    for name, blocks in times.items():
+        total, returned = np.concatenate(blocks)[:turns].T
+        figures[f"{name}_p50_ms"], figures[f"{name}_p99_ms"] = np.percentile(total, (50, 99))
+        if name == "step":
+            figures["host_overhead_ms"] = float(np.median(returned))
+    figures["ratio_to_torch"] = figures["step_p50_ms"] / figures["torch_p50_ms"]
+    return figures
+
+
+def main(argv: list[str]) -> None:
+    """Prints and writes the figures.
+
+    step_p50_ms and step_p99_ms are the library's turn, torch_* the baseline's, host_overhead_ms
+    the median until the library's call returns, ratio_to_torch the quotient of the medians; with
+    _8 at eight sessions. first_reply_s and peak_memory_mb are of a process with one session.
+    """
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    use_compilation_cache()
+    seconds, memory = first_reply(_PRESET.value)
+    figures = {"first_reply_s": seconds, "peak_memory_mb": memory}
+    figures |= compare(_PRESET.value, 1, _TURNS.value)
+    eight = compare(_PRESET.value, 8, _TURNS.value)
+    figures |= {f"{name}_8": value for name, value in eight.items()}
+    figures |= {"turns": _TURNS.value, "cores": len(os.sched_getaffinity(0))}
+    figures = {name: round(float(value), 3) for name, value in figures.items()}
+    for name, value in figures.items():
+        print(f"{name:<22}{value:>10g}")
+    if _JSON.value:
+        path = pathlib.Path(_JSON.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

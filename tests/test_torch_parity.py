@@ -1,0 +1,190 @@
+"""The model against an independent PyTorch implementation, with the same parameters.
+
+Largest differences seen in float32: logits and hidden states of values up to 5, 1e-5; speech
+condition and flow velocity, 3e-6; gradients, 1e-6 of values up to 1; vocoder 0.013 of values up
+to 5, since high harmonics multiply the rounding of the pitch.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the bench extra")
+
+from experiments.baselines import (  # noqa: E402
+    torch_layers,
+    torch_model,
+    torch_stream,
+    torch_vocoder,
+)
+from interaction import model, presets, stream  # noqa: E402
+from interaction.modules import vocoder  # noqa: E402
+from interaction.modules.speech_out import FlowNet, SpeechCondition  # noqa: E402
+from interaction.ops import mel  # noqa: E402
+from interaction.types import Chunk  # noqa: E402
+from tests.support import random_params  # noqa: E402
+
+CONFIG = presets.tiny()
+SESSIONS, TURNS = 2, 30  # 90 positions: beyond both windows
+TOLERANCE, VOCODER_TOLERANCE = 1e-4, 5e-2
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    return jax.tree.map(np.asarray, random_params(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def inputs() -> model.TurnInputs:
+    rng = np.random.default_rng(1)
+    shape = (SESSIONS, TURNS, CONFIG.audio.user_frames, CONFIG.audio.mels)
+    user, own = rng.integers(0, CONFIG.audio.bins, (2, *shape), np.int32)
+    hear_own = rng.integers(0, 2, (SESSIONS, TURNS)).astype(np.float32)
+    last = rng.integers(0, CONFIG.vocab, (SESSIONS, TURNS), np.int32)
+    return model.TurnInputs(user, own, hear_own, last)
+
+
+def _tensors(inputs: model.TurnInputs) -> list:
+    return [
+        torch.tensor(leaf if leaf.dtype == np.float32 else leaf.astype(np.int64))
+        for leaf in inputs[:4]
+    ]
+
+
+def _port(params: dict) -> dict:
+    return torch_model.trunk_from_released(params["trunk"], params["router_bias"], CONFIG)
+
+
+def _close(ours: jax.Array, theirs: "torch.Tensor", tolerance: float = TOLERANCE) -> None:
+    np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), atol=tolerance, rtol=0)
+
+
+def test_transformer_equals_torch(params: dict, inputs: model.TurnInputs) -> None:
+    bias = params["router_bias"]
+    ours = jax.jit(lambda trunk: model.forward(CONFIG, trunk, bias, inputs))(params["trunk"])
+    with torch.inference_mode():
+        theirs = torch_model.forward(_port(params), CONFIG, *_tensors(inputs))
+    for mine, other in zip(ours[:3], theirs[:3], strict=True):
+        _close(mine, other)
+
+
+def test_gradients_equal_torch(params: dict, inputs: model.TurnInputs) -> None:
+    target = np.random.default_rng(2).integers(0, CONFIG.vocab, (SESSIONS, TURNS))
+
+    def loss(trunk: dict) -> jax.Array:
+        out = model.forward(CONFIG, trunk, params["router_bias"], inputs)
+        logs = jax.nn.log_softmax(out.text_logits)
+        return -jnp.mean(jnp.take_along_axis(logs, target[..., None], axis=-1))
+
+    ours = jax.jit(jax.grad(loss))(params["trunk"])
+    ported = _port(params)
+    tables = ported["audio_in"]["user_table"], ported["layers"][0]["sink"]
+    first, last = ported["layers"][0], ported["layers"][-1]
+    wanted = (*tables, first["query"], first["gate"], last["down"], last["query_norm"])
+    for leaf in wanted:
+        leaf.requires_grad_()
+    logits = torch_model.forward(ported, CONFIG, *_tensors(inputs)).text_logits
+    torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.tensor(target).flatten()
+    ).backward()
+    sliding, long = (jax.tree.map(np.asarray, ours[kind]) for kind in ("sliding", "long"))
+    gate = sliding["gate"][0, 0].transpose(1, 0, 2).reshape(CONFIG.transformer.dim, -1)
+    down = long["down"][-1].reshape(-1, CONFIG.transformer.dim)
+    got = (
+        ours["audio_in"]["user_table"],
+        sliding["sink"][0, 0],
+        sliding["query"][0, 0],
+        gate,
+        down,
+        long["query_norm"][-1],
+    )
+    for mine, leaf in zip(got, wanted, strict=True):
+        _close(mine, leaf.grad, 1e-5)
+
+
+def test_torch_steps_equal_torch_forward(params: dict, inputs: model.TurnInputs) -> None:
+    user, own, _, last = _tensors(inputs)
+    ported = _port(params)
+    caches = torch_model.make_caches(SESSIONS, CONFIG)
+    with torch.inference_mode():
+        whole = torch_model.forward(ported, CONFIG, user, own, torch.ones(last.shape), last)
+        for turn in range(TURNS):
+            now = slice(turn, turn + 1)
+            logits, _, _ = torch_model.step(
+                ported, caches, CONFIG, turn, user[:, now], own[:, now], last[:, now]
+            )
+            _close(logits, whole.text_logits[:, now])
+
+
+def test_speech_head_equals_torch(params: dict) -> None:
+    speech, cfg, rng = params["speech"], CONFIG.speech, np.random.default_rng(3)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal((SESSIONS, *shape)).astype(np.float32)
+
+    hidden, prefix = draw(CONFIG.transformer.dim), draw(cfg.prefix_frames, CONFIG.audio.mels)
+    tokens = rng.integers(0, CONFIG.vocab, (SESSIONS, cfg.token_window), np.int32)
+    point = draw(CONFIG.audio.speech_frames, CONFIG.audio.mels)
+    time = np.array([0.0, 0.7], np.float32)
+    head, flow = {"params": speech["condition"]}, {"params": speech["flow"]}
+    condition, prior = SpeechCondition(CONFIG).apply(head, hidden, tokens, prefix)
+    near = prefix[:, -cfg.flow_prefix :]
+    velocity = FlowNet(CONFIG).apply(flow, point, time, near, condition)
+
+    ported, tensor = torch_model.to_torch(speech), torch.tensor
+    theirs, guess = torch_layers.speech_condition(
+        ported["condition"], tensor(hidden), tensor(tokens).long(), tensor(prefix)
+    )
+    _close(condition, theirs)
+    _close(prior, guess)
+    speed = torch_layers.flow_velocity(
+        ported["flow"], tensor(point), tensor(time), tensor(near), theirs, CONFIG
+    )
+    _close(velocity, speed)
+
+
+def test_vocoder_equals_torch(params: dict) -> None:
+    cfg, audio, rng = CONFIG.vocoder, CONFIG.audio, np.random.default_rng(4)
+    frames = rng.normal(-2.0, 1.0, (SESSIONS, 40, audio.mels)).astype(np.float32)
+    ours = jax.jit(lambda p, x: vocoder.vocoder_full(p, x, cfg, audio))(params["vocoder"], frames)
+    sessions = torch_vocoder.open_stream(SESSIONS, cfg, audio)
+    ported = torch_model.to_torch(params["vocoder"])
+    noise = torch_vocoder.noise_table(audio.speech_hop)
+    with torch.inference_mode():
+        chunks = [
+            torch_vocoder.vocoder_step(ported, sessions, torch.tensor(chunk), noise, cfg, audio)
+            for chunk in np.split(frames, 8, axis=1)
+        ]
+    _close(ours, torch.cat(chunks, dim=1), VOCODER_TOLERANCE)
+
+
+def test_stream_equals_torch(params: dict) -> None:
+    """PCM to PCM, where nothing random is left: the tokens, and the samples they become."""
+    config = dataclasses.replace(CONFIG, speech=dataclasses.replace(CONFIG.speech, temperature=0.0))
+    rng = np.random.default_rng(5)
+    step = jax.jit(lambda state, chunk: stream.step(config, params, state, chunk))
+    state = stream.init_state(config, stream.session_keys(jnp.arange(SESSIONS)))
+    theirs = torch_stream.TorchStream(config, params, SESSIONS)
+    for _ in range(TURNS):
+        pcm = rng.normal(0, 0.1, (SESSIONS, config.audio.turn_samples)).astype(np.float32)
+        state, reply = step(state, Chunk(audio=pcm))
+        audio, text = theirs.step(pcm)
+        np.testing.assert_array_equal(np.asarray(reply.text), text)
+        _close(reply.audio, torch.tensor(audio), VOCODER_TOLERANCE)
+
+
+def test_mel_equals_torch() -> None:
+    cfg = CONFIG.audio
+    samples = cfg.window - cfg.user_hop + 8 * cfg.user_hop
+    pcm = np.random.default_rng(6).normal(0, 0.1, (2, samples)).astype(np.float32)
+    theirs = torch_layers.log_mel(
+        torch.tensor(pcm),
+        torch.tensor(mel.mel_filterbank(cfg)),
+        torch.hann_window(cfg.window),
+        cfg.user_hop,
+        cfg,
+    )
+    _close(mel.log_mel(jnp.asarray(pcm), cfg.user_hop, cfg), theirs)
