@@ -7,7 +7,7 @@ python -m experiments.export --conversation=runs/demo --speech=runs/demo_speech 
 import dataclasses
 import pathlib
 
-from absl import app, flags
+from absl import app, flags, logging
 from flax import traverse_util
 
 from interaction.checkpoint import WEIGHTS, load_config, save_model
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
     """Reads the averaged parameters of each run and writes them together."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
     sources = {flag: getattr(flags.FLAGS, flag) for flag in _PARTS}
     config = dataclasses.replace(
         load_config(sources["conversation"]),

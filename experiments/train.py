@@ -10,7 +10,7 @@ import signal
 import threading
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.compilation import use_compilation_cache
 from interaction.training.config import TrainConfig
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
     """Reads flags and config, and trains."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # the progress bar is the log
     use_compilation_cache()
     config = load_config(_CONFIG.value)
     flags_given = (flag for flag in (_WORKDIR, _DATA, _STEPS, _MINUTES) if flag.value is not None)

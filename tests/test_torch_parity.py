@@ -166,7 +166,7 @@ def test_stream_equals_torch(params: dict) -> None:
     config = dataclasses.replace(CONFIG, speech=dataclasses.replace(CONFIG.speech, temperature=0.0))
     rng = np.random.default_rng(5)
     step = jax.jit(lambda state, chunk: stream.step(config, params, state, chunk))
-    state = stream.init_state(config, stream.session_keys(jnp.arange(SESSIONS)))
+    state = jax.jit(lambda: stream.init_state(config, stream.session_keys(jnp.arange(SESSIONS))))()
     theirs = torch_stream.TorchStream(config, params, SESSIONS)
     for _ in range(TURNS):
         pcm = rng.normal(0, 0.1, (SESSIONS, config.audio.turn_samples)).astype(np.float32)

@@ -11,7 +11,7 @@ def get_config() -> TrainConfig:
         data="data/train",
         batch=8,
         steps=2_000,
-        learning_rate=1.5e-3,
+        learning_rate=7e-4,
         warmup=200,
         schedule="wsd",
         decay_fraction=0.4,

@@ -47,7 +47,7 @@ def test_chunks_equal_the_whole(params: dict, frames: jax.Array, size: int) -> N
     whole_state, whole = _stream(params, frames, FRAMES)
     state, chunks = _stream(params, frames, size)
     assert whole.shape == (3, FRAMES * HOP)
-    # measured at this size on a CPU: 0
+    # measured: 0 where samples reach 2
     np.testing.assert_allclose(chunks, whole, atol=1e-4 * float(jnp.abs(whole).max()))
     np.testing.assert_array_equal(state.source.phase, whole_state.source.phase)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole_state), strict=True):
@@ -61,9 +61,9 @@ def test_gradients_of_chunks_equal_those_of_the_whole(params: dict, frames: jax.
 
     grad = jax.jit(jax.grad(energy), static_argnums=1)
     whole, chunks = grad(params, 4), grad(params, 2)
-    for name in params:
+    for name in params:  # measured: 3e-7 of the largest
         scale = float(jnp.abs(whole[name]).max())
-        np.testing.assert_allclose(chunks[name], whole[name], atol=1e-3 * scale, err_msg=name)
+        np.testing.assert_allclose(chunks[name], whole[name], atol=1e-5 * scale, err_msg=name)
 
 
 def test_nothing_comes_from_the_future(params: dict, frames: jax.Array) -> None:
@@ -77,7 +77,7 @@ def test_nothing_comes_from_the_future(params: dict, frames: jax.Array) -> None:
 def test_rows_do_not_see_each_other(params: dict, frames: jax.Array) -> None:
     both = _stream(params, frames, FRAMES)[1]
     alone = _stream(params, frames[1:2], FRAMES)[1]
-    # measured at this size on a CPU: 0
+    # measured: 0 where samples reach 2
     np.testing.assert_allclose(both[1:2], alone, atol=1e-4 * float(jnp.abs(both).max()))
 
 
@@ -99,7 +99,9 @@ def test_pitch_decodes_between_classes() -> None:
     wanted = jnp.array([110.0, 173.3, 251.0])
     classes = jnp.log(wanted)[:, None] - jnp.log(grid)
     logits = -0.5 * jnp.square(classes / jnp.log(grid[1] / grid[0]))
-    np.testing.assert_allclose(vocoder.decode_pitch(logits, CFG), wanted, rtol=5e-3)
+    np.testing.assert_allclose(
+        vocoder.decode_pitch(logits, CFG), wanted, rtol=5e-3
+    )  # measured: 8e-4
 
 
 def test_pulses_follow_the_pitch() -> None:
@@ -111,7 +113,9 @@ def test_pulses_follow_the_pitch() -> None:
     _, pcm = source_filter.synthesise(state, jnp.full((1, frames), pitch), cepstra, HOP, rate)
     steady = pcm[:, 4 * HOP :]
     period = round(rate / pitch)
-    np.testing.assert_allclose(steady[:, period:], steady[:, :-period], atol=0.05)
+    np.testing.assert_allclose(
+        steady[:, period:], steady[:, :-period], atol=0.01
+    )  # measured: 1e-4 of 10
     np.testing.assert_allclose(jnp.mean(jnp.square(steady)), 1.0, rtol=0.02)
 
 
@@ -139,8 +143,8 @@ def test_estimated_pitch_of_a_voice() -> None:
     pitch, peak = vocoder_loss.estimate_pitch(pcm, HOP, VocoderConfig(), AUDIO)
     centres = (np.arange(pitch.shape[1]) + 1) * HOP - AUDIO.window // 2
     inside = slice(4, -1)
-    # measured: MEASURED_PITCH
-    np.testing.assert_allclose(pitch[0, inside], hertz[centres[inside]], rtol=0.02)
+    # measured: 5e-4
+    np.testing.assert_allclose(pitch[0, inside], hertz[centres[inside]], rtol=5e-3)
     assert jnp.all(peak[0, inside] > 0.9)
 
 

@@ -32,7 +32,7 @@ def test_bins_are_the_nearest_levels() -> None:
 def test_bag_equals_the_sum_of_rows(frames: int) -> None:
     table, bins, _ = _case(frames)
     wanted = np.asarray(table)[np.arange(CFG.mels), np.asarray(bins)].sum(-2)
-    # measured: 1e-6
+    # measured: 0 where sums reach 4
     np.testing.assert_allclose(dmel.bag_of_embeddings(table, bins), wanted, atol=1e-5)
 
 
@@ -44,7 +44,7 @@ def test_gradient_equals_autodiff_of_the_plain_form(frames: int) -> None:
         return jnp.sum(table[jnp.arange(CFG.mels), bins].sum(-2) * weight)
 
     got = jax.grad(lambda table: jnp.sum(dmel.bag_of_embeddings(table, bins) * weight))(table)
-    # measured: 5e-6 at 300 frames
+    # measured: 6e-6 where gradients reach 22
     np.testing.assert_allclose(got, jax.grad(plain)(table), atol=5e-5)
 
 
