@@ -142,9 +142,7 @@ class SpeechConfig:
     condition_dim: int = 512  # hidden width of the conditioning network
     token_dim: int = 64  # embedding of a text-out token
     token_window: int = 12  # last text-out tokens seen, the newest included
-    prefix_frames: int = 16  # generated frames before this micro-turn that condition it
-    flow_prefix: int = 4  # of them, those that the flow network sees as frames
-    prior_std: float = 0.5  # of the noise around the prior, in standardised mel
+    prefix_frames: int = 8  # generated frames before this micro-turn that are seen
     flow_steps: int = 4  # Euler steps
     temperature: float = 0.6  # scale of the initial noise when generating, >= 0
     mel_floor: float = -5.0  # log10 magnitude below which speech is silence
@@ -153,20 +151,12 @@ class SpeechConfig:
 
     def __post_init__(self) -> None:
         """Checks counts and scales."""
-        for name in ("dim", "layers", "token_window", "flow_prefix", "flow_steps"):
+        for name in ("dim", "layers", "token_window", "prefix_frames", "flow_steps"):
             _require(
                 getattr(self, name) >= 1, f"speech.{name}", getattr(self, name), ">= 1", "raise"
             )
         _require(self.temperature >= 0, "speech.temperature", self.temperature, ">= 0", "raise it")
         _require(self.mel_std > 0, "speech.mel_std", self.mel_std, "> 0", "measure it on the data")
-        _require(self.prior_std > 0, "speech.prior_std", self.prior_std, "> 0", "raise it")
-        _require(
-            self.flow_prefix <= self.prefix_frames,
-            "speech.flow_prefix",
-            self.flow_prefix,
-            f"at most prefix_frames={self.prefix_frames}",
-            "the flow network sees the last of them",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +209,7 @@ class ModelConfig:
     text_slots: int = 4  # text-in tokens a micro-turn takes at most
     patches: int = 9  # 40x40 patches of a frame, a square number
     audio_positions: int = 2  # positions a micro-turn of the user's audio takes
+    hears_itself: bool = True  # whether the step hears its own last speech or blanks it
     text_temperature: float = 0.0  # of the text stream, 0 takes the most likely token
     frame_dim: int = 128  # bag-of-embeddings width of one dMel frame
 

@@ -98,12 +98,11 @@ def init_speech(config: ModelConfig, key: Array) -> Params:
     tokens = jnp.zeros((1, config.speech.token_window), jnp.int32)
     hidden = jnp.zeros((1, config.transformer.dim))
     condition_key, flow_key = jax.random.split(key)
-    (condition, _), params = SpeechCondition(config).init_with_output(
+    condition, params = SpeechCondition(config).init_with_output(
         condition_key, hidden, tokens, prefix
     )
     point = jnp.zeros((1, frames, mels))
-    near = prefix[:, -config.speech.flow_prefix :]
-    flow = FlowNet(config).init(flow_key, point, jnp.zeros(1), near, condition)
+    flow = FlowNet(config).init(flow_key, point, jnp.zeros(1), prefix, condition)
     return {"condition": params["params"], "flow": flow["params"]}
 
 

@@ -100,7 +100,7 @@ def listen(
         inputs = TurnInputs(
             user=dmel.dmel_bins(user, audio)[:, None],
             own=dmel.dmel_bins(state.mel[:, stride - 1 :: stride], audio)[:, None],
-            hear_own=jnp.ones((chunk.audio.shape[0], 1)),
+            hear_own=jnp.full((chunk.audio.shape[0], 1), float(config.hears_itself)),
             last=state.tokens[:, -1:],
             text=None if chunk.text is None else chunk.text[:, None],
             frame=None if chunk.frame is None else chunk.frame[:, None],

@@ -132,8 +132,10 @@ def test_memory_is_constant_and_clocks_wrap(model: InteractionModel) -> None:
     old_end, aged = model.step(jax.device_put(old), chunk(3))
     assert int(old_end.rings.written[0]) < 10, "the counter wrapped"
     np.testing.assert_array_equal(young.text, aged.text)
-    # The keys stand in other slots, so sums run in another order; measured: 6e-7.
-    np.testing.assert_allclose(young.audio, aged.audio, atol=1e-4)
+    # The keys stand in other slots, so sums run in another order. Measured 1.1e-4: rounding of
+    # 1e-6 in the mel moves the vocoder's pitch, whose phase adds up over a micro-turn.
+    np.testing.assert_allclose(young_end.mel, old_end.mel, atol=1e-5)
+    np.testing.assert_allclose(young.audio, aged.audio, atol=1e-3)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(young_end)) == size
 
 

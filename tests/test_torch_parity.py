@@ -130,18 +130,16 @@ def test_speech_head_equals_torch(params: dict) -> None:
     point = draw(CONFIG.audio.speech_frames, CONFIG.audio.mels)
     time = np.array([0.0, 0.7], np.float32)
     head, flow = {"params": speech["condition"]}, {"params": speech["flow"]}
-    condition, prior = SpeechCondition(CONFIG).apply(head, hidden, tokens, prefix)
-    near = prefix[:, -cfg.flow_prefix :]
-    velocity = FlowNet(CONFIG).apply(flow, point, time, near, condition)
+    condition = SpeechCondition(CONFIG).apply(head, hidden, tokens, prefix)
+    velocity = FlowNet(CONFIG).apply(flow, point, time, prefix, condition)
 
     ported, tensor = torch_model.to_torch(speech), torch.tensor
-    theirs, guess = torch_layers.speech_condition(
+    theirs = torch_layers.speech_condition(
         ported["condition"], tensor(hidden), tensor(tokens).long(), tensor(prefix)
-    )
+    ).view(condition.shape)
     _close(condition, theirs)
-    _close(prior, guess)
     speed = torch_layers.flow_velocity(
-        ported["flow"], tensor(point), tensor(time), tensor(near), theirs, CONFIG
+        ported["flow"], tensor(point), tensor(time), tensor(prefix), theirs, CONFIG
     )
     _close(velocity, speed)
 

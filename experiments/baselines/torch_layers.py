@@ -6,7 +6,9 @@ dimension, e expert, f ffn, m mel channel.
 """
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,13 @@ from torch import Tensor
 from interaction.config import AudioConfig, ModelConfig, TransformerConfig
 
 Params = dict  # nested dict of tensors
+
+
+def to_torch(tree: Any) -> Any:  # noqa: ANN401
+    """A nested dict of arrays as one of float32 tensors, copied."""
+    if isinstance(tree, dict):
+        return {name: to_torch(leaf) for name, leaf in tree.items()}
+    return torch.tensor(np.asarray(tree, np.float32))
 
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -151,26 +160,25 @@ def time_features(time: Tensor, width: int) -> Tensor:
 
 
 def speech_condition(
-    p: Params, hidden: Tensor, tokens: Tensor, prefix: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Features of each frame of a micro-turn, and the prior that the flow starts from.
+    p: Params, hidden: Tensor, tokens: Tensor, prefix: Tensor, frames: int
+) -> Tensor:
+    """Conditions of the frames of a micro-turn.
 
     Args:
       p: {"table", ...}.
       hidden: [b, d].
       tokens: int64[b, token_window].
       prefix: [b, prefix_frames, m], standardised.
+      frames: Of a micro-turn.
 
     Returns:
-      [b, speech_frames, dim] and [b, speech_frames, m].
+      [b, frames, dim].
     """
     said = F.embedding(tokens, p["table"]).flatten(1)
     x = said @ p["tokens_in"] + prefix.flatten(1) @ p["prefix_in"] + hidden @ p["hidden_in"]
     x = F.silu(x + p["bias_in"])
-    for layer in range(2):
-        x = x + F.silu(rms_norm(x, p[f"norm_{layer}"], 1e-6) @ p[f"middle_{layer}"])
-    x = F.silu((x @ p["out"]).unflatten(1, (-1, p["prior"].shape[0])))
-    return x, x @ p["prior"]
+    x = x + F.silu(rms_norm(x, p["norm"], 1e-6) @ p["middle"])
+    return (x @ p["out"]).unflatten(1, (frames, -1))
 
 
 def flow_velocity(

@@ -1,6 +1,6 @@
 """The transformer in PyTorch: over whole sessions, and step by step with a key-value cache."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,6 @@ class Outputs(NamedTuple):
     router_logits: list[Tensor]  # a layer: [b * t, e]
 
 
-def to_torch(tree: Any) -> Any:  # noqa: ANN401
-    """A nested dict of arrays as one of float32 tensors, copied."""
-    if isinstance(tree, dict):
-        return {name: to_torch(leaf) for name, leaf in tree.items()}
-    return torch.tensor(np.asarray(tree, np.float32))
-
-
 def trunk_from_released(trunk: dict, bias: np.ndarray, config: ModelConfig) -> Params:
     """The trunk's arrays, stacked by layer, as a list of layers.
 
@@ -40,14 +33,16 @@ def trunk_from_released(trunk: dict, bias: np.ndarray, config: ModelConfig) -> P
       "audio_in", "text_in" and "read_out" as they are, "layers" in order.
     """
     cfg = config.transformer
-    parts: Params = {name: to_torch(trunk[name]) for name in ("audio_in", "text_in", "read_out")}
+    parts: Params = {
+        name: layers.to_torch(trunk[name]) for name in ("audio_in", "text_in", "read_out")
+    }
     parts["layers"] = []
     for number in range(cfg.layers):
         group, place = divmod(number, cfg.long_every)
         long = place == cfg.long_every - 1
         index = (group,) if long else (group, place)
         stack = trunk["long" if long else "sliding"]
-        layer = to_torch({name: leaf[index] for name, leaf in stack.items()})
+        layer = layers.to_torch({name: leaf[index] for name, leaf in stack.items()})
         for name in ("gate", "up"):
             layer[name] = layer[name].transpose(0, 1).flatten(1).contiguous()
         layer["down"] = layer["down"].flatten(0, 1).contiguous()

@@ -73,11 +73,9 @@ class TorchStream:
         cfg = self.config.speech
         prefix = self.mel[:, -cfg.prefix_frames :].clamp_min(cfg.mel_floor)
         prefix = (prefix - cfg.mel_mean) / cfg.mel_std
-        condition, prior = layers.speech_condition(
-            self.speech["condition"], hidden, self.tokens, prefix
-        )
-        prefix = prefix[:, -cfg.flow_prefix :]
-        point = prior + cfg.prior_std * cfg.temperature * noise
+        condition = layers.speech_condition(self.speech["condition"], hidden, self.tokens, prefix)
+        condition = condition.view(*noise.shape[:2], -1)
+        point = cfg.temperature * noise
         for number in range(cfg.flow_steps):
             time = torch.full(noise.shape[:1], number / cfg.flow_steps)
             velocity = layers.flow_velocity(

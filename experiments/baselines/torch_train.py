@@ -107,43 +107,29 @@ class TorchTrainer:
         own = torch.where(own > 0, (own + jitter).clamp(0, audio.bins - 1), own)
         return user.view(*text.shape, *split), own, mel
 
-    def speech_loss(self, hidden: Tensor, text: Tensor, mel: Tensor) -> Tensor:
-        """Errors of prior and flow over micro-turns with speech, see the library's."""
+    def flow_loss(self, hidden: Tensor, text: Tensor, mel: Tensor) -> Tensor:
+        """Error of the velocity over micro-turns with speech, see the library's."""
         cfg, params = self.model.speech, self.params["speech"]
         speaking = (text != Special.SILENT).flatten()
         count = int(speech_training.SPEAKING_SHARE * speaking.numel())
-        rank, picked = (speaking + torch.rand(speaking.shape)).topk(count)
-        weight = (rank >= 1).float()
+        weight, picked = (speaking + torch.rand(speaking.shape)).topk(count)
+        weight = (weight >= 1).float()
         mel = (mel.clamp_min(cfg.mel_floor) - cfg.mel_mean) / cfg.mel_std
         quiet = (cfg.mel_floor - cfg.mel_mean) / cfg.mel_std
         target = mel.flatten(0, 1)[picked]
         prefix = delayed(mel, quiet).flatten(0, 1)[picked, -cfg.prefix_frames :]
-        level = 0.5 * torch.rand(count, 1, 1).square()
+        level = 0.4 * torch.rand(count, 1, 1).square()
         prefix = prefix + level * torch.randn(prefix.shape)
         said = F.pad(text, (cfg.token_window - 1, 0), value=Special.SILENT)
         said = said.unfold(1, cfg.token_window, 1).flatten(0, 1)[picked]
-        condition, prior = layers.speech_condition(
+        condition = layers.speech_condition(
             params["condition"], hidden.flatten(0, 1)[picked], said, prefix
-        )
-        some = int(speech_training.FLOW_SHARE * count)
-        start = prior[:some].detach() + cfg.prior_std * torch.randn(target[:some].shape)
-        time = torch.rand(some)
-        point = torch.lerp(start, target[:some], time[:, None, None])
-        guess = layers.flow_velocity(
-            params["flow"],
-            point,
-            time,
-            prefix[:some, -cfg.flow_prefix :],
-            condition[:some],
-            self.model,
-        )
-
-        def mean(error: Tensor) -> Tensor:
-            weights = weight[: len(error)]
-            return (error.square().mean((1, 2)) * weights).sum() / weights.sum().clamp_min(1.0)
-
-        flow = mean(guess - (target[:some] - start)) / cfg.prior_std**2
-        return mean(prior - target) + flow
+        ).unflatten(1, (target.shape[1], -1))
+        noise, time = torch.randn(target.shape), torch.rand(count)
+        point = torch.lerp(noise, target, time[:, None, None])
+        guess = layers.flow_velocity(params["flow"], point, time, prefix, condition, self.model)
+        error = (guess - (target - noise)).square().mean((1, 2))
+        return (error * weight).sum() / weight.sum().clamp_min(1.0)
 
     def loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The whole loss, and the routers' logits by layer."""
@@ -167,7 +153,7 @@ class TorchTrainer:
         )
         weight = torch.where(heard != Special.NONE, 1.0, conversation.NONE_WEIGHT)
         loss = loss + conversation.HEARD_WEIGHT * cross_entropy(out.heard_logits, heard, weight)
-        loss = loss + 0.5 * self.speech_loss(out.hidden, text, mel)
+        loss = loss + 0.5 * self.flow_loss(out.hidden, text, mel)
         z = sum(logits.logsumexp(-1).square().mean() for logits in out.router_logits)
         return loss + conversation.ROUTER_Z_WEIGHT * z, out.router_logits
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.baselines.torch_layers import Params, gelu
+from experiments.baselines.torch_layers import Params, gelu, to_torch
 from interaction.config import AudioConfig, VocoderConfig
+from interaction.modules.vocoder import envelope_cepstra
 
 
 @dataclasses.dataclass
@@ -40,15 +41,27 @@ def open_stream(sessions: int, cfg: VocoderConfig, audio: AudioConfig) -> Vocode
     )
 
 
-def noise_table(hop: int) -> Tensor:
-    """The noise source's period of 128 frames, [128, hop]."""
-    return torch.tensor(np.random.default_rng(0).standard_normal((128, hop)).astype(np.float32))
+def vocoder_from_released(params: dict, cfg: VocoderConfig, audio: AudioConfig) -> Params:
+    """The released parameters, and the constants beside them."""
+    noise = np.random.default_rng(0).standard_normal((128, audio.speech_hop))
+    level = -2.0 * math.log(10.0)
+    start = torch.zeros(2, cfg.order)
+    start[:, :2] = torch.tensor([[level + 0.2, 0.7], [level - 1.5, -1.5]])
+    return {
+        **to_torch(params),
+        "noise": torch.tensor(noise.astype(np.float32)),  # one period of the noise source
+        "envelope": torch.tensor(envelope_cepstra(cfg.order, audio)),
+        "start": start,
+        "range": 0.2 / (1 + torch.arange(cfg.order)) ** 0.75,
+    }
 
 
 def _controls(p: Params, stream: VocoderStream, mel: Tensor) -> tuple[Tensor, Tensor]:
     """Pitch logits [b, frames, bins] and cepstra [b, frames, 2, order]."""
     frames = mel.shape[1]
-    mel = torch.cat([stream.mel, (mel.clamp_min(-5.0) + 2.0) / 1.2], dim=1)
+    mel = (mel.clamp_min(-5.0) + 2.0) / 1.2
+    envelope = mel @ p["envelope"]
+    mel = torch.cat([stream.mel, mel], dim=1)
     stream.mel = mel[:, frames:]
     seen = torch.cat([mel[:, i : i + frames] for i in range(3)], dim=-1)
     x = seen @ p["input"] + p["input_bias"]
@@ -60,8 +73,8 @@ def _controls(p: Params, stream: VocoderStream, mel: Tensor) -> tuple[Tensor, Te
         y = F.layer_norm(y, y.shape[-1:], p["norm"][layer], eps=1e-5)
         x = x + gelu(y @ p["up"][layer] + p["up_bias"][layer]) @ p["down"][layer]
     x = F.layer_norm(x, x.shape[-1:], p["out_norm"], eps=1e-5)
-    cepstra = x @ p["filter"] + p["filter_bias"]
-    return x @ p["pitch"] + p["pitch_bias"], cepstra.unflatten(-1, (2, -1))
+    cepstra = (x @ p["filter"] + p["filter_bias"]).unflatten(-1, (2, -1)) * p["range"]
+    return x @ p["pitch"] + p["pitch_bias"], cepstra + envelope[:, :, None] + p["start"]
 
 
 def _decode_pitch(logits: Tensor, cfg: VocoderConfig) -> Tensor:
@@ -95,7 +108,6 @@ def vocoder_step(
     p: Params,
     stream: VocoderStream,
     mel: Tensor,
-    noise: Tensor,
     cfg: VocoderConfig,
     audio: AudioConfig,
 ) -> Tensor:
@@ -103,9 +115,9 @@ def vocoder_step(
     hop, frames = audio.speech_hop, mel.shape[1]
     logits, cepstra = _controls(p, stream, mel)
     pulses = _pulses(stream, _decode_pitch(logits, cfg), hop, audio.sample_rate)
-    ticks = (stream.clock + torch.arange(frames)) % noise.shape[0]
+    ticks = (stream.clock + torch.arange(frames)) % p["noise"].shape[0]
     stream.clock += frames
-    sources = torch.stack([pulses, noise[ticks].expand_as(pulses)], dim=2)
+    sources = torch.stack([pulses, p["noise"][ticks].expand_as(pulses)], dim=2)
     rise = (torch.arange(hop) + 0.5) / hop
     into = torch.fft.rfft(sources * rise, n=cfg.n_fft)
     out_of = torch.fft.rfft(sources * (1 - rise), n=cfg.n_fft)

@@ -1,4 +1,4 @@
-"""The flow head alone, from text and its own last frames: it needs no trunk to learn to speak."""
+"""The flow head alone, second leg: it needs no trunk to learn to speak."""
 
 from interaction.training.config import TrainConfig
 
@@ -10,10 +10,11 @@ def get_config() -> TrainConfig:
         objective="interaction.training.speech:speech_objective",
         data="data/train",
         batch=8,
-        steps=2_000,
-        learning_rate=7e-4,
-        warmup=200,
+        steps=720,
+        learning_rate=1.5e-3,
+        warmup=20,
         schedule="wsd",
-        decay_fraction=0.4,
-        ema_decay=0.995,
+        decay_fraction=0.6,
+        ema_decay=0.99,
+        init_from={"speech": "runs/demo_speech_start"},
     )

@@ -27,15 +27,12 @@ def time_features(time: Array, width: int) -> Array:
 
 
 class SpeechCondition(nn.Module):
-    """Folds what is to be said into features and a first guess of each frame.
-
-    Runs once a micro-turn. The guess is where the flow starts, as in Grad-TTS (arXiv 2105.06337).
-    """
+    """Folds what is to be said into one feature vector a frame; runs once a micro-turn."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, hidden: Array, tokens: Array, prefix: Array) -> tuple[Array, Array]:
+    def __call__(self, hidden: Array, tokens: Array, prefix: Array) -> Array:
         """Computes the conditions.
 
         Args:
@@ -44,9 +41,9 @@ class SpeechCondition(nn.Module):
           prefix: float32[b, prefix_frames, m], standardised frames before this micro-turn.
 
         Returns:
-          Features [b, speech_frames, dim] and the prior [b, speech_frames, m].
+          [b, speech_frames, dim].
         """
-        cfg, audio = self.config.speech, self.config.audio
+        cfg, frames = self.config.speech, self.config.audio.speech_frames
         table = self.param("table", nn.initializers.normal(1.0), (self.config.vocab, cfg.token_dim))
         said = jnp.take(table, tokens, axis=0).reshape(tokens.shape[0], -1)
         before = prefix.reshape(prefix.shape[0], -1)
@@ -54,13 +51,12 @@ class SpeechCondition(nn.Module):
         x = said @ self.param("tokens_in", _DENSE, (said.shape[1], width))
         x = x + before @ self.param("prefix_in", _DENSE, (before.shape[1], width))
         x = x + hidden @ self.param("hidden_in", _ZERO, (hidden.shape[1], width))
-        x = jax.nn.silu(x + self.param("bias_in", _ZERO, (width,)))
-        for layer in range(2):
-            normed = rms_norm(x, self.param(f"norm_{layer}", _ONE, (width,)), 1e-6)
-            x = x + jax.nn.silu(normed @ self.param(f"middle_{layer}", _DENSE, (width, width)))
-        x = x @ self.param("out", _DENSE, (width, audio.speech_frames * cfg.dim))
-        x = jax.nn.silu(x.reshape(-1, audio.speech_frames, cfg.dim))
-        return x, dense(x, self.param("prior", _DENSE, (cfg.dim, audio.mels)))
+        x = x + self.param("bias_in", _ZERO, (width,))
+        x = jax.nn.silu(x)
+        middle = rms_norm(x, self.param("norm", _ONE, (width,)), 1e-6)
+        x = x + jax.nn.silu(middle @ self.param("middle", _DENSE, (width, width)))
+        x = x @ self.param("out", _DENSE, (width, frames * cfg.dim))
+        return x.reshape(-1, frames, cfg.dim)
 
 
 class FlowNet(nn.Module):
@@ -75,8 +71,8 @@ class FlowNet(nn.Module):
         Args:
           point: float32[b, speech_frames, m], on the path from noise to mel.
           time: float32[b] in [0, 1].
-          prefix: float32[b, flow_prefix, m], the frames just before.
-          condition: [b, speech_frames, dim], features of SpeechCondition.
+          prefix: float32[b, prefix_frames, m].
+          condition: [b, speech_frames, dim], from SpeechCondition.
 
         Returns:
           float32[b, speech_frames, m].
@@ -130,16 +126,14 @@ def generate_mel(
     """
     cfg = config.speech
     before = standardise(prefix, config)
-    condition, prior = SpeechCondition(config).apply(
+    condition = SpeechCondition(config).apply(
         {"params": params["condition"]}, hidden, tokens, before
     )
-    before = before[:, -cfg.flow_prefix :]
 
     def velocity(point: Array, time: Array) -> Array:
         return FlowNet(config).apply({"params": params["flow"]}, point, time, before, condition)
 
-    start = prior + cfg.prior_std * cfg.temperature * noise
-    point = flow.integrate(velocity, start, cfg.flow_steps)
+    point = flow.integrate(velocity, cfg.temperature * noise, cfg.flow_steps)
     return point * cfg.mel_std + cfg.mel_mean
 
 

@@ -12,7 +12,7 @@ from interaction.ops import dmel, router
 from interaction.training import features
 from interaction.training.objective import Batch, Buffers, Metrics, Objective
 from interaction.training.samples import conversation_samples
-from interaction.training.speech import SpeechLoss, speech_loss
+from interaction.training.speech import flow_loss
 from interaction.types import Array, Params, Special
 
 QUIET_WEIGHT = 0.4  # of silent and hold against words and switches in the text loss
@@ -27,7 +27,6 @@ class Aux(NamedTuple):
 
     text: Array  # cross-entropy of the text stream, nats
     heard: Array  # cross-entropy of the user's transcription, nats
-    prior: Array  # error of the first guess of the speech mel, 0 where it is not trained
     flow: Array  # flow-matching error of the speech mel, 0 where it is not trained
     router_z: Array  # router z-loss (arXiv 2202.08906)
     text_accuracy: Array  # of word tokens
@@ -85,15 +84,14 @@ def conversation_loss(
     word = text >= Special.COUNT
     switch = (text == Special.SILENT) != (inputs.last == Special.SILENT)
     said = heard != Special.NONE
-    spoken = SpeechLoss(jnp.zeros(()), jnp.zeros(()))
+    flow = jnp.zeros(())
     if speech_weight:
-        spoken = speech_loss(config, params["speech"], out.hidden, batch, speech, speech_key)
+        flow = flow_loss(config, params["speech"], out.hidden, batch, speech, speech_key)
     tokens = jnp.sum(out.aux.load, axis=-1, keepdims=True)
     aux = Aux(
         text=cross_entropy(out.text_logits, text, jnp.where(word | switch, 1.0, QUIET_WEIGHT)),
         heard=cross_entropy(out.heard_logits, heard, jnp.where(said, 1.0, NONE_WEIGHT)),
-        prior=spoken.prior,
-        flow=spoken.flow,
+        flow=flow,
         router_z=jnp.sum(out.aux.router_z / tokens[:, 0]) * config.transformer.experts_per_token,
         text_accuracy=share(jnp.argmax(out.text_logits, axis=-1) == text, word),
         switch_accuracy=share(
@@ -103,7 +101,7 @@ def conversation_loss(
         heard_accuracy=share(jnp.argmax(out.heard_logits, axis=-1) == heard, said),
         busiest_expert=jnp.max(out.aux.load / tokens),
     )
-    loss = aux.text + HEARD_WEIGHT * aux.heard + speech_weight * sum(spoken)
+    loss = aux.text + HEARD_WEIGHT * aux.heard + speech_weight * aux.flow
     loss = loss + ROUTER_Z_WEIGHT * aux.router_z
     buffers = {"router_bias": router.update_bias(bias, out.aux.load, BIAS_RATE)}
     return loss, (aux._asdict(), buffers)

@@ -1,7 +1,5 @@
 """Training of the flow head: flow matching on the mel of micro-turns in which the model speaks."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -15,20 +13,12 @@ from interaction.training.samples import speech_samples
 from interaction.types import Array, Params, Special
 
 SPEAKING_SHARE = 0.375  # of all micro-turns that a batch has room for
-FLOW_SHARE = 0.5  # of those, the ones whose flow is trained; the prior is trained on all
 
 
-class SpeechLoss(NamedTuple):
-    """Errors in standardised mel, each float32[]."""
-
-    prior: Array  # mean squared error of the prior
-    flow: Array  # the same of the flow's velocity, over the variance of its noise
-
-
-def speech_loss(
+def flow_loss(
     config: ModelConfig, params: Params, hidden: Array, batch: Batch, speech: Array, key: Array
-) -> SpeechLoss:
-    """Errors of prior and flow over micro-turns with speech.
+) -> Array:
+    """Mean squared error of the velocity over micro-turns with speech.
 
     The frames before a micro-turn are noised, since what the head sees when it runs is its own.
 
@@ -41,48 +31,35 @@ def speech_loss(
       key: Typed PRNG key.
 
     Returns:
-      The errors.
+      float32[].
     """
     cfg = config.speech
     pick_key, prefix_key, level_key, noise_key, time_key = jax.random.split(key, 5)
     speaking = (batch["text"] != Special.SILENT).reshape(-1)
     count = int(SPEAKING_SHARE * speaking.size)
-    rank, picked = jax.lax.top_k(speaking + jax.random.uniform(pick_key, speaking.shape), count)
-    weight = (rank >= 1.0).astype(jnp.float32)  # those that speak come first, in random order
+    chance = jax.random.uniform(pick_key, speaking.shape)
+    weight, picked = jax.lax.top_k(speaking + chance, count)
+    weight = (weight >= 1.0).astype(jnp.float32)
 
     def rows(turns: Array) -> Array:
         return turns.reshape(-1, *turns.shape[2:])[picked]
 
-    def mean(error: Array) -> Array:
-        weights = weight[: error.shape[0]]
-        return jnp.sum(jnp.mean(error, axis=(1, 2)) * weights) / jnp.maximum(jnp.sum(weights), 1.0)
-
-    speech = standardise(speech, config)
-    target = rows(speech)
-    prefix = rows(features.delayed(speech, standardise(jnp.array(cfg.mel_floor), config)))
+    target = standardise(speech, config)
+    prefix = rows(features.delayed(target, standardise(jnp.array(cfg.mel_floor), config)))
     prefix = prefix[:, -cfg.prefix_frames :]
-    level = 0.5 * jnp.square(jax.random.uniform(level_key, (count, 1, 1)))
+    level = 0.4 * jnp.square(jax.random.uniform(level_key, (count, 1, 1)))
     prefix = prefix + level * jax.random.normal(prefix_key, prefix.shape)
     tokens = rows(features.token_windows(batch["text"], cfg.token_window))
-    condition, prior = SpeechCondition(config).apply(
+    condition = SpeechCondition(config).apply(
         {"params": params["condition"]}, rows(hidden), tokens, prefix
     )
-    some = int(FLOW_SHARE * count)
-    noise = cfg.prior_std * jax.random.normal(noise_key, (some, *target.shape[1:]))
-    time = jax.random.uniform(time_key, (some,))
-    start = jax.lax.stop_gradient(prior[:some]) + noise
-    point, velocity = flow.flow_pair(target[:some], start, time)
-    guess = FlowNet(config).apply(
-        {"params": params["flow"]},
-        point,
-        time,
-        prefix[:some, -cfg.flow_prefix :],
-        condition[:some],
-    )
-    return SpeechLoss(
-        prior=mean(jnp.square(prior - target)),
-        flow=mean(jnp.square(guess - velocity)) / cfg.prior_std**2,
-    )
+    target = rows(target)
+    noise = jax.random.normal(noise_key, target.shape)
+    time = jax.random.uniform(time_key, (count,))
+    point, velocity = flow.flow_pair(target, noise, time)
+    guess = FlowNet(config).apply({"params": params["flow"]}, point, time, prefix, condition)
+    error = jnp.mean(jnp.square(guess - velocity), axis=(1, 2))
+    return jnp.sum(error * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def speech_objective(config: ModelConfig) -> Objective:
@@ -96,8 +73,8 @@ def speech_objective(config: ModelConfig) -> Objective:
     ) -> tuple[Array, tuple[Metrics, Buffers]]:
         speech = features.speech_mel(batch, config)
         hidden = jnp.zeros((*batch["text"].shape, config.transformer.dim))
-        errors = speech_loss(config, params["speech"], hidden, batch, speech, key)
-        return sum(errors), (errors._asdict(), buffers)
+        value = flow_loss(config, params["speech"], hidden, batch, speech, key)
+        return value, ({"flow": value}, buffers)
 
     def show(params: Params, buffers: Buffers, batch: Batch) -> dict:
         return speech_samples(config, params, batch)
