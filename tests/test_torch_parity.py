@@ -130,18 +130,25 @@ def test_speech_head_equals_torch(params: dict) -> None:
     point = draw(CONFIG.audio.speech_frames, CONFIG.audio.mels)
     time = np.array([0.0, 0.7], np.float32)
     head, flow = {"params": speech["condition"]}, {"params": speech["flow"]}
-    condition = SpeechCondition(CONFIG).apply(head, hidden, tokens, prefix)
-    velocity = FlowNet(CONFIG).apply(flow, point, time, prefix, condition)
 
-    ported, tensor = torch_model.to_torch(speech), torch.tensor
-    theirs = torch_layers.speech_condition(
-        ported["condition"], tensor(hidden), tensor(tokens).long(), tensor(prefix)
-    ).view(condition.shape)
-    _close(condition, theirs)
-    speed = torch_layers.flow_velocity(
-        ported["flow"], tensor(point), tensor(time), tensor(prefix), theirs, CONFIG
+    @jax.jit
+    def ours() -> tuple[jax.Array, jax.Array]:
+        condition = SpeechCondition(CONFIG).apply(head, hidden, tokens, prefix)
+        return condition, FlowNet(CONFIG).apply(flow, point, time, prefix, condition)
+
+    ported, tensor = torch_layers.to_torch(speech), torch.tensor
+    condition = torch_layers.speech_condition(
+        ported["condition"],
+        tensor(hidden),
+        tensor(tokens).long(),
+        tensor(prefix),
+        CONFIG.audio.speech_frames,
     )
-    _close(velocity, speed)
+    velocity = torch_layers.flow_velocity(
+        ported["flow"], tensor(point), tensor(time), tensor(prefix), condition, CONFIG
+    )
+    for mine, other in zip(ours(), (condition, velocity), strict=True):
+        _close(mine, other)
 
 
 def test_vocoder_equals_torch(params: dict) -> None:
@@ -149,11 +156,10 @@ def test_vocoder_equals_torch(params: dict) -> None:
     frames = rng.normal(-2.0, 1.0, (SESSIONS, 40, audio.mels)).astype(np.float32)
     ours = jax.jit(lambda p, x: vocoder.vocoder_full(p, x, cfg, audio))(params["vocoder"], frames)
     sessions = torch_vocoder.open_stream(SESSIONS, cfg, audio)
-    ported = torch_model.to_torch(params["vocoder"])
-    noise = torch_vocoder.noise_table(audio.speech_hop)
+    ported = torch_vocoder.vocoder_from_released(params["vocoder"], cfg, audio)
     with torch.inference_mode():
         chunks = [
-            torch_vocoder.vocoder_step(ported, sessions, torch.tensor(chunk), noise, cfg, audio)
+            torch_vocoder.vocoder_step(ported, sessions, torch.tensor(chunk), cfg, audio)
             for chunk in np.split(frames, 8, axis=1)
         ]
     _close(ours, torch.cat(chunks, dim=1), VOCODER_TOLERANCE)

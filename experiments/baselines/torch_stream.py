@@ -18,11 +18,10 @@ class TorchStream:
         audio, speech = config.audio, config.speech
         self.config = config
         self.trunk = torch_model.trunk_from_released(params["trunk"], params["router_bias"], config)
-        self.speech = torch_model.to_torch(params["speech"])
-        self.vocoder = torch_model.to_torch(params["vocoder"])
+        self.speech = layers.to_torch(params["speech"])
+        self.vocoder = torch_vocoder.vocoder_from_released(params["vocoder"], config.vocoder, audio)
         self.filters = torch.tensor(mel_filterbank(audio))
         self.window = torch.hann_window(audio.window)
-        self.noise_table = torch_vocoder.noise_table(audio.speech_hop)
         self.generator = torch.Generator().manual_seed(seed)
         self.turn = 0
         self.caches = torch_model.make_caches(sessions, config)
@@ -62,7 +61,7 @@ class TorchStream:
         frames = self.generate_mel(hidden, noise)
         self.mel = torch.where(silent[:, None, None], cfg.speech.mel_floor, frames)
         pcm = torch_vocoder.vocoder_step(
-            self.vocoder, self.vocoder_stream, self.mel, self.noise_table, cfg.vocoder, audio
+            self.vocoder, self.vocoder_stream, self.mel, cfg.vocoder, audio
         )
         late = torch.arange(audio.turn_samples) < cfg.vocoder.delay_frames * audio.speech_hop
         quiet = torch.where(late, before[:, None], silent[:, None])
@@ -73,8 +72,9 @@ class TorchStream:
         cfg = self.config.speech
         prefix = self.mel[:, -cfg.prefix_frames :].clamp_min(cfg.mel_floor)
         prefix = (prefix - cfg.mel_mean) / cfg.mel_std
-        condition = layers.speech_condition(self.speech["condition"], hidden, self.tokens, prefix)
-        condition = condition.view(*noise.shape[:2], -1)
+        condition = layers.speech_condition(
+            self.speech["condition"], hidden, self.tokens, prefix, noise.shape[1]
+        )
         point = cfg.temperature * noise
         for number in range(cfg.flow_steps):
             time = torch.full(noise.shape[:1], number / cfg.flow_steps)

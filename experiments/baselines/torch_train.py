@@ -65,7 +65,7 @@ class TorchTrainer:
         self.config, self.model = config, config.model
         self.params: Params = {
             "trunk": torch_model.trunk_from_released(trunk, bias, config.model),
-            "speech": torch_model.to_torch(speech),
+            "speech": layers.to_torch(speech),
         }
         self.biases = [layer.pop("bias") for layer in self.params["trunk"]["layers"]]
         flat = leaves(self.params)
@@ -112,8 +112,8 @@ class TorchTrainer:
         cfg, params = self.model.speech, self.params["speech"]
         speaking = (text != Special.SILENT).flatten()
         count = int(speech_training.SPEAKING_SHARE * speaking.numel())
-        weight, picked = (speaking + torch.rand(speaking.shape)).topk(count)
-        weight = (weight >= 1).float()
+        rank, picked = (speaking + torch.rand(speaking.shape)).topk(count)
+        weight = (rank >= 1).float()
         mel = (mel.clamp_min(cfg.mel_floor) - cfg.mel_mean) / cfg.mel_std
         quiet = (cfg.mel_floor - cfg.mel_mean) / cfg.mel_std
         target = mel.flatten(0, 1)[picked]
@@ -123,8 +123,8 @@ class TorchTrainer:
         said = F.pad(text, (cfg.token_window - 1, 0), value=Special.SILENT)
         said = said.unfold(1, cfg.token_window, 1).flatten(0, 1)[picked]
         condition = layers.speech_condition(
-            params["condition"], hidden.flatten(0, 1)[picked], said, prefix
-        ).unflatten(1, (target.shape[1], -1))
+            params["condition"], hidden.flatten(0, 1)[picked], said, prefix, mel.shape[2]
+        )
         noise, time = torch.randn(target.shape), torch.rand(count)
         point = torch.lerp(noise, target, time[:, None, None])
         guess = layers.flow_velocity(params["flow"], point, time, prefix, condition, self.model)
