@@ -24,13 +24,14 @@
 import functools
 import pathlib
 import sys
+import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Audio, display
+from IPython.display import Audio, Image, display
 
 here = pathlib.Path.cwd()
 root = next(place for place in (here, *here.parents) if (place / "experiments").is_dir())
@@ -97,7 +98,9 @@ conversation = converse(user, Rollout(audio, text, heard, np.array(times)), mode
 print(transcript(conversation.rows))
 
 # %%
-display(timeline.draw(conversation, "A recorded user and the demo model"))
+picture = pathlib.Path(tempfile.mkdtemp()) / "timeline.png"
+timeline.save(conversation, picture, "A recorded user and the demo model")
+display(Image(picture))
 
 # %% [markdown]
 # ## The text stream is the only switch
@@ -117,8 +120,8 @@ clock = 0.2 * (np.arange(turns) + 1)
 figure, axes = plt.subplots(figsize=(14, 2.6))
 colors = ["#e8e6e1", "#9ec5e8", "#1f6fb2"]
 axes.stackplot(clock, kinds.values(), labels=kinds, colors=colors, step="pre")
-for word in conversation.model_words:
-    axes.text(word.time_s, 1.03, word.text, fontsize=7, rotation=60)
+for number, word in enumerate(conversation.model_words):
+    axes.text(word.time_s, 1.03 + 0.16 * (number % 4), word.text, fontsize=7)
 axes.set(xlim=(0, clock[-1]), ylim=(0, 1), xlabel="s", ylabel="probability")
 axes.legend(loc="lower left", ncols=3, fontsize=8)
 plt.show()

@@ -71,7 +71,8 @@ def ours(model: interaction.InteractionModel, sessions: int) -> Turn:
     def turn(pcm: np.ndarray) -> float:
         nonlocal state
         start = time.perf_counter()
-        state, reply = model.step(state, interaction.Chunk(audio=pcm))
+        chunk = interaction.Chunk(audio=pcm)  # pyrefly: ignore[bad-argument-type]
+        state, reply = model.step(state, chunk)
         returned = time.perf_counter() - start
         np.asarray(reply.audio), np.asarray(reply.text)
         return returned

@@ -62,6 +62,9 @@ class AudioConfig:
             "lower fmax or raise sample_rate",
         )
         _require(self.bins >= 2, "audio.bins", self.bins, ">= 2", "dMel needs levels")
+        for name in ("bin_step", "floor"):
+            value = getattr(self, name)
+            _require(value > 0, f"audio.{name}", value, "> 0", "raise it")
 
     @property
     def user_frames(self) -> int:
@@ -96,6 +99,9 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Checks head, expert and layer counts."""
+        for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "expert_ffn", "shared_ffn"):
+            value = getattr(self, name)
+            _require(value >= 1, f"transformer.{name}", value, ">= 1", "raise it")
         _require(
             self.heads % self.kv_heads == 0,
             "transformer.heads",
@@ -215,6 +221,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Checks that the parts fit each other."""
+        _require(
+            self.audio_positions >= 1, "audio_positions", self.audio_positions, ">= 1", "raise"
+        )
+        lag = self.vocoder.delay_frames
+        most = (self.audio.window - self.audio.speech_hop) // self.audio.speech_hop
+        _require(
+            0 <= lag <= most,
+            "vocoder.delay_frames",
+            lag,
+            f"0..{most}, the frames that a window looks back",
+            "lower it",
+        )
         _require(
             self.audio.user_frames % self.audio_positions == 0,
             "audio_positions",

@@ -90,11 +90,12 @@ class InteractionModel:
 
         Raises:
           ValueError: A field has the wrong shape or dtype, or it came as numpy and no row of it
-            is usable. Nothing was done and `state` is still good. A bad row beside good ones is
-            refused alone, see `Reply.refused`.
+            holds usable numbers. Nothing was done and `state` is still good. A bad row beside
+            good ones is refused alone, see `Reply.refused`.
         """
         check_chunk(self.config, chunk, state.clock.shape[0])
-        return self._step(self.params, state, jax.device_put(chunk))
+        # A copy: the caller may refill its buffer while the step is still running.
+        return self._step(self.params, state, jax.device_put(chunk, may_alias=False))
 
     def encode(self, text: str) -> np.ndarray:
         """Text as one micro-turn's text-in slots.
@@ -175,12 +176,14 @@ def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
         raise ValueError(
             "chunk.has_frame: frame and has_frame come together; say which rows have a frame"
         )
-    if isinstance(chunk.audio, np.ndarray) and not _any_usable(chunk.audio):
-        raise ValueError(
-            "chunk.audio: every row holds NaN, Inf or samples beyond "
-            f"{stream.PCM_LIMIT}; wanted PCM in [-1, 1]; check the source or divide int16 by 32768"
-        )
-
-
-def _any_usable(audio: np.ndarray) -> bool:
-    return bool(np.any(np.all(np.abs(audio) <= stream.PCM_LIMIT, axis=1)))
+    ranges = {
+        "audio": (-stream.PCM_LIMIT, stream.PCM_LIMIT, "PCM in [-1, 1]; divide int16 by 32768"),
+        "text": (0, config.vocab - 1, f"ids below {config.vocab}; use this model's tokenizer"),
+        "frame": (0, 1, "pixels in [0, 1]; divide uint8 by 255"),
+    }
+    for field, (low, high, fix) in ranges.items():
+        value = getattr(chunk, field)
+        if isinstance(value, np.ndarray):
+            good = (value >= low) & (value <= high)  # false for NaN as well
+            if not np.any(np.all(good.reshape(sessions, -1), axis=1)):
+                raise ValueError(f"chunk.{field}: no row is within [{low}, {high}]; wanted {fix}")

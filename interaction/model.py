@@ -144,7 +144,10 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
         flat = inputs.frame.reshape(b * n, *inputs.frame.shape[2:])
         video = VideoIn(config).apply({"params": trunk["video_in"]}, flat)
         parts.append(video.reshape(b, n, config.patches, -1))
-        valid.append(jnp.broadcast_to(inputs.has_frame[..., None], (b, n, config.patches)))
+        has_frame = inputs.has_frame
+        if has_frame is None:
+            raise ValueError("has_frame: got None beside frame, wanted bool[b, n]; pass both")
+        valid.append(jnp.broadcast_to(has_frame[..., None], (b, n, config.patches)))
         offsets.append(video_at + jnp.arange(config.patches))
     parts += [audio, own]
     valid.append(jnp.ones((b, n, config.audio_positions + 1), bool))
@@ -159,7 +162,9 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
     return Positions(x.reshape(*flat, -1), exists.reshape(flat), time.reshape(flat))
 
 
-def read_out(config: ModelConfig, trunk: Params, x: Array, turns: int) -> tuple[Array, ...]:
+def read_out(
+    config: ModelConfig, trunk: Params, x: Array, turns: int
+) -> tuple[Array, Array, Array]:
     """Logits and speech condition from the last layer, see `ReadOut`."""
     b, t, d = x.shape
     audio = config.audio_positions

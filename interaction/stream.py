@@ -185,7 +185,7 @@ def acceptable(config: ModelConfig, chunk: Chunk) -> Array:
         ok &= jnp.all((chunk.text >= 0) & (chunk.text < config.vocab), axis=1)
     if chunk.frame is not None:
         finite = jnp.all((chunk.frame >= 0) & (chunk.frame <= 1), axis=(1, 2, 3))
-        ok &= finite | ~chunk.has_frame
+        ok &= finite | ~jnp.asarray(chunk.has_frame)
     return ok
 
 
@@ -195,9 +195,8 @@ def blank_rows(chunk: Chunk, keep: Array) -> Chunk:
     def blank(leaf: Array | None) -> Array | None:
         return None if leaf is None else select_rows(keep, leaf, jnp.zeros_like(leaf))
 
-    return chunk._replace(
-        audio=blank(chunk.audio), text=blank(chunk.text), frame=blank(chunk.frame)
-    )
+    audio = select_rows(keep, chunk.audio, jnp.zeros_like(chunk.audio))
+    return chunk._replace(audio=audio, text=blank(chunk.text), frame=blank(chunk.frame))
 
 
 def select_rows(choose: Array, yes: Array, no: Array) -> Array:
@@ -217,8 +216,8 @@ def step(
       chunk: Inputs of b sessions.
 
     Returns:
-      The new state, and the reply. A row that is inactive or refused keeps its state to the bit
-      and replies silence.
+      The new state, and the reply. A row that is inactive or refused keeps its state to the bit,
+      even if it was to be reset, and replies silence.
     """
     kept = acceptable(config, chunk)
     refused = ~kept
@@ -240,7 +239,7 @@ def step(
         flow_keys = sampling.turn_keys(keys, start.clock, sampling.FLOW)
         noise = sampling.normal(flow_keys, start.mel.shape[1:])
     end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], token, noise)
-    end = jax.tree.map(lambda a, b: select_rows(kept, a, b), end, start)
+    end = jax.tree.map(lambda a, b: select_rows(kept, a, b), end, state)
     reply = Reply(
         audio=select_rows(kept, pcm, jnp.zeros_like(pcm)),
         text=jnp.where(kept, token, Special.SILENT),

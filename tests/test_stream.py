@@ -1,5 +1,7 @@
 """The step: masks at the boundary, constant memory, replay, compilation, and bad input."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,20 @@ def test_inactive_row_keeps_its_state_to_the_bit(model: InteractionModel) -> Non
     equal(everyone, after, rows=[0, 2])
     assert not np.any(replies[-1].audio[1]) and replies[-1].text[1] == Special.SILENT
     assert np.any(after.audio_tail[0] != before.audio_tail[0])
+
+
+def test_inactive_row_is_not_reset_either(model: InteractionModel) -> None:
+    asleep = np.array([True, False, True])
+    before, _ = run(model, [chunk(0)])
+    after, _ = run(model, [chunk(0), chunk(1, active=asleep, reset=~asleep)])
+    equal(before, after, rows=1)
+
+
+def test_caller_may_refill_its_buffer(model: InteractionModel) -> None:
+    pcm = PCM[0].copy()
+    _, reply = model.step(model.init_state(ROWS, 0), chunk(0)._replace(audio=pcm))
+    pcm[:] = 0.5
+    np.testing.assert_array_equal(reply.audio, run(model, [chunk(0)])[1][0].audio)
 
 
 def test_reset_row_equals_a_fresh_session(model: InteractionModel) -> None:
@@ -189,3 +205,12 @@ def test_wrong_seeds_are_refused(model: InteractionModel) -> None:
         model.init_state(ROWS, [1, 2])
     with pytest.raises(ValueError, match="sessions"):
         model.init_state(0)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"version": "1.0"'])
+def test_damaged_tokenizer_is_refused(tmp_path: pathlib.Path, content: str | None) -> None:
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        load_tokenizer(path)

@@ -10,7 +10,7 @@ def get_config() -> TrainConfig:
         objective="interaction.training.speech:speech_objective",
         data="data/train",
         batch=8,
-        steps=720,
+        steps=1_000,
         learning_rate=1.5e-3,
         warmup=20,
         schedule="wsd",

@@ -76,6 +76,7 @@ def files(path: Path) -> list[Path]:
 class _Decode(grain.transforms.Map):
     """Bytes to the arrays of a batch; what is not an array stays behind."""
 
+    # pyrefly: ignore[bad-override]
     def map(self, element: bytes) -> dict[str, np.ndarray]:
         record = decode(element)
         return {name: np.asarray(record[name], dtype) for name, dtype in ARRAYS.items()}

@@ -85,5 +85,15 @@ def train(words: Iterable[str], lines: Iterable[str], vocab: int = 1_024) -> Tok
 
 @functools.cache
 def load_tokenizer(path: Path = PATH) -> Tokenizer:
-    """The tokenizer in a file, by default the one that ships with the library."""
-    return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    """The tokenizer in a file, by default the one that ships with the library.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of another project.
+    """
+    try:
+        core = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(
+            f"{path}: got no tokenizer ({error}), wanted a tokenizer.json; copy the file again"
+        ) from error
+    return Tokenizer(core)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 
 from interaction.types import Chunk, Reply
@@ -59,7 +58,7 @@ def rollout(
       One Rollout for each user, cut to its number of micro-turns.
 
     Raises:
-      ValueError: if `users` is empty or the number of seeds differs.
+      ValueError: if `users` is empty, the number of seeds differs, or a user is no PCM.
     """
     if not users or len(users) != len(seeds):
         raise ValueError(
@@ -73,8 +72,13 @@ def rollout(
     replies, times = [], []
     for turn in range(max(lengths)):
         began = time.perf_counter()
-        chunk = Chunk(audio=jnp.asarray(audio[:, turn * TURN : (turn + 1) * TURN]))
+        chunk = Chunk(audio=audio[:, turn * TURN : (turn + 1) * TURN])
         state, reply = model.step(state, chunk)
+        if np.any(reply.refused):
+            raise ValueError(
+                f"users: rows {np.flatnonzero(reply.refused).tolist()} hold NaN, Inf or samples "
+                f"far beyond 1 in micro-turn {turn}, wanted PCM in [-1, 1]; check the recordings"
+            )
         replies.append((np.asarray(reply.audio), np.asarray(reply.text), np.asarray(reply.heard)))
         times.append(time.perf_counter() - began)
         if on_turn is not None:

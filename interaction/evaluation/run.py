@@ -59,10 +59,11 @@ def evaluate(
         count = min(batch, sessions - first)
         records = [make_record(index) for index in range(first, first + count)]
         fill = records + [records[0]] * (batch - count)
-        seeds = np.random.SeedSequence([seed, first]).generate_state(batch)
-        rolled = rollout(
-            model, [record["user"] for record in fill], [int(s) % 2**31 for s in seeds]
-        )[:count]
+        seeds = [
+            int(np.random.SeedSequence([seed, first + row]).generate_state(1)[0]) % 2**31
+            for row in range(batch)
+        ]
+        rolled = rollout(model, [record["user"] for record in fill], seeds)[:count]
         for record, replies in zip(records, rolled, strict=True):
             spoken = Spoken.from_reply(replies.audio, replies.text, model.decode)
             score = score_session(parse_events(record["meta"]), spoken)

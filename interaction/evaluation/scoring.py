@@ -162,7 +162,7 @@ def score_session(events: Sequence[Event], spoken: Spoken) -> SessionScore:
             began = min(start for start, _ in event.pauses)
             taken = activity.overlap(spoken.active, began, event.end_s) >= DETECTABLE_S / 2
             outcomes.append(Outcome("pause_takeover", taken, event))
-    stray = activity.subtract(spoken.utterances, _explained(events, responses))
+    stray = activity.subtract(spoken.utterances, _explained(events, responses, spoken))
     for index, event in enumerate(events):
         if event.kind == "backchannel" or event.kind in TO_OTHERS:
             outcomes.append(_other_speech(events, index, spoken, responses, stray))
@@ -205,13 +205,16 @@ def _stop(events: Sequence[Event], index: int, spoken: Spoken) -> Outcome:
     event = events[index]
     if activity.covering(spoken.utterances, event.start_s) is None:
         return Outcome("interruption_stop", False, event, excluded="the model was not speaking")
-    deadline, until = event.start_s + STOP_WITHIN_S, event.end_s
-    if not event.wants_answer:
+    deadline = event.start_s + STOP_WITHIN_S
+    if event.wants_answer:  # whose answer may start before a micro-turn of silence is over
+        until = max(event.end_s, min(deadline + TURN_S, event.answer_start_s), deadline)
+    else:
         following = next_to_model(events, index)
         until = spoken.duration_s if following is None else following.start_s
+        until = max(until, deadline + TURN_S)
     if deadline >= spoken.duration_s - TURN_S:
         return Outcome("interruption_stop", False, event, excluded="the session ended")
-    stopped = activity.overlap(spoken.active, deadline, max(until, deadline + TURN_S)) < 1e-9
+    stopped = activity.overlap(spoken.active, deadline, until) < 1e-9
     ends = spoken.active[:, 1][spoken.active[:, 1] <= deadline + 1e-9]
     latency = max(0.0, float(ends.max()) - event.start_s) if stopped and len(ends) else None
     return Outcome("interruption_stop", stopped, event, latency)
@@ -263,8 +266,14 @@ def _kept(
     return Outcome(measure, complete and not again, event, said=response.text)
 
 
-def _explained(events: Sequence[Event], responses: dict[int, Response]) -> np.ndarray:
-    """Times at which the model may be speaking because it was asked: float64[k, 2]."""
+def _explained(
+    events: Sequence[Event], responses: dict[int, Response], spoken: Spoken
+) -> np.ndarray:
+    """Times at which the model speaks because it was asked: float64[k, 2].
+
+    An answer is the utterances that begin before it should be over; what begins later has no
+    excuse.
+    """
     spans = []
     for index, response in responses.items():
         event = events[index]
@@ -272,7 +281,9 @@ def _explained(events: Sequence[Event], responses: dict[int, Response]) -> np.nd
         if start is None or not event.wants_answer or start == event.end_s:
             continue  # who was speaking all along was not asked by this event
         length = max(event.answer_end_s - event.answer_start_s, TURN_S)
-        spans.append((start - 1e-9, start + 1.5 * length + 2 * MARGIN_S))
+        ends = [end for begin, end in spoken.utterances if begin <= start + length and end > start]
+        limit = start + 1.5 * length + 2 * MARGIN_S
+        spans.append((start - 1e-9, min(max(ends, default=start), limit) + 1e-9))
     return activity.union(np.asarray(spans).reshape(-1, 2))
 
 

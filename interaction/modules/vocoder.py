@@ -110,7 +110,7 @@ def vocoder_controls(
     cepstra = cepstra.reshape(*cepstra.shape[:2], 2, -1)
     order = cepstra.shape[-1]
     cepstra = _RANGE * cepstra / (1.0 + jnp.arange(order)) ** 0.75
-    cepstra = cepstra + dense(mel, envelope_cepstra(order, audio))[:, :, None]
+    cepstra = cepstra + dense(mel, jnp.asarray(envelope_cepstra(order, audio)))[:, :, None]
     cepstra = cepstra.at[..., :2].add(jnp.array(_START))
     state = state._replace(mel=mel_past, blocks=jnp.moveaxis(past, 0, 1))
     return state, Controls(pitch, cepstra)

@@ -67,5 +67,9 @@ def attention_sequences(q: Array, k: Array, v: Array, mask: Array, sink: Array) 
     """
     if jax.default_backend() != "cpu":
         return attention_batch(q, k, v, mask, sink)
-    one = jax.checkpoint(lambda session: attention(*session, sink))
+
+    @jax.checkpoint
+    def one(session: tuple[Array, Array, Array, Array]) -> Array:
+        return attention(*session, sink)
+
     return jax.lax.map(one, (q, k, v, mask))

@@ -19,7 +19,8 @@ def depthwise(past: Array, x: Array, kernel: Array) -> tuple[Array, Array]:
     """
     taps, frames = kernel.shape[0], x.shape[1]
     joined = jnp.concatenate([past, x], axis=1)
-    out = sum(joined[:, i : i + frames] * kernel[i] for i in range(taps))
+    parts = [joined[:, i : i + frames] * kernel[i] for i in range(taps)]
+    out = sum(parts[1:], start=parts[0])
     return joined[:, frames:], out
 
 

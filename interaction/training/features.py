@@ -36,7 +36,7 @@ def speech_mel(batch: Batch, config: ModelConfig) -> Array:
     return jnp.where(silent, floor, jnp.maximum(frames, floor))
 
 
-def delayed(turns: Array, start: float) -> Array:
+def delayed(turns: Array, start: float | Array) -> Array:
     """Moves [b, n, ...] one micro-turn later, with `start` in front."""
     first = jnp.full_like(turns[:, :1], start)
     return jnp.concatenate([first, turns[:, :-1]], axis=1)

@@ -81,7 +81,7 @@ def timeline_figure(user: np.ndarray, wanted: np.ndarray, said: np.ndarray) -> "
     axes.plot(np.linspace(0, turns, len(user))[::16], user[::16] / 32_768, lw=0.4, color="gray")
     for row, (name, tokens) in enumerate((("wanted", wanted), ("said", said))):
         for turn, token in enumerate(tokens.tolist()):
-            text = _MARKS.get(token) if token in _MARKS else tokenizer.decode([token])
+            text = _MARKS[token] if token in _MARKS else tokenizer.decode([token])
             axes.text(turn, -1.4 - row, text, fontsize=6, rotation=45, va="center")
         axes.text(-1, -1.4 - row, name, fontsize=7, ha="right")
     axes.set(xlim=(0, turns), ylim=(-3, 1), xlabel="micro-turn", yticks=[])

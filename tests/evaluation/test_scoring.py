@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from interaction.evaluation import Spoken, rollout, score_session, summarise, table
+from interaction.evaluation.events import Event
 from interaction.types import Special
 from tests.evaluation import fakes
 
@@ -172,3 +173,15 @@ def test_rollout_wants_a_seed_for_each_user() -> None:
     made = fakes.sessions()
     with pytest.raises(ValueError, match="seeds"):
         rollout(fakes.oracle(made), [made[0].user], seeds=[1, 2])
+
+
+def test_reply_to_somebody_else_behind_a_long_answer_is_seen() -> None:
+    """An answer excuses what began before it should be over, and nothing later."""
+    request = Event(
+        "request", "ask", 1.0, 2.0, answer="one two", answer_turn=11, answer_end_turn=26
+    )
+    aside = Event("side_speech", "aside", 5.8, 7.0)
+    sound = np.array([[2.45, 5.3], [7.3, 7.9]])
+    spoken = Spoken(sound, np.full(60, Special.SILENT), lambda ids: "")
+    outcomes = score_session([request, aside], spoken).outcomes
+    assert [o.ok for o in outcomes if o.measure == "other_speech_ignore"] == [False]
