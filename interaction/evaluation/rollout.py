@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from interaction.types import Chunk, Reply
+from interaction.types import Array, Chunk, Reply
 
 TURN = 3_200  # samples of a micro-turn
 
@@ -72,8 +72,8 @@ def rollout(
     replies, times = [], []
     for turn in range(max(lengths)):
         began = time.perf_counter()
-        chunk = Chunk(audio=audio[:, turn * TURN : (turn + 1) * TURN])
-        state, reply = model.step(state, chunk)
+        pcm = audio[:, turn * TURN : (turn + 1) * TURN]
+        state, reply = model.step(state, Chunk(audio=cast(Array, pcm)))
         if np.any(reply.refused):
             raise ValueError(
                 f"users: rows {np.flatnonzero(reply.refused).tolist()} hold NaN, Inf or samples "
