@@ -1,7 +1,7 @@
 r"""Merges trained parts of runs into one released folder.
 
 python -m experiments.export --conversation=runs/demo --speech=runs/demo_speech \
-    --vocoder=runs/demo_vocoder --out=checkpoints/demo
+    --vocoder=runs/demo_vocoder --out=interaction/checkpoints/demo
 """
 
 import dataclasses

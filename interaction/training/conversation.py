@@ -32,7 +32,7 @@ class Aux(NamedTuple):
     text_accuracy: Array  # of word tokens
     switch_accuracy: Array  # of micro-turns in which speech starts or stops
     heard_accuracy: Array  # of the user's word tokens
-    busiest_expert: Array  # largest share of tokens that one expert of a layer took
+    busiest_expert: Array  # largest share of a layer's assignments that one expert took
 
 
 def cross_entropy(logits: Array, target: Array, weight: Array) -> Array:

@@ -1,7 +1,8 @@
 """What a run shows of itself: the text that the trunk says on its own, and the flow head's mel.
 
 Free-running figures are the ones to watch: a trunk that is fed the right words looks good long
-before it holds a conversation.
+before it holds a conversation. They come from the batch just trained on; `experiments.evaluate`
+has the held-out ones.
 """
 
 import functools
@@ -61,7 +62,7 @@ def conversation_samples(
     wanted = np.asarray(batch["text"])
     word = wanted >= Special.COUNT
     return {
-        "free_running_word_accuracy": float((said == wanted)[word].mean()),
+        "free_running_word_accuracy": float((said == wanted)[word].sum() / max(word.sum(), 1)),
         "free_running_silence_accuracy": float(
             ((said == Special.SILENT) == (wanted == Special.SILENT)).mean()
         ),
