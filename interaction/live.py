@@ -186,4 +186,7 @@ def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
         if isinstance(value, np.ndarray):
             good = (value >= low) & (value <= high)  # false for NaN as well
             if not np.any(np.all(good.reshape(sessions, -1), axis=1)):
-                raise ValueError(f"chunk.{field}: no row is within [{low}, {high}]; wanted {fix}")
+                raise ValueError(
+                    f"chunk.{field}: got NaN or values outside [{low}, {high}] in every row, "
+                    f"wanted {fix}"
+                )
