@@ -41,7 +41,7 @@ def test_vocoder() -> None:
     part = StreamPart(
         lambda b: vocoder.init_vocoder_state(b, CONFIG.vocoder, CONFIG.audio), step, params, frames
     )
-    verify_stream_contract(part, 1e-4)
+    verify_stream_contract(part, 1e-4)  # measured: 0, gradients 5e-10
 
 
 def test_flow_head() -> None:
@@ -67,7 +67,7 @@ def test_flow_head() -> None:
         random_params(CONFIG)["speech"],
         jax.device_put((hidden, tokens, noise)),
     )
-    verify_stream_contract(part, 1e-5, sizes=(1, 5))
+    verify_stream_contract(part, 1e-5, sizes=(1, 5))  # measured: 2.9802322387695312e-08
 
 
 def _random_turns(sessions: int, turns: int) -> tuple:
@@ -126,7 +126,7 @@ def test_forward_equals_steps(turns: tuple) -> None:
         state, out = listen(CONFIG, params, state, chunk)
         for name in ("text_logits", "heard_logits", "hidden"):
             got, wanted = getattr(out, name)[:, 0], getattr(whole, name)[:, n]
-            # measured: 4e-6 on values up to 5
+            # measured: 3.6e-6
             np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=f"{name}, micro-turn {n}")
         tokens = jnp.concatenate([state.tokens[:, 1:], text[:, n : n + 1]], axis=1)
         state = state._replace(tokens=tokens, mel=jnp.asarray(speech[:, n]))
