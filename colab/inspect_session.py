@@ -163,6 +163,7 @@ inputs = TurnInputs(
     user=user_bins,
     own=dmel.dmel_bins(before[None, :, stride - 1 :: stride], config.audio),
     hear_own=jnp.ones((1, turns)),
+    heard=jnp.concatenate([jnp.full_like(heard[:1], special.NONE), heard[:-1]])[None],
     last=jnp.append(special.SILENT, text[:-1])[None],
 )
 positions = embed(config, model.params["trunk"], inputs, jnp.zeros(1, jnp.uint32))

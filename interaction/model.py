@@ -4,6 +4,7 @@ Layers come in groups of `long_every`: sliding-window layers, then a long one. G
 sliding layers inside them are `lax.scan`s over stacked parameters.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ from interaction.modules.speech_out import FlowNet, SpeechCondition
 from interaction.modules.text import ReadOut, TextIn
 from interaction.modules.video_in import VideoIn
 from interaction.ops import rope
-from interaction.ops.attention import attention_sequences, window_mask
+from interaction.ops.attention import attention_batch, window_mask
 from interaction.types import Array, Params, Special
 
 SLIDING, LONG = "sliding", "long"
+CPU_SESSIONS = 4  # of a training batch that a CPU takes at once: what they hold stays in its cache
 
 
 class TurnInputs(NamedTuple):
@@ -30,6 +32,7 @@ class TurnInputs(NamedTuple):
     user: Array  # int32[b, n, frames, m], dMel of the user
     own: Array  # int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier
     hear_own: Array  # float32[b, n], 0 where own speech is blanked
+    heard: Array  # int32[b, n, audio_positions], transcription of the previous micro-turn
     last: Array  # int32[b, n], text-out token of the previous micro-turn
     text: Array | None = None  # int32[b, n, text_slots], PAD where empty
     frame: Array | None = None  # float32[b, n, size, size, 3]
@@ -79,7 +82,7 @@ def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]
     trunk = {
         "audio_in": AudioIn(config).init(next(keys), turn.user, turn.own, turn.hear_own)["params"],
         "video_in": VideoIn(config).init(next(keys), frame)["params"],
-        "text_in": TextIn(config).init(next(keys), None, turn.last)["params"],
+        "text_in": TextIn(config).init(next(keys), None, turn.heard, turn.last)["params"],
         SLIDING: jax.vmap(jax.vmap(init_block))(layer_keys[:, :-1]),
         LONG: jax.vmap(init_block)(layer_keys[:, -1]),
         "read_out": ReadOut(config).init(next(keys), audio, x)["params"],
@@ -110,8 +113,9 @@ def blank_inputs(config: ModelConfig, sessions: int) -> TurnInputs:
     """One micro-turn of silence on both sides, without text or frame."""
     shape = (sessions, 1, config.audio.user_frames, config.audio.mels)
     bins = jnp.zeros(shape, jnp.int32)
+    heard = jnp.full((sessions, 1, config.audio_positions), Special.NONE, jnp.int32)
     last = jnp.full((sessions, 1), Special.SILENT, jnp.int32)
-    return TurnInputs(bins, bins, jnp.ones((sessions, 1)), last)
+    return TurnInputs(bins, bins, jnp.ones((sessions, 1)), heard, last)
 
 
 def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) -> Positions:
@@ -133,7 +137,9 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
     audio = AudioIn(config).apply(
         {"params": trunk["audio_in"]}, inputs.user, inputs.own, inputs.hear_own
     )
-    arrived, own = TextIn(config).apply({"params": trunk["text_in"]}, inputs.text, inputs.last)
+    arrived, heard, own = TextIn(config).apply(
+        {"params": trunk["text_in"]}, inputs.text, inputs.heard, inputs.last
+    )
     parts, valid, offsets = [], [], []
     text_at, video_at, audio_at = 0, config.text_slots, config.text_slots + config.patches
     if arrived is not None:
@@ -149,7 +155,7 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
             raise ValueError("has_frame: got None beside frame, wanted bool[b, n]; pass both")
         valid.append(jnp.broadcast_to(has_frame[..., None], (b, n, config.patches)))
         offsets.append(video_at + jnp.arange(config.patches))
-    parts += [audio, own]
+    parts += [audio + heard, own]
     valid.append(jnp.ones((b, n, config.audio_positions + 1), bool))
     offsets.append(audio_at + jnp.arange(config.audio_positions + 1))
     x = jnp.concatenate(parts, axis=2)
@@ -185,6 +191,7 @@ def run_layers(
     positions: Positions,
     attend: AttendLayer,
     carry: Any,  # noqa: ANN401
+    at_once: int = 0,
 ) -> tuple[Array, Any, BlockAux]:
     """Runs all layers.
 
@@ -194,7 +201,9 @@ def run_layers(
       bias: float32[l, e], selection bias of the routers.
       positions: What to run on.
       attend: Mixes one layer's positions and updates `carry`.
-      carry: Ring caches in the step, None in training.
+      carry: Arrays of the sessions for `attend`, such as ring caches; axis 0 is the session.
+      at_once: Sessions that a layer takes at once, a divisor of b; 0 means all. Otherwise a
+        group's activations are computed again in the backward pass.
 
     Returns:
       [b, t, d], the carry, and the layers' reports stacked in order.
@@ -205,10 +214,14 @@ def run_layers(
     def layer(
         kind: str, state: tuple[Array, Any], params: Params, bias: Array, index: Array
     ) -> tuple[tuple[Array, Any], BlockAux]:
-        x, carry = state
-        mix = partial(attend, kind, index, carry)
-        x, carry, aux = Block(cfg).apply({"params": params}, x, angles, positions.valid, bias, mix)
-        return (x, carry), aux
+        def sessions(rows: tuple) -> tuple[tuple[Array, Any], BlockAux]:
+            x, carry, angles, valid = rows
+            mix = partial(attend, kind, index, carry)
+            x, carry, aux = Block(cfg).apply({"params": params}, x, angles, valid, bias, mix)
+            return (x, carry), aux
+
+        rows = (*state, angles, positions.valid)
+        return sessions(rows) if not at_once else _map_sessions(sessions, rows, at_once)
 
     if cfg.remat:
         layer = jax.checkpoint(layer, static_argnums=0)
@@ -230,6 +243,14 @@ def run_layers(
     return x, carry, jax.tree.map(lambda a: a.reshape(cfg.layers, *a.shape[2:]), aux)
 
 
+def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) -> tuple:
+    """`layer` on one group of sessions after another; its reports are summed."""
+    groups = jax.tree.map(lambda a: a.reshape(-1, at_once, *a.shape[1:]), rows)
+    state, aux = jax.lax.map(jax.checkpoint(layer), groups)
+    state = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), state)
+    return state, jax.tree.map(lambda a: jnp.sum(a, axis=0), aux)
+
+
 def forward(config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs) -> Outputs:
     """Runs n micro-turns from the start of a session at once, teacher-forced.
 
@@ -246,16 +267,17 @@ def forward(config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs)
     b, n = inputs.last.shape
     positions = embed(config, trunk, inputs, jnp.zeros(b, jnp.uint32))
     order = jnp.cumsum(positions.valid, axis=1, dtype=jnp.uint32) - jnp.uint32(1)
-    masks = {
-        SLIDING: window_mask(order, order, positions.valid, cfg.window),
-        LONG: window_mask(order, order, positions.valid, cfg.long_window),
-    }
+    window = {SLIDING: cfg.window, LONG: cfg.long_window}
 
     def attend(
-        kind: str, index: Array, carry: None, q: Array, k: Array, v: Array, sink: Array
-    ) -> tuple[Array, None]:
-        return attention_sequences(q, k, v, masks[kind], sink), carry
+        kind: str, index: Array, place: tuple, q: Array, k: Array, v: Array, sink: Array
+    ) -> tuple[Array, tuple]:
+        order, valid = place
+        mask = window_mask(order, order, valid, window[kind])
+        return attention_batch(q, k, v, mask, sink), place
 
-    x, _, aux = run_layers(cfg, trunk, bias, positions, attend, None)
+    at_once = math.gcd(b, CPU_SESSIONS) if jax.default_backend() == "cpu" else 0
+    place = (order, positions.valid)
+    x, _, aux = run_layers(cfg, trunk, bias, positions, attend, place, at_once)
     text, heard, hidden = read_out(config, trunk, x, n)
     return Outputs(text, heard, hidden, aux)

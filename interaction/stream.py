@@ -35,6 +35,7 @@ class StreamState(NamedTuple):
     rings: ring.RingClock
     caches: dict[str, Cache]
     audio_tail: Array  # float32[b, window - user_hop], the user's last samples
+    heard: Array  # int32[b, audio_positions], transcription of the last micro-turn
     tokens: Array  # int32[b, token_window], last text-out tokens, the newest last
     mel: Array  # float32[b, speech_frames, m], log10 mel of the last micro-turn's speech
     vocoder: vocoder.VocoderState
@@ -73,6 +74,7 @@ def init_state(config: ModelConfig, keys: Array) -> StreamState:
             LONG: cache(groups, cfg.long_window),
         },
         audio_tail=mel.init_tail(b, audio.user_hop, audio),
+        heard=jnp.full((b, config.audio_positions), Special.NONE, jnp.int32),
         tokens=jnp.full((b, speech.token_window), Special.SILENT, jnp.int32),
         mel=jnp.full((b, audio.speech_frames, audio.mels), speech.mel_floor, jnp.float32),
         vocoder=vocoder.init_vocoder_state(b, config.vocoder, audio),
@@ -91,7 +93,7 @@ def listen(
       chunk: Its inputs; `active` and `reset` are not looked at.
 
     Returns:
-      The state with caches, tail and clock moved on, and outputs with n = 1.
+      The state with caches, tail, transcription and clock moved on, and outputs with n = 1.
     """
     cfg, audio = config.transformer, config.audio
     with jax.named_scope("front_end"):
@@ -101,6 +103,7 @@ def listen(
             user=dmel.dmel_bins(user, audio)[:, None],
             own=dmel.dmel_bins(state.mel[:, stride - 1 :: stride], audio)[:, None],
             hear_own=jnp.full((chunk.audio.shape[0], 1), float(config.hears_itself)),
+            heard=state.heard[:, None],
             last=state.tokens[:, -1:],
             text=None if chunk.text is None else chunk.text[:, None],
             frame=None if chunk.frame is None else chunk.frame[:, None],
@@ -131,7 +134,11 @@ def listen(
     )
     outputs = Outputs(*read_out(config, params["trunk"], x, 1), aux)
     state = state._replace(
-        clock=state.clock + jnp.uint32(1), rings=rings, caches=caches, audio_tail=tail
+        clock=state.clock + jnp.uint32(1),
+        rings=rings,
+        caches=caches,
+        audio_tail=tail,
+        heard=jnp.argmax(outputs.heard_logits[:, 0], axis=-1).astype(jnp.int32),
     )
     return state, outputs
 
@@ -235,7 +242,6 @@ def step(
         token = sampling.sample_tokens(
             text_keys, outputs.text_logits[:, 0], config.text_temperature
         )
-        heard = jnp.argmax(outputs.heard_logits[:, 0], axis=-1).astype(jnp.int32)
         flow_keys = sampling.turn_keys(keys, start.clock, sampling.FLOW)
         noise = sampling.normal(flow_keys, start.mel.shape[1:])
     end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], token, noise)
@@ -243,7 +249,7 @@ def step(
     reply = Reply(
         audio=select_rows(kept, pcm, jnp.zeros_like(pcm)),
         text=jnp.where(kept, token, Special.SILENT),
-        heard=jnp.where(kept[:, None], heard, Special.NONE),
+        heard=jnp.where(kept[:, None], heard_state.heard, Special.NONE),
         refused=refused,
     )
     return end, reply

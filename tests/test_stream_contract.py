@@ -86,10 +86,12 @@ def _random_turns(sessions: int, turns: int) -> tuple:
     arrived = RNG.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.text_slots))
     arrived = np.where(RNG.random(arrived.shape) < 0.7, Special.PAD, arrived).astype(np.int32)
     size = CONFIG.frame_size
+    heard = RNG.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.audio_positions))
     inputs = TurnInputs(
         user=dmel.dmel_bins(frames, audio).reshape(sessions, turns, -1, audio.mels),
         own=features.own_bins(jnp.asarray(speech), CONFIG),
         hear_own=jnp.ones((sessions, turns)),
+        heard=features.delayed(jnp.asarray(heard, jnp.int32), Special.NONE),
         last=features.delayed(jnp.asarray(text), Special.SILENT),
         text=jnp.asarray(arrived),
         frame=jnp.asarray(RNG.random((sessions, turns, size, size, 3)), jnp.float32),
@@ -123,6 +125,7 @@ def test_forward_equals_steps(turns: tuple) -> None:
             inputs.frame[:, n],
             inputs.has_frame[:, n],
         )
+        state = state._replace(heard=inputs.heard[:, n])
         state, out = listen(CONFIG, params, state, chunk)
         for name in ("text_logits", "heard_logits", "hidden"):
             got, wanted = getattr(out, name)[:, 0], getattr(whole, name)[:, n]

@@ -43,14 +43,15 @@ def inputs() -> model.TurnInputs:
     shape = (SESSIONS, TURNS, CONFIG.audio.user_frames, CONFIG.audio.mels)
     user, own = rng.integers(0, CONFIG.audio.bins, (2, *shape), np.int32)
     hear_own = rng.integers(0, 2, (SESSIONS, TURNS)).astype(np.float32)
+    heard = rng.integers(0, CONFIG.vocab, (SESSIONS, TURNS, CONFIG.audio_positions), np.int32)
     last = rng.integers(0, CONFIG.vocab, (SESSIONS, TURNS), np.int32)
-    return model.TurnInputs(user, own, hear_own, last)
+    return model.TurnInputs(user, own, hear_own, heard, last)
 
 
 def _tensors(inputs: model.TurnInputs) -> list:
     return [
         torch.tensor(leaf if leaf.dtype == np.float32 else leaf.astype(np.int64))
-        for leaf in inputs[:4]
+        for leaf in inputs[:5]
     ]
 
 
@@ -106,15 +107,22 @@ def test_gradients_equal_torch(params: dict, inputs: model.TurnInputs) -> None:
 
 
 def test_torch_steps_equal_torch_forward(params: dict, inputs: model.TurnInputs) -> None:
-    user, own, _, last = _tensors(inputs)
+    user, own, _, heard, last = _tensors(inputs)
     ported = _port(params)
     caches = torch_model.make_caches(SESSIONS, CONFIG)
     with torch.inference_mode():
-        whole = torch_model.forward(ported, CONFIG, user, own, torch.ones(last.shape), last)
+        whole = torch_model.forward(ported, CONFIG, user, own, torch.ones(last.shape), heard, last)
         for turn in range(TURNS):
             now = slice(turn, turn + 1)
             logits, _, _ = torch_model.step(
-                ported, caches, CONFIG, turn, user[:, now], own[:, now], last[:, now]
+                ported,
+                caches,
+                CONFIG,
+                turn,
+                user[:, now],
+                own[:, now],
+                heard[:, now],
+                last[:, now],
             )
             _close(logits, whole.text_logits[:, now])
 

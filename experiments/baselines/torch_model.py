@@ -58,10 +58,17 @@ def window_of(layer: int, config: ModelConfig) -> int:
 
 
 def embed(
-    p: Params, config: ModelConfig, user: Tensor, own: Tensor, hear_own: Tensor, last: Tensor
+    p: Params,
+    config: ModelConfig,
+    user: Tensor,
+    own: Tensor,
+    hear_own: Tensor,
+    heard: Tensor,
+    last: Tensor,
 ) -> Tensor:
     """Positions of n micro-turns without text in or frames: [b, n * (audio_positions + 1), d]."""
     audio = layers.audio_in(p["audio_in"], user, own, hear_own, config)
+    audio = audio + F.embedding(heard, p["text_in"]["table"])
     said = F.embedding(last, p["text_in"]["table"]) + p["text_in"]["out_slot"]
     return torch.cat([audio, said[:, :, None]], dim=2).flatten(1, 2)
 
@@ -84,7 +91,13 @@ def read_out(
 
 
 def forward(
-    p: Params, config: ModelConfig, user: Tensor, own: Tensor, hear_own: Tensor, last: Tensor
+    p: Params,
+    config: ModelConfig,
+    user: Tensor,
+    own: Tensor,
+    hear_own: Tensor,
+    heard: Tensor,
+    last: Tensor,
 ) -> Outputs:
     """Runs n micro-turns from the start of a session at once, teacher-forced.
 
@@ -94,13 +107,14 @@ def forward(
       user: int64[b, n, frames, m], dMel of the user.
       own: int64[b, n, frames, m], dMel of the model's speech one micro-turn earlier.
       hear_own: [b, n], 0 where own speech is blanked.
+      heard: int64[b, n, audio_positions], transcription of the previous micro-turn.
       last: int64[b, n], text-out token of the previous micro-turn.
 
     Returns:
       Logits and hidden states.
     """
     cfg, turns = config.transformer, last.shape[1]
-    x = embed(p, config, user, own, hear_own, last)
+    x = embed(p, config, user, own, hear_own, heard, last)
     turn = layers.rope(clock(0, turns, config), cfg)
     order = torch.arange(x.shape[1])
     age = order[:, None] - order
@@ -149,6 +163,7 @@ def step(
     turn: int,
     user: Tensor,
     own: Tensor,
+    heard: Tensor,
     last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs micro-turn number `turn`; the caches are updated in place.
@@ -160,13 +175,14 @@ def step(
       turn: Number of the micro-turn.
       user: int64[b, 1, frames, m].
       own: int64[b, 1, frames, m].
+      heard: int64[b, 1, audio_positions].
       last: int64[b, 1].
 
     Returns:
       Text logits [b, 1, v], heard logits [b, 1, audio_positions, v], hidden [b, 1, d].
     """
     cfg = config.transformer
-    x = embed(p, config, user, own, torch.ones(last.shape), last)
+    x = embed(p, config, user, own, torch.ones(last.shape), heard, last)
     angle = layers.rope(clock(turn, 1, config), cfg)
     for layer, cache in zip(p["layers"], caches, strict=True):
         normed = layers.rms_norm(x, layer["attention_norm"], cfg.norm_eps)

@@ -26,6 +26,7 @@ class TorchStream:
         self.turn = 0
         self.caches = torch_model.make_caches(sessions, config)
         self.tail = torch.zeros(sessions, audio.window - audio.user_hop)
+        self.heard = torch.full((sessions, config.audio_positions), Special.NONE)
         self.tokens = torch.full((sessions, speech.token_window), Special.SILENT)
         self.mel = torch.full((sessions, audio.speech_frames, audio.mels), speech.mel_floor)
         self.vocoder_stream = torch_vocoder.open_stream(sessions, config.vocoder, audio)
@@ -39,16 +40,18 @@ class TorchStream:
         user = layers.log_mel(joined, self.filters, self.window, audio.user_hop, audio)
         stride = audio.user_hop // audio.speech_hop
         own = layers.dmel_bins(self.mel[:, stride - 1 :: stride], audio)
-        logits, _, hidden = torch_model.step(
+        logits, heard, hidden = torch_model.step(
             self.trunk,
             self.caches,
             cfg,
             self.turn,
             layers.dmel_bins(user, audio)[:, None],
             own[:, None],
+            self.heard[:, None],
             self.tokens[:, -1:],
         )
         self.turn += 1
+        self.heard = heard[:, 0].argmax(-1)
         token = logits[:, 0].argmax(-1)
         noise = torch.randn(self.mel.shape, generator=self.generator)
         return self.speak(hidden[:, 0], token, noise).numpy(), token.numpy()

@@ -11,7 +11,7 @@ from experiments.baselines import torch_layers as layers, torch_model
 from experiments.baselines.torch_layers import Params
 from interaction.config import AudioConfig
 from interaction.ops.mel import mel_filterbank
-from interaction.training import conversation, speech as speech_training
+from interaction.training import conversation, features, speech as speech_training
 from interaction.training.config import TrainConfig
 from interaction.types import Special
 
@@ -55,6 +55,16 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean in nats: [..., v], int64[...], [...] -> []."""
     value = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
     return (value * weight.flatten()).sum() / weight.sum().clamp_min(1.0)
+
+
+def misheard(heard: Tensor) -> Tensor:
+    """As `features.misheard`, on int64[b, n, a]."""
+    rate = features.MISHEARD * torch.rand(heard.shape[0], 1, 1).square()
+    said = heard != Special.NONE
+    words = heard[said]
+    other = heard.masked_scatter(said, words[torch.randperm(len(words))])
+    other = torch.where(torch.rand(heard.shape) < 0.5, Special.NONE, other)
+    return torch.where(said & (torch.rand(heard.shape) < rate), other, heard)
 
 
 class TorchTrainer:
@@ -143,8 +153,10 @@ class TorchTrainer:
             {**layer, "bias": bias}
             for layer, bias in zip(trunk["layers"], self.biases, strict=True)
         ]
+        hear_own = hear_own.expand(text.shape)
+        before = delayed(misheard(heard), Special.NONE)
         out = torch_model.forward(
-            {**trunk, "layers": layered}, self.model, user, own, hear_own.expand(text.shape), last
+            {**trunk, "layers": layered}, self.model, user, own, hear_own, before, last
         )
         switch = (text == Special.SILENT) != (last == Special.SILENT)
         loud = (text >= Special.COUNT) | switch

@@ -18,14 +18,14 @@ Record = dict[str, Any]
 
 SCENARIOS = {  # relative frequency of what happens next
     "plain": 0.42,
-    "pause": 0.13,
+    "pause": 0.26,
     "self_fix": 0.05,
     "stop": 0.12,
     "interrupt_request": 0.09,
     "correction": 0.06,
     "follow_up": 0.03,
-    "backchannel": 0.12,
-    "backchannel_alone": 0.04,
+    "backchannel": 0.18,
+    "backchannel_alone": 0.06,
     "side_speech": 0.07,
     "background": 0.06,
     "background_over": 0.04,
@@ -33,14 +33,14 @@ SCENARIOS = {  # relative frequency of what happens next
 QUIET = ("silence", "noise")  # whole sessions without a word
 QUIET_SHARE = 0.08
 OPENER_SHARE = 0.15  # of the requests begin with "um", "please" ...
-HELD_OUT_SHARE = 0.15  # of the requests in the held-out split
+COMPOSITIONAL_SHARE = {"train": 0.35, "heldout": 0.15}  # of the requests, beyond their weight
 LONG_GAP_SHARE = 0.1
 LAST_END = 0.6  # seconds before the session's end when the user's last words end
 
 LONG_FORMS = tuple(f for f in domain.FORMS if f.intent.long)
 FIXABLE_FORMS = tuple(f for f in domain.FORMS if f.fixable)
 LONG_FIXABLE_FORMS = tuple(f for f in LONG_FORMS if f.fixable)
-HELD_OUT_FORMS = tuple(f for f in domain.FORMS if f.intent.held_out)
+COMPOSITIONAL_FORMS = tuple(f for f in domain.FORMS if f.intent.held_out)
 
 
 class _Session:
@@ -72,9 +72,10 @@ class _Session:
         self, forms: tuple[domain.Form, ...] = domain.FORMS
     ) -> tuple[domain.Form, domain.Slots]:
         """A request: held-out combinations only ever in the held-out split."""
-        if forms is domain.FORMS and self.split == "heldout" and self.rng.random() < HELD_OUT_SHARE:
-            chosen = domain.draw_form(self.rng, HELD_OUT_FORMS)
-            return chosen, domain.draw_slots(chosen, self.rng, held_out=True)
+        if forms is domain.FORMS and self.rng.random() < COMPOSITIONAL_SHARE[self.split]:
+            chosen = domain.draw_form(self.rng, COMPOSITIONAL_FORMS)
+            held_out = self.split == "heldout"
+            return chosen, domain.draw_slots(chosen, self.rng, held_out=held_out)
         chosen = domain.draw_form(self.rng, forms)
         return chosen, domain.draw_slots(chosen, self.rng, held_out=False)
 

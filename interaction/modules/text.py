@@ -10,20 +10,24 @@ from interaction.types import Array
 
 
 class TextIn(nn.Module):
-    """Embeds tokens that arrive and the model's own last token."""
+    """Embeds tokens that arrive, the words last heard and the model's own last token."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, arrived: Array | None, last: Array) -> tuple[Array | None, Array]:
+    def __call__(
+        self, arrived: Array | None, heard: Array, last: Array
+    ) -> tuple[Array | None, Array, Array]:
         """Embeds tokens.
 
         Args:
           arrived: int32[b, n, text_slots], PAD where empty, or None.
+          heard: int32[b, n, audio_positions], transcription of the previous micro-turn.
           last: int32[b, n], the token of the previous micro-turn.
 
         Returns:
-          [b, n, text_slots, d] (None without arrivals) and [b, n, 1, d].
+          [b, n, text_slots, d] (None without arrivals), [b, n, audio_positions, d] to be added to
+          the audio positions, and [b, n, 1, d].
         """
         cfg = self.config
         dim = cfg.transformer.dim
@@ -32,9 +36,10 @@ class TextIn(nn.Module):
         slot = self.param("slot", nn.initializers.normal(0.02), (cfg.text_slots, dim))
         out_slot = self.param("out_slot", nn.initializers.normal(0.02), (dim,))
         own = (jnp.take(table, last, axis=0) + out_slot)[:, :, None]
+        words = jnp.take(table, heard, axis=0)
         if arrived is None:
-            return None, own
-        return jnp.take(table, arrived, axis=0) + slot, own
+            return None, words, own
+        return jnp.take(table, arrived, axis=0) + slot, words, own
 
 
 class ReadOut(nn.Module):

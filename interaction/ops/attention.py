@@ -55,21 +55,5 @@ def attention(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> Array:
 
 
 def attention_batch(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> Array:
-    """`attention` of a batch of short calls, as in the step: each argument but `sink` gains [b]."""
+    """`attention` of a batch of sessions: each argument but `sink` gains a leading axis [b]."""
     return jax.vmap(attention, in_axes=(0, 0, 0, 0, None))(q, k, v, mask, sink)
-
-
-def attention_sequences(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> Array:
-    """`attention` of a batch of long sequences, as in training.
-
-    A CPU takes one session after another and computes scores again in the backward pass: they
-    then stay in its cache, which halves the time. Arguments as `attention_batch`.
-    """
-    if jax.default_backend() != "cpu":
-        return attention_batch(q, k, v, mask, sink)
-
-    @jax.checkpoint
-    def one(session: tuple[Array, Array, Array, Array]) -> Array:
-        return attention(*session, sink)
-
-    return jax.lax.map(one, (q, k, v, mask))

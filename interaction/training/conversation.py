@@ -49,7 +49,7 @@ def share(hit: Array, among: Array) -> Array:
 
 def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, key: Array) -> TurnInputs:
     """What the transformer reads of a batch in training, augmented."""
-    user_key, blank_key, noise_key = jax.random.split(key, 3)
+    user_key, blank_key, noise_key, mishear_key = jax.random.split(key, 4)
     b, n = batch["text"].shape
     user = features.stream_mel(batch["user"], config.audio.user_hop, config.audio)
     user = features.augment_user(user, user_key)
@@ -61,6 +61,7 @@ def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, key: Array) ->
         user=dmel.dmel_bins(user, config.audio),
         own=own,
         hear_own=jnp.broadcast_to(hear_own, (b, n)),
+        heard=features.delayed(features.misheard(batch["heard"], mishear_key), Special.NONE),
         last=features.delayed(batch["text"], Special.SILENT),
         text=batch.get("text_in"),
     )

@@ -11,6 +11,8 @@ from interaction.ops import dmel, mel
 from interaction.training.objective import Batch
 from interaction.types import Array, Special
 
+MISHEARD = 0.4  # largest share of a session's words that training gets wrong
+
 
 def pcm(samples: Array) -> Array:
     """Int16 samples as float32 in [-1, 1)."""
@@ -88,3 +90,27 @@ def augment_user(frames: Array, key: Array) -> Array:
     scale = 0.15 * jax.random.uniform(keys[6], (b, 1, 1))
     out = out + scale * jax.random.normal(keys[6], out.shape)
     return out.reshape(frames.shape)
+
+
+def misheard(heard: Array, key: Array) -> Array:
+    """Makes a transcription as faulty as the model's own may be, at a rate drawn for each session.
+
+    Of the wrong words, half are missed and half are other words of the batch.
+
+    Args:
+      heard: int32[b, n, a], NONE where nothing was said.
+      key: Typed PRNG key.
+
+    Returns:
+      The same shape.
+    """
+    rate_key, wrong_key, missed_key, other_key = jax.random.split(key, 4)
+    rate = MISHEARD * jnp.square(jax.random.uniform(rate_key, (heard.shape[0], 1, 1)))
+    said = heard != Special.NONE
+    wrong = said & (jax.random.uniform(wrong_key, heard.shape) < rate)
+    missed = jax.random.bernoulli(missed_key, 0.5, heard.shape)
+    chance = jnp.where(said, jax.random.uniform(other_key, heard.shape), -1.0).reshape(-1)
+    shuffled = heard.reshape(-1)[jnp.argsort(-chance)]  # words in random order, then NONE
+    rank = jnp.cumsum(said.reshape(-1)) - 1
+    other = shuffled[rank].reshape(heard.shape)
+    return jnp.where(wrong, jnp.where(missed, Special.NONE, other), heard)

@@ -1,0 +1,76 @@
+"""What training makes of stored sessions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interaction import presets
+from interaction.training import features
+from interaction.types import Special
+
+CONFIG = presets.tiny()
+
+
+def _heard(sessions: int, turns: int) -> jax.Array:
+    rng = np.random.default_rng(0)
+    words = rng.integers(Special.COUNT, CONFIG.vocab, (sessions, turns, 2))
+    return jnp.asarray(np.where(rng.random(words.shape) < 0.3, words, Special.NONE), jnp.int32)
+
+
+def test_misheard_words_are_missed_or_other_words_of_the_batch() -> None:
+    heard = _heard(400, 30)
+    got = np.asarray(jax.jit(features.misheard)(heard, jax.random.key(1)))
+    heard = np.asarray(heard)
+    said = heard != Special.NONE
+    assert (got[~said] == Special.NONE).all()
+    assert set(got[said]) <= set(heard[said]) | {Special.NONE}
+    wrong = (got != heard)[said]
+    missed = (got == Special.NONE)[said]
+    # A session's rate is MISHEARD u^2 with u uniform, a third of MISHEARD on average.
+    assert abs(wrong.mean() - features.MISHEARD / 3) < 0.02
+    assert abs(missed.sum() / wrong.sum() - 0.5) < 0.05
+    assert ((got == heard).all(axis=(1, 2))).any(), "some sessions stay right"
+
+
+def test_misheard_stands_a_batch_without_words() -> None:
+    nothing = jnp.full((2, 5, 2), Special.NONE, jnp.int32)
+    got = features.misheard(nothing, jax.random.key(0))
+    np.testing.assert_array_equal(got, nothing)
+
+
+def test_augmented_users_differ_by_session_and_stay_near() -> None:
+    audio = CONFIG.audio
+    one = np.random.default_rng(0).normal(-3.0, 1.0, (1, 6, audio.user_frames, audio.mels))
+    frames = jnp.asarray(np.repeat(one, 64, axis=0), jnp.float32)
+    got = np.asarray(jax.jit(features.augment_user)(frames, jax.random.key(2)))
+    assert got.shape == frames.shape and np.isfinite(got).all()
+    assert len({row.tobytes() for row in got}) == 64
+    again = np.asarray(jax.jit(features.augment_user)(frames, jax.random.key(2)))
+    np.testing.assert_array_equal(got, again)
+    # Lifts and tilts are bounded by 0.25 and 0.3; the hidden bands can only lower the rest.
+    assert np.abs(np.median(got - np.asarray(frames), axis=(1, 2, 3))).max() < 0.6
+
+
+def test_token_windows_end_with_the_newest() -> None:
+    text = jnp.asarray([[11, 12, 13, 14]])
+    got = features.token_windows(text, 3)
+    silent = Special.SILENT
+    wanted = [[silent, silent, 11], [silent, 11, 12], [11, 12, 13], [12, 13, 14]]
+    np.testing.assert_array_equal(got[0], wanted)
+
+
+def test_delayed_moves_one_micro_turn() -> None:
+    np.testing.assert_array_equal(features.delayed(jnp.asarray([[5, 6, 7]]), 1), [[1, 5, 6]])
+
+
+def test_speech_mel_of_a_silent_micro_turn_is_the_floor() -> None:
+    audio = CONFIG.audio
+    noise = np.random.default_rng(0).integers(-9_000, 9_000, (1, 3 * audio.turn_samples))
+    batch = {
+        "model": jnp.asarray(noise, jnp.int16),
+        "text": jnp.asarray([[Special.SILENT, 20, Special.SILENT]]),
+    }
+    got = np.asarray(features.speech_mel(batch, CONFIG))
+    floor = np.float32(CONFIG.speech.mel_floor)
+    assert (got[:, [0, 2]] == floor).all()
+    assert (got[:, 1] > floor + 1).mean() > 0.9
