@@ -143,9 +143,11 @@ class TransformerConfig:
 class SpeechConfig:
     """Flow head: mel frames of one micro-turn from the text position and the last text tokens."""
 
-    dim: int = 192  # width of a frame inside the flow network
-    layers: int = 4
-    condition_dim: int = 512  # hidden width of the conditioning network
+    dim: int = 128  # width of a frame inside the flow network
+    layers: int = 2  # of the flow network
+    condition_dim: int = 768  # hidden width of the conditioning network, which runs once
+    condition_layers: int = 2
+    feature_dim: int = 64  # width of a frame's condition
     token_dim: int = 64  # embedding of a text-out token
     token_window: int = 12  # last text-out tokens seen, the newest included
     prefix_frames: int = 8  # generated frames before this micro-turn that are seen
@@ -157,10 +159,10 @@ class SpeechConfig:
 
     def __post_init__(self) -> None:
         """Checks counts and scales."""
-        for name in ("dim", "layers", "token_window", "prefix_frames", "flow_steps"):
-            _require(
-                getattr(self, name) >= 1, f"speech.{name}", getattr(self, name), ">= 1", "raise"
-            )
+        counts = ("dim", "layers", "condition_dim", "condition_layers", "feature_dim", "token_dim")
+        for name in (*counts, "token_window", "prefix_frames", "flow_steps"):
+            value = getattr(self, name)
+            _require(value >= 1, f"speech.{name}", value, ">= 1", "raise it")
         _require(self.temperature >= 0, "speech.temperature", self.temperature, ">= 0", "raise it")
         _require(self.mel_std > 0, "speech.mel_std", self.mel_std, "> 0", "measure it on the data")
 

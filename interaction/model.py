@@ -96,16 +96,14 @@ def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]
 
 def init_speech(config: ModelConfig, key: Array) -> Params:
     """Fresh parameters of the flow head."""
-    frames, mels = config.audio.speech_frames, config.audio.mels
-    prefix = jnp.zeros((1, config.speech.prefix_frames, mels))
+    prefix = jnp.zeros((1, config.speech.prefix_frames, config.audio.mels))
     tokens = jnp.zeros((1, config.speech.token_window), jnp.int32)
     hidden = jnp.zeros((1, config.transformer.dim))
     condition_key, flow_key = jax.random.split(key)
-    condition, params = SpeechCondition(config).init_with_output(
+    (features, guess), params = SpeechCondition(config).init_with_output(
         condition_key, hidden, tokens, prefix
     )
-    point = jnp.zeros((1, frames, mels))
-    flow = FlowNet(config).init(flow_key, point, jnp.zeros(1), prefix, condition)
+    flow = FlowNet(config).init(flow_key, guess, jnp.zeros(1), features, guess)
     return {"condition": params["params"], "flow": flow["params"]}
 
 

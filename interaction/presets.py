@@ -24,7 +24,9 @@ def tiny() -> ModelConfig:
             long_window=40,
             long_every=2,
         ),
-        speech=SpeechConfig(dim=16, layers=1, condition_dim=32, token_dim=8, flow_steps=2),
+        speech=SpeechConfig(
+            dim=16, layers=1, condition_dim=32, feature_dim=8, token_dim=8, flow_steps=2
+        ),
         vocoder=VocoderConfig(dim=16, layers=1),
         text_slots=2,
         patches=1,

@@ -140,22 +140,22 @@ def test_speech_head_equals_torch(params: dict) -> None:
     head, flow = {"params": speech["condition"]}, {"params": speech["flow"]}
 
     @jax.jit
-    def ours() -> tuple[jax.Array, jax.Array]:
-        condition = SpeechCondition(CONFIG).apply(head, hidden, tokens, prefix)
-        return condition, FlowNet(CONFIG).apply(flow, point, time, prefix, condition)
+    def ours() -> tuple[jax.Array, jax.Array, jax.Array]:
+        features, guess = SpeechCondition(CONFIG).apply(head, hidden, tokens, prefix)
+        return features, guess, FlowNet(CONFIG).apply(flow, point, time, features, guess)
 
     ported, tensor = torch_layers.to_torch(speech), torch.tensor
-    condition = torch_layers.speech_condition(
+    features, guess = torch_layers.speech_condition(
         ported["condition"],
         tensor(hidden),
         tensor(tokens).long(),
         tensor(prefix),
         CONFIG.audio.speech_frames,
     )
-    velocity = torch_layers.flow_velocity(
-        ported["flow"], tensor(point), tensor(time), tensor(prefix), condition, CONFIG
+    estimate = torch_layers.flow_estimate(
+        ported["flow"], tensor(point), tensor(time), features, guess, CONFIG
     )
-    for mine, other in zip(ours(), (condition, velocity), strict=True):
+    for mine, other in zip(ours(), (features, guess, estimate), strict=True):
         _close(mine, other)
 
 

@@ -161,8 +161,8 @@ def time_features(time: Tensor, width: int) -> Tensor:
 
 def speech_condition(
     p: Params, hidden: Tensor, tokens: Tensor, prefix: Tensor, frames: int
-) -> Tensor:
-    """Conditions of the frames of a micro-turn.
+) -> tuple[Tensor, Tensor]:
+    """Features and a first guess of the frames of a micro-turn.
 
     Args:
       p: {"table", ...}.
@@ -172,22 +172,23 @@ def speech_condition(
       frames: Of a micro-turn.
 
     Returns:
-      [b, frames, dim].
+      [b, frames, feature_dim] and [b, frames, m].
     """
     said = F.embedding(tokens, p["table"]).flatten(1)
     x = said @ p["tokens_in"] + prefix.flatten(1) @ p["prefix_in"] + hidden @ p["hidden_in"]
     x = F.silu(x + p["bias_in"])
-    x = x + F.silu(rms_norm(x, p["norm"], 1e-6) @ p["middle"])
-    return (x @ p["out"]).unflatten(1, (frames, -1))
+    for layer in range(sum(name.startswith("norm_") for name in p)):
+        normed = rms_norm(x, p[f"norm_{layer}"], 1e-6)
+        x = x + F.silu(normed @ p[f"up_{layer}"]) @ p[f"down_{layer}"]
+    x = rms_norm(x, p["norm"], 1e-6)
+    return tuple((x @ p[name]).unflatten(1, (frames, -1)) for name in ("features", "guess"))
 
 
-def flow_velocity(
-    p: Params, point: Tensor, time: Tensor, prefix: Tensor, condition: Tensor, cfg: ModelConfig
+def flow_estimate(
+    p: Params, point: Tensor, time: Tensor, features: Tensor, guess: Tensor, cfg: ModelConfig
 ) -> Tensor:
-    """Velocity of the flow at `point` [b, frames, m] and `time` [b] -> [b, frames, m]."""
-    before = prefix.shape[1]
-    x = torch.cat([prefix @ p["prefix_in"], point @ p["mel_in"] + condition], dim=1)
-    x = x + p["position"]
+    """The mel that `point` [b, frames, m] at `time` [b] leads to, [b, frames, m]."""
+    x = torch.cat([point, guess, features], dim=-1) @ p["in"] + p["position"]
     clock = F.silu(time_features(time, p["time_in"].shape[0]) @ p["time_in"])
     for layer in range(cfg.speech.layers):
         adapt = clock @ p[f"adapt_{layer}"].flatten(1)
@@ -197,4 +198,4 @@ def flow_velocity(
         x = x + (1 + gate) * mixed
         normed = rms_norm(x, p[f"norm_{layer}"], 1e-6) * (1 + scale2) + shift2
         x = x + (1 + gate2) * (gelu(normed @ p[f"up_{layer}"]) @ p[f"down_{layer}"])
-    return rms_norm(x[:, before:], p["norm"], 1e-6) @ p["out"]
+    return guess + rms_norm(x, p["norm"], 1e-6) @ p["out"]

@@ -75,14 +75,14 @@ class TorchStream:
         cfg = self.config.speech
         prefix = self.mel[:, -cfg.prefix_frames :].clamp_min(cfg.mel_floor)
         prefix = (prefix - cfg.mel_mean) / cfg.mel_std
-        condition = layers.speech_condition(
+        features, guess = layers.speech_condition(
             self.speech["condition"], hidden, self.tokens, prefix, noise.shape[1]
         )
         point = cfg.temperature * noise
         for number in range(cfg.flow_steps):
             time = torch.full(noise.shape[:1], number / cfg.flow_steps)
-            velocity = layers.flow_velocity(
-                self.speech["flow"], point, time, prefix, condition, self.config
+            estimate = layers.flow_estimate(
+                self.speech["flow"], point, time, features, guess, self.config
             )
-            point = point + velocity / cfg.flow_steps
+            point = point + (estimate - point) / (cfg.flow_steps - number)
         return point * cfg.mel_std + cfg.mel_mean

@@ -126,20 +126,46 @@ class TorchTrainer:
         weight = (rank >= 1).float()
         mel = (mel.clamp_min(cfg.mel_floor) - cfg.mel_mean) / cfg.mel_std
         quiet = (cfg.mel_floor - cfg.mel_mean) / cfg.mel_std
-        target = mel.flatten(0, 1)[picked]
-        prefix = delayed(mel, quiet).flatten(0, 1)[picked, -cfg.prefix_frames :]
+        frames, seen = mel.shape[2], cfg.prefix_frames
+        before = delayed(mel, quiet)
+        said = F.pad(text, (cfg.token_window - 1, 0), value=Special.SILENT)
+        said = said.unfold(1, cfg.token_window, 1)
+
+        def rows(turns: Tensor) -> Tensor:
+            return turns.flatten(0, 1)[picked]
+
+        prefix = rows(before)[:, -seen:]
+        with torch.no_grad():
+            _, own = layers.speech_condition(
+                params["condition"],
+                rows(delayed(hidden, 0)),
+                rows(delayed(said, Special.SILENT)),
+                rows(delayed(before, quiet))[:, -seen:],
+                frames,
+            )
+        self_fed = rows(delayed(text, Special.SILENT)) != Special.SILENT
+        self_fed &= torch.rand(count) < speech_training.SELF_FED
+        own = own[:, -seen:].clamp_min(quiet)
+        prefix = torch.where(self_fed[:, None, None], own, prefix)
         level = 0.4 * torch.rand(count, 1, 1).square()
         prefix = prefix + level * torch.randn(prefix.shape)
-        said = F.pad(text, (cfg.token_window - 1, 0), value=Special.SILENT)
-        said = said.unfold(1, cfg.token_window, 1).flatten(0, 1)[picked]
-        condition = layers.speech_condition(
-            params["condition"], hidden.flatten(0, 1)[picked], said, prefix, mel.shape[2]
+        feature, guess = layers.speech_condition(
+            params["condition"], rows(hidden), rows(said), prefix, frames
         )
-        noise, time = torch.randn(target.shape), torch.rand(count)
-        point = torch.lerp(noise, target, time[:, None, None])
-        guess = layers.flow_velocity(params["flow"], point, time, prefix, condition, self.model)
-        error = (guess - (target - noise)).square().mean((1, 2))
-        return (error * weight).sum() / weight.sum().clamp_min(1.0)
+        target = rows(mel)
+        some = max(count // speech_training.FLOW_ROWS, 1)
+        noise, time = torch.randn(some, *target.shape[1:]), torch.rand(some)
+        point = torch.lerp(noise, target[:some], time[:, None, None])
+        estimate = layers.flow_estimate(
+            params["flow"], point, time, feature[:some], guess[:some], self.model
+        )
+
+        def error(made: Tensor) -> Tensor:
+            square = (made - target[: len(made)]).square().mean((1, 2))
+            among = weight[: len(made)]
+            return (square * among).sum() / among.sum().clamp_min(1.0)
+
+        return error(guess) + error(estimate)
 
     def loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The whole loss, and the routers' logits by layer."""

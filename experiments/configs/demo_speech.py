@@ -1,4 +1,4 @@
-"""The flow head alone, second leg: it needs no trunk to learn to speak."""
+"""The flow head alone: it needs no trunk to learn to speak."""
 
 from interaction.training.config import TrainConfig
 
@@ -9,12 +9,13 @@ def get_config() -> TrainConfig:
         name="demo_speech",
         objective="interaction.training.speech:speech_objective",
         data="data/train",
-        batch=8,
-        steps=1_000,
+        batch=16,
+        steps=6_000,
         learning_rate=1.5e-3,
-        warmup=20,
+        warmup=100,
         schedule="wsd",
-        decay_fraction=0.6,
-        ema_decay=0.99,
-        init_from={"speech": "runs/demo_speech_start"},
+        decay_fraction=0.5,
+        weight_decay=0.02,
+        ema_decay=0.997,
+        sample_every=500,
     )

@@ -27,12 +27,15 @@ def time_features(time: Array, width: int) -> Array:
 
 
 class SpeechCondition(nn.Module):
-    """Folds what is to be said into one feature vector a frame; runs once a micro-turn."""
+    """Folds what is to be said into features of each frame and a first guess of its mel.
+
+    Runs once a micro-turn. The guess is what a regression would say: the mean of all that may come.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, hidden: Array, tokens: Array, prefix: Array) -> Array:
+    def __call__(self, hidden: Array, tokens: Array, prefix: Array) -> tuple[Array, Array]:
         """Computes the conditions.
 
         Args:
@@ -41,9 +44,9 @@ class SpeechCondition(nn.Module):
           prefix: float32[b, prefix_frames, m], standardised frames before this micro-turn.
 
         Returns:
-          [b, speech_frames, dim].
+          Features [b, speech_frames, feature_dim] and the guess float32[b, speech_frames, m].
         """
-        cfg, frames = self.config.speech, self.config.audio.speech_frames
+        cfg, audio = self.config.speech, self.config.audio
         table = self.param("table", nn.initializers.normal(1.0), (self.config.vocab, cfg.token_dim))
         said = jnp.take(table, tokens, axis=0).reshape(tokens.shape[0], -1)
         before = prefix.reshape(prefix.shape[0], -1)
@@ -51,43 +54,48 @@ class SpeechCondition(nn.Module):
         x = said @ self.param("tokens_in", _DENSE, (said.shape[1], width))
         x = x + before @ self.param("prefix_in", _DENSE, (before.shape[1], width))
         x = x + hidden @ self.param("hidden_in", _ZERO, (hidden.shape[1], width))
-        x = x + self.param("bias_in", _ZERO, (width,))
-        x = jax.nn.silu(x)
-        middle = rms_norm(x, self.param("norm", _ONE, (width,)), 1e-6)
-        x = x + jax.nn.silu(middle @ self.param("middle", _DENSE, (width, width)))
-        x = x @ self.param("out", _DENSE, (width, frames * cfg.dim))
-        return x.reshape(-1, frames, cfg.dim)
+        x = jax.nn.silu(x + self.param("bias_in", _ZERO, (width,)))
+        for layer in range(cfg.condition_layers):
+            normed = rms_norm(x, self.param(f"norm_{layer}", _ONE, (width,)), 1e-6)
+            up = jax.nn.silu(normed @ self.param(f"up_{layer}", _DENSE, (width, width)))
+            x = x + up @ self.param(f"down_{layer}", _DENSE, (width, width))
+        x = rms_norm(x, self.param("norm", _ONE, (width,)), 1e-6)
+        frames = audio.speech_frames
+        features = x @ self.param("features", _DENSE, (width, frames * cfg.feature_dim))
+        guess = x @ self.param("guess", _ZERO, (width, frames * audio.mels))
+        return features.reshape(-1, frames, cfg.feature_dim), guess.reshape(-1, frames, audio.mels)
 
 
 class FlowNet(nn.Module):
-    """Velocity of the mel frames: mixes frames, then channels, a few times."""
+    """The mel that a point on the flow's path leads to: mixes frames, then channels, a few times.
+
+    It predicts the data rather than the velocity (arXiv 2511.13720): see `velocity`.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, point: Array, time: Array, prefix: Array, condition: Array) -> Array:
-        """Computes the velocity.
+    def __call__(self, point: Array, time: Array, features: Array, guess: Array) -> Array:
+        """Estimates the mel at the path's end.
 
         Args:
           point: float32[b, speech_frames, m], on the path from noise to mel.
           time: float32[b] in [0, 1].
-          prefix: float32[b, prefix_frames, m].
-          condition: [b, speech_frames, dim], from SpeechCondition.
+          features: [b, speech_frames, feature_dim], from SpeechCondition.
+          guess: float32[b, speech_frames, m], from SpeechCondition.
 
         Returns:
-          float32[b, speech_frames, m].
+          float32[b, speech_frames, m], standardised.
         """
         cfg = self.config.speech
-        mels = point.shape[-1]
-        into = self.param("mel_in", _DENSE, (mels, cfg.dim))
-        past = dense(prefix, self.param("prefix_in", _DENSE, (mels, cfg.dim)))
-        x = jnp.concatenate([past, dense(point, into) + condition], axis=1)
+        x = jnp.concatenate([point, guess, features], axis=-1)
+        x = dense(x, self.param("in", _DENSE, (x.shape[-1], cfg.dim)))
         x = x + self.param("position", nn.initializers.normal(0.02), (x.shape[1], cfg.dim))
         clock = jax.nn.silu(time_features(time, 64) @ self.param("time_in", _DENSE, (64, 64)))
         for layer in range(cfg.layers):
             x = self._layer(x, clock, layer)
-        x = rms_norm(x[:, prefix.shape[1] :], self.param("norm", _ONE, (cfg.dim,)), 1e-6)
-        return dense(x, self.param("out", _ZERO, (cfg.dim, mels)))
+        x = rms_norm(x, self.param("norm", _ONE, (cfg.dim,)), 1e-6)
+        return guess + dense(x, self.param("out", _ZERO, (cfg.dim, point.shape[-1])))
 
     def _layer(self, x: Array, clock: Array, layer: int) -> Array:
         frames, dim = x.shape[1:]
@@ -108,6 +116,20 @@ class FlowNet(nn.Module):
         return x + (1 + gate2) * dense(jax.nn.gelu(dense(normed, up)), down)
 
 
+def velocity(point: Array, time: Array, estimate: Array) -> Array:
+    """Velocity towards an estimate of the path's end.
+
+    Args:
+      point: [b, frames, m].
+      time: [b] in [0, 1).
+      estimate: [b, frames, m], of the point at time 1.
+
+    Returns:
+      [b, frames, m].
+    """
+    return (estimate - point) / (1 - time)[:, None, None]
+
+
 def generate_mel(
     config: ModelConfig, params: dict, hidden: Array, tokens: Array, prefix: Array, noise: Array
 ) -> Array:
@@ -125,15 +147,15 @@ def generate_mel(
       float32[b, speech_frames, m], log10 mel.
     """
     cfg = config.speech
-    before = standardise(prefix, config)
-    condition = SpeechCondition(config).apply(
-        {"params": params["condition"]}, hidden, tokens, before
+    features, guess = SpeechCondition(config).apply(
+        {"params": params["condition"]}, hidden, tokens, standardise(prefix, config)
     )
 
-    def velocity(point: Array, time: Array) -> Array:
-        return FlowNet(config).apply({"params": params["flow"]}, point, time, before, condition)
+    def move(point: Array, time: Array) -> Array:
+        estimate = FlowNet(config).apply({"params": params["flow"]}, point, time, features, guess)
+        return velocity(point, time, estimate)
 
-    point = flow.integrate(velocity, cfg.temperature * noise, cfg.flow_steps)
+    point = flow.integrate(move, cfg.temperature * noise, cfg.flow_steps)
     return point * cfg.mel_std + cfg.mel_mean
 
 

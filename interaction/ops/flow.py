@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from interaction.types import Array
 
 
-def flow_pair(target: Array, noise: Array, time: Array) -> tuple[Array, Array]:
-    """A point on the path from noise (time 0) to the target (time 1), and its velocity.
+def path(target: Array, noise: Array, time: Array) -> Array:
+    """The point at `time` on the path from noise (time 0) to the target (time 1).
 
     Args:
       target: [b, frames, m].
@@ -17,10 +17,10 @@ def flow_pair(target: Array, noise: Array, time: Array) -> tuple[Array, Array]:
       time: [b] in [0, 1].
 
     Returns:
-      Point and velocity, each [b, frames, m].
+      [b, frames, m].
     """
     time = time[:, None, None]
-    return (1 - time) * noise + time * target, target - noise
+    return (1 - time) * noise + time * target
 
 
 def integrate(velocity: Callable[[Array, Array], Array], noise: Array, steps: int) -> Array:
