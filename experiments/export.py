@@ -34,10 +34,17 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
     sources = {flag: getattr(flags.FLAGS, flag) for flag in _PARTS}
+    configs = {flag: load_config(source) for flag, source in sources.items()}
+    for flag in ("speech", "vocoder"):
+        if configs[flag].audio != configs["conversation"].audio:
+            raise ValueError(
+                f"--{flag}: got {configs[flag].audio}, but the conversation was trained with "
+                f"{configs['conversation'].audio}; merge runs that share their front end"
+            )
     config = dataclasses.replace(
-        load_config(sources["conversation"]),
-        speech=load_config(sources["speech"]).speech,
-        vocoder=load_config(sources["vocoder"]).vocoder,
+        configs["conversation"],
+        speech=configs["speech"].speech,
+        vocoder=configs["vocoder"].vocoder,
     )
     weights = {}
     for flag, parts in _PARTS.items():

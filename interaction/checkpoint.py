@@ -65,6 +65,8 @@ def config_from_json(
     Raises:
       ValueError: a field is unknown, of the wrong type, or refused by the dataclass's own check.
     """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{name}: got {fields!r}, wanted a JSON object; correct it")
     schema: Any = cls
     known: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(schema)}
     values = {}

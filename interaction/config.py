@@ -236,6 +236,13 @@ class ModelConfig:
             "lower it",
         )
         _require(
+            self.vocoder.n_fft >= 2 * self.audio.speech_hop,
+            "vocoder.n_fft",
+            self.vocoder.n_fft,
+            f">= twice the hop of {self.audio.speech_hop} samples",
+            "a filter rings on into the next frame",
+        )
+        _require(
             self.audio.user_frames % self.audio_positions == 0,
             "audio_positions",
             self.audio_positions,

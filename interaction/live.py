@@ -64,19 +64,23 @@ class InteractionModel:
           The state before the first micro-turn.
 
         Raises:
-          ValueError: Not as many seeds as sessions, or no session.
+          ValueError: Not as many seeds as sessions, no session, or a seed beyond int32.
         """
         if sessions < 1:
             raise ValueError(f"sessions: got {sessions}, wanted at least 1; ask for one")
-        seeds = np.asarray(seed, np.int32)
+        seeds = np.asarray(seed)
         if seeds.ndim == 0:
-            seeds = seeds + np.arange(sessions, dtype=np.int32)
+            seeds = seeds + np.arange(sessions)
+        limits = np.iinfo(np.int32)
+        whole = np.issubdtype(seeds.dtype, np.integer)
+        if not whole or np.any(seeds < limits.min) or np.any(seeds > limits.max):
+            raise ValueError(f"seed: got {seed!r}, wanted integers of 32 bits; pass smaller ones")
         if seeds.shape != (sessions,):
             raise ValueError(
                 f"seed: got shape {seeds.shape}, wanted one number or {sessions} of them; "
                 "pass a seed for each session"
             )
-        return self._init(jax.device_put(seeds))
+        return self._init(jax.device_put(seeds.astype(np.int32)))
 
     def step(self, state: stream.StreamState, chunk: Chunk) -> tuple[stream.StreamState, Reply]:
         """Takes one micro-turn of every session; see `stream.step`.
@@ -128,7 +132,7 @@ def load(name: str = "demo") -> InteractionModel:
     """
     shipped = RELEASED / name
     folder = shipped if shipped.is_dir() else pathlib.Path(name)
-    if not folder.is_dir():
+    if not name or not folder.is_dir():
         names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
         raise ValueError(
             f"name: got {name!r}, wanted one of {names} or a folder; check the spelling"

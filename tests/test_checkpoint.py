@@ -94,6 +94,7 @@ def test_foreign_weights_are_named(released: pathlib.Path, change: dict, match: 
         (["transformer", "layers"], "six", r"transformer\.layers: got 'six', wanted int"),
         (["audio"], 3, r"config\.audio: got 3, wanted AudioConfig"),
         (["audio", "fmax"], 9e9, r"audio\.fmax"),
+        (["vocoder", "n_fft"], 256, r"vocoder\.n_fft: got 256"),
     ],
 )
 def test_bad_config_is_named(
@@ -106,6 +107,12 @@ def test_bad_config_is_named(
     section[path[-1]] = value
     (released / CONFIG).write_text(json.dumps(fields))
     with pytest.raises(ValueError, match=match):
+        load_model(released)
+
+
+def test_config_that_is_no_object_is_named(released: pathlib.Path) -> None:
+    (released / CONFIG).write_text("[]")
+    with pytest.raises(ValueError, match=r"config: got \[\], wanted a JSON object"):
         load_model(released)
 
 

@@ -196,13 +196,17 @@ def test_text_longer_than_its_slots_is_refused(model: InteractionModel) -> None:
 
 
 def test_unknown_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="no-such-model"):
-        interaction.load("no-such-model")
+    for name in ("no-such-model", ""):
+        with pytest.raises(ValueError, match=f"name: got '{name}'"):
+            interaction.load(name)
 
 
 def test_wrong_seeds_are_refused(model: InteractionModel) -> None:
     with pytest.raises(ValueError, match="seed"):
         model.init_state(ROWS, [1, 2])
+    for seed in (2**31, 0.5):
+        with pytest.raises(ValueError, match=f"seed: got {seed}"):
+            model.init_state(ROWS, seed)
     with pytest.raises(ValueError, match="sessions"):
         model.init_state(0)
 

@@ -10,7 +10,7 @@ from interaction.model import TurnInputs, forward
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel
-from interaction.training import features
+from interaction.training import conversation, features
 from interaction.types import Array, Chunk, Special
 from tests.contract import StreamPart, verify_stream_contract
 from tests.support import random_params
@@ -109,7 +109,7 @@ def turns() -> tuple:
 
 
 def test_forward_equals_steps(turns: tuple) -> None:
-    """C8: logits, transcription and speech conditions of a whole session and of its steps."""
+    """C8: logits, transcription, speech conditions and losses of a session and of its steps."""
     pcm, inputs, text, speech = turns
     params = random_params(CONFIG)
     whole = jax.jit(forward, static_argnums=0)(
@@ -118,6 +118,7 @@ def test_forward_equals_steps(turns: tuple) -> None:
     listen = jax.jit(stream.listen, static_argnums=0)
     state = stream.init_state(CONFIG, stream.session_keys(jnp.arange(2)))
     samples = CONFIG.audio.turn_samples
+    logits = []
     for n in range(TURNS):
         chunk = Chunk(
             pcm[:, n * samples : (n + 1) * samples],
@@ -131,8 +132,15 @@ def test_forward_equals_steps(turns: tuple) -> None:
             got, wanted = getattr(out, name)[:, 0], getattr(whole, name)[:, n]
             # measured: 3.6e-6
             np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=f"{name}, micro-turn {n}")
+        logits.append(out.text_logits)
         tokens = jnp.concatenate([state.tokens[:, 1:], text[:, n : n + 1]], axis=1)
         state = state._replace(tokens=tokens, mel=jnp.asarray(speech[:, n]))
+    weight = jnp.ones(text.shape)
+    losses = [
+        conversation.cross_entropy(each, jnp.asarray(text), weight)
+        for each in (whole.text_logits, jnp.concatenate(logits, axis=1))
+    ]
+    np.testing.assert_allclose(*losses, rtol=2e-6)
 
 
 def test_absent_frames_are_never_read(turns: tuple) -> None:

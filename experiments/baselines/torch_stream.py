@@ -85,4 +85,4 @@ class TorchStream:
                 self.speech["flow"], point, time, features, guess, self.config
             )
             point = point + (estimate - point) / (cfg.flow_steps - number)
-        return point * cfg.mel_std + cfg.mel_mean
+        return (point * cfg.mel_std + cfg.mel_mean).clamp_min(cfg.mel_floor)

@@ -71,7 +71,7 @@ def parse_events(meta: str) -> list[Event]:
     """Reads the events of a session record's `meta`, in order of time.
 
     Raises:
-      ValueError: if `meta` is no JSON object with a list of events.
+      ValueError: if `meta` is no JSON object with a list of events, or an event is none of ours.
     """
     try:
         listed = json.loads(meta)["events"]
@@ -81,8 +81,14 @@ def parse_events(meta: str) -> list[Event]:
         ) from error
     names = {field.name for field in dataclasses.fields(Event)}
     events = []
-    for entry in listed:
-        known: dict[str, Any] = {name: entry[name] for name in names if name in entry}
-        known["pauses"] = tuple((start, end) for start, end in known.get("pauses", ()))
-        events.append(Event(**known))
-    return sorted(events, key=lambda event: (event.start_s, event.end_s))
+    try:
+        for entry in listed:
+            known: dict[str, Any] = {name: entry[name] for name in names if name in entry}
+            known["pauses"] = tuple((start, end) for start, end in known.get("pauses", ()))
+            events.append(Event(**known))
+        return sorted(events, key=lambda event: (event.start_s, event.end_s))
+    except TypeError as error:
+        raise ValueError(
+            f"meta: event {len(events)} cannot be read ({error}), wanted the fields {sorted(names)}"
+            "; rebuild the sessions"
+        ) from error

@@ -144,7 +144,7 @@ def generate_mel(
       noise: float32[b, speech_frames, m], standard normal.
 
     Returns:
-      float32[b, speech_frames, m], log10 mel.
+      float32[b, speech_frames, m], log10 mel, at least the floor of speech.
     """
     cfg = config.speech
     features, guess = SpeechCondition(config).apply(
@@ -156,7 +156,7 @@ def generate_mel(
         return velocity(point, time, estimate)
 
     point = flow.integrate(move, cfg.temperature * noise, cfg.flow_steps)
-    return point * cfg.mel_std + cfg.mel_mean
+    return jnp.maximum(point * cfg.mel_std + cfg.mel_mean, cfg.mel_floor)
 
 
 def standardise(log_mel: Array, config: ModelConfig) -> Array:

@@ -10,7 +10,11 @@ SCHEDULES = ("cosine", "wsd", "constant")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run. `steps` and the schedule may change between resumes; the rest may not."""
+    """A training run.
+
+    Between resumes `steps`, the schedule and what is logged may change; the model, the data, the
+    batch and the seed may not, which is checked.
+    """
 
     name: str  # of the run
     objective: str  # "module:function", called with `model`, returns an Objective

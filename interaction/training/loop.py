@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from interaction.checkpoint import config_to_json, differences, flatten
+from interaction.config import ModelConfig
 from interaction.training.checkpoints import Checkpoints, load_part
 from interaction.training.config import TrainConfig
 from interaction.training.feed import make_feed
@@ -53,7 +54,7 @@ def train(
     else:
         abstract = jax.eval_shape(lambda key: init_state(objective, optimizer, key), init_key)
         state = checkpoints.restore(start, abstract, feed)
-    (run_dir / "config.json").write_text(config_to_json(config.model))
+    _keep_config(run_dir / "config.json", config.model, resumed=start > 0)
     report = Report(run_dir, start)
     schedule = learning_rate(config)
 
@@ -98,6 +99,18 @@ def train(
         checkpoints.close()
         report.close()
     return state
+
+
+def _keep_config(path: pathlib.Path, model: ModelConfig, resumed: bool) -> None:
+    """Writes the model's config into the run, or checks that a resumed run has the same."""
+    wanted = config_to_json(model)
+    if not resumed:
+        path.write_text(wanted)
+    elif not path.is_file() or path.read_text() != wanted:
+        raise ValueError(
+            f"model: {path} does not describe the model of this config, wanted the same; use the "
+            "config that the run began with, or start a new --workdir"
+        )
 
 
 def seconds_of_audio(batch: dict[str, jax.Array], config: TrainConfig) -> float:

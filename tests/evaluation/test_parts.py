@@ -69,8 +69,9 @@ def test_events_are_sorted_and_checked() -> None:
         parse_events(json.dumps({"events": [{**one, "kind": "song"}]}))
     with pytest.raises(ValueError, match=r"event\.end_s"):
         parse_events(json.dumps({"events": [{**one, "end_s": 1.0}]}))
-    with pytest.raises(ValueError, match="meta"):
-        parse_events("[]")
+    for meta in ("[]", '{"events": 3}', '{"events": [3]}', '{"events": [{"kind": "request"}]}'):
+        with pytest.raises(ValueError, match="meta"):
+            parse_events(meta)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])

@@ -161,6 +161,13 @@ def test_another_model_is_named(trained: pathlib.Path) -> None:
         _train(foreign)
 
 
+def test_another_config_of_the_model_is_named(trained: pathlib.Path) -> None:
+    config = _config(trained, "run")
+    model = dataclasses.replace(config.model, hears_itself=False)
+    with pytest.raises(ValueError, match=r"config\.json does not describe the model"):
+        _train(dataclasses.replace(config, model=model))
+
+
 def test_other_data_is_refused(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
     config = _config(trained, "run")
     other = toy.write_sessions(tmp_path / "other", seed=1)
