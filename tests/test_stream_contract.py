@@ -135,9 +135,9 @@ def test_forward_equals_steps(turns: tuple) -> None:
         logits.append(out.text_logits)
         tokens = jnp.concatenate([state.tokens[:, 1:], text[:, n : n + 1]], axis=1)
         state = state._replace(tokens=tokens, mel=jnp.asarray(speech[:, n]))
-    weight = jnp.ones(text.shape)
+    words = jnp.asarray(text != Special.SILENT)
     losses = [
-        conversation.cross_entropy(each, jnp.asarray(text), weight)
+        conversation.cross_entropy(each, jnp.asarray(text), words)
         for each in (whole.text_logits, jnp.concatenate(logits, axis=1))
     ]
     np.testing.assert_allclose(*losses, rtol=2e-6)

@@ -51,10 +51,10 @@ def delayed(turns: Tensor, start: float) -> Tensor:
     return torch.cat([torch.full_like(turns[:, :1], start), turns[:, :-1]], dim=1)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean in nats: [..., v], int64[...], [...] -> []."""
-    value = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
-    return (value * weight.flatten()).sum() / weight.sum().clamp_min(1.0)
+def cross_entropy(logits: Tensor, target: Tensor, events: Tensor) -> Tensor:
+    """Nats an event: [..., v], int64[...], bool[...] -> []."""
+    value = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="sum")
+    return value / events.sum().clamp_min(1)
 
 
 def misheard(heard: Tensor) -> Tensor:
@@ -65,6 +65,14 @@ def misheard(heard: Tensor) -> Tensor:
     other = heard.masked_scatter(said, words[torch.randperm(len(words))])
     other = torch.where(torch.rand(heard.shape) < 0.5, Special.NONE, other)
     return torch.where(said & (torch.rand(heard.shape) < rate), other, heard)
+
+
+def spliced(tokens: Tensor) -> Tensor:
+    """As `speech.spliced`, on int64[rows, window]."""
+    rows, window = tokens.shape
+    cut = torch.randint(1, window // 2 + 1, (rows, 1))
+    cut = torch.where(torch.rand(rows, 1) < speech_training.SPLICED, cut, 0)
+    return torch.where(torch.arange(window) < cut, tokens.roll(1, 0), tokens)
 
 
 class TorchTrainer:
@@ -149,8 +157,9 @@ class TorchTrainer:
         prefix = torch.where(self_fed[:, None, None], own, prefix)
         level = 0.4 * torch.rand(count, 1, 1).square()
         prefix = prefix + level * torch.randn(prefix.shape)
+        tokens = spliced(rows(said))
         feature, guess = layers.speech_condition(
-            params["condition"], rows(hidden), rows(said), prefix, frames
+            params["condition"], rows(hidden), tokens, prefix, frames
         )
         target = rows(mel)
         some = max(count // speech_training.FLOW_ROWS, 1)
@@ -185,12 +194,9 @@ class TorchTrainer:
             {**trunk, "layers": layered}, self.model, user, own, hear_own, before, last
         )
         switch = (text == Special.SILENT) != (last == Special.SILENT)
-        loud = (text >= Special.COUNT) | switch
-        loss = cross_entropy(
-            out.text_logits, text, torch.where(loud, 1.0, conversation.QUIET_WEIGHT)
-        )
-        weight = torch.where(heard != Special.NONE, 1.0, conversation.NONE_WEIGHT)
-        loss = loss + conversation.HEARD_WEIGHT * cross_entropy(out.heard_logits, heard, weight)
+        loss = cross_entropy(out.text_logits, text, (text >= Special.COUNT) | switch)
+        said = cross_entropy(out.heard_logits, heard, heard != Special.NONE)
+        loss = loss + conversation.HEARD_WEIGHT * said
         loss = loss + 0.5 * self.flow_loss(out.hidden, text, mel)
         z = sum(logits.logsumexp(-1).square().mean() for logits in out.router_logits)
         return loss + conversation.ROUTER_Z_WEIGHT * z, out.router_logits

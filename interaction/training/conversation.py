@@ -15,8 +15,6 @@ from interaction.training.samples import conversation_samples
 from interaction.training.speech import flow_loss
 from interaction.types import Array, Params, Special
 
-QUIET_WEIGHT = 0.4  # of silent and hold against words and switches in the text loss
-NONE_WEIGHT = 0.1  # of micro-turns without a word in the transcription loss
 HEARD_WEIGHT, ROUTER_Z_WEIGHT = 0.5, 1e-4
 BLANK_OWN = 0.6  # share of sessions in which the trunk does not hear the model's own speech
 BIAS_RATE = 1e-3  # step of the router's selection bias
@@ -25,8 +23,8 @@ BIAS_RATE = 1e-3  # step of the router's selection bias
 class Aux(NamedTuple):
     """Losses and rates of a training forward, each float32[] unless said otherwise."""
 
-    text: Array  # cross-entropy of the text stream, nats
-    heard: Array  # cross-entropy of the user's transcription, nats
+    text: Array  # cross-entropy of the text stream, nats a word, start or stop
+    heard: Array  # cross-entropy of the user's transcription, nats a word
     flow: Array  # flow-matching error of the speech mel, 0 where it is not trained
     router_z: Array  # router z-loss (arXiv 2202.08906)
     text_accuracy: Array  # of word tokens
@@ -35,11 +33,23 @@ class Aux(NamedTuple):
     busiest_expert: Array  # largest share of a layer's assignments that one expert took
 
 
-def cross_entropy(logits: Array, target: Array, weight: Array) -> Array:
-    """Weighted mean of the cross-entropy in nats: [..., v], int32[...], float32[...] -> []."""
+def cross_entropy(logits: Array, target: Array, events: Array) -> Array:
+    """Cross-entropy in nats an event: its sum over all entries by the number of events.
+
+    Every entry weighs the same, or the likeliest token would not be the best guess at when to
+    speak; but most entries are silence, and a mean over them would make the words' part small.
+
+    Args:
+      logits: float32[..., v].
+      target: int32[...].
+      events: bool[...], the entries that are counted.
+
+    Returns:
+      float32[].
+    """
     top = jax.nn.logsumexp(logits, axis=-1)
     value = top - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    return jnp.sum(value * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+    return jnp.sum(value) / jnp.maximum(jnp.sum(events), 1)
 
 
 def share(hit: Array, among: Array) -> Array:
@@ -90,8 +100,8 @@ def conversation_loss(
         flow = flow_loss(config, params["speech"], out.hidden, batch, speech, speech_key)
     tokens = jnp.sum(out.aux.load, axis=-1, keepdims=True)
     aux = Aux(
-        text=cross_entropy(out.text_logits, text, jnp.where(word | switch, 1.0, QUIET_WEIGHT)),
-        heard=cross_entropy(out.heard_logits, heard, jnp.where(said, 1.0, NONE_WEIGHT)),
+        text=cross_entropy(out.text_logits, text, word | switch),
+        heard=cross_entropy(out.heard_logits, heard, said),
         flow=flow,
         router_z=jnp.sum(out.aux.router_z / tokens[:, 0]) * config.transformer.experts_per_token,
         text_accuracy=share(jnp.argmax(out.text_logits, axis=-1) == text, word),

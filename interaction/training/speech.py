@@ -14,7 +14,27 @@ from interaction.types import Array, Params, Special
 
 SPEAKING_SHARE = 0.375  # of all micro-turns that a batch has room for
 FLOW_ROWS = 4  # one row in so many trains the flow, which costs more than its guess
+SPLICED = 0.5  # of the rows have older tokens of another row
 SELF_FED = 0.6  # of the rows go on from the head's own guess at the frames before
+
+
+def spliced(tokens: Array, key: Array) -> Array:
+    """Gives a share of token windows an older part that belongs to another row.
+
+    What is heard now hangs on the last words; those before them should not be learnt by heart.
+
+    Args:
+      tokens: int32[rows, window], the newest last.
+      key: Typed PRNG key.
+
+    Returns:
+      The same shape; at least the newer half of a window stays.
+    """
+    rows, window = tokens.shape
+    share_key, cut_key = jax.random.split(key)
+    cut = jax.random.randint(cut_key, (rows, 1), 1, window // 2 + 1)
+    cut = jnp.where(jax.random.bernoulli(share_key, SPLICED, (rows, 1)), cut, 0)
+    return jnp.where(jnp.arange(window) < cut, jnp.roll(tokens, 1, axis=0), tokens)
 
 
 def flow_loss(
@@ -37,7 +57,8 @@ def flow_loss(
       float32[].
     """
     cfg = config.speech
-    pick_key, prefix_key, level_key, self_key, noise_key, time_key = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
+    pick_key, prefix_key, level_key, self_key, noise_key, time_key, splice_key = keys
     speaking = (batch["text"] != Special.SILENT).reshape(-1)
     count = int(SPEAKING_SHARE * speaking.size)
     chance = jax.random.uniform(pick_key, speaking.shape)
@@ -68,7 +89,7 @@ def flow_loss(
     level = 0.4 * jnp.square(jax.random.uniform(level_key, (count, 1, 1)))
     prefix = prefix + level * jax.random.normal(prefix_key, prefix.shape)
 
-    feature, guess = condition(params, rows(hidden), rows(tokens), prefix)
+    feature, guess = condition(params, rows(hidden), spliced(rows(tokens), splice_key), prefix)
     target = rows(target)
     some = max(count // FLOW_ROWS, 1)  # rows are in random order
     noise = jax.random.normal(noise_key, (some, *target.shape[1:]))
