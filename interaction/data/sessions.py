@@ -360,7 +360,7 @@ class _Session:
         at = int(start * RATE)
         self.add(clip, at, self.rms * 10 ** (float(self.rng.uniform(-26, -20)) / 20))
         span = at / RATE, (at + len(clip.pcm)) / RATE
-        self.event("background", "background", span, text)
+        self.event("background", "background", span, text, voice=str(other))
         return span
 
     def background(self) -> bool:

@@ -18,7 +18,7 @@ def made() -> Made:
     """Records with their metadata, by split."""
     found = {}
     for split in SPLITS:
-        made = [make_session((7, i), split) for i in range(8)]
+        made = [make_session((7, i), split) for i in range(24)]
         found[split] = [(record, json.loads(record["meta"])) for record in made]
     return found
 
@@ -34,8 +34,9 @@ def _request_words(event: dict) -> str:
 
 def test_no_held_out_item_is_in_training(made: Made) -> None:
     for _, meta in made["train"]:
-        voice = meta["voice"].split(":")
-        assert voice[1].rsplit("+")[-1] not in voices.HELD_OUT_VARIANTS
+        speakers = [meta["voice"], *(e["voice"] for e in meta["events"] if "voice" in e)]
+        for voice in speakers:
+            assert voice.split(":")[1].rsplit("+")[-1] not in voices.HELD_OUT_VARIANTS
         assert not any(event["held_out"] for event in meta["events"])
         for event in meta["events"]:
             if event["kind"] in ("side_speech", "background"):
@@ -51,6 +52,11 @@ def test_no_held_out_item_is_in_training(made: Made) -> None:
                         if domain.is_held_out(form, slots)
                     ]
                     assert text not in held
+
+
+def test_background_speakers_are_named(made: Made) -> None:
+    spoken = [e for _, meta in made["train"] for e in meta["events"] if e["kind"] == "background"]
+    assert spoken and all("voice" in event for event in spoken)
 
 
 def test_held_out_sessions_hold_held_out_items(made: Made) -> None:

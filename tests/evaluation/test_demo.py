@@ -12,7 +12,7 @@ from experiments import converse, evaluate, make_recording
 from interaction.audio_file import read_audio, write_audio
 from interaction.data import clips, timing
 from interaction.data.domain import answer_words
-from interaction.data.sessions import make_session
+from interaction.data.sessions import QUIET, SCENARIOS, make_session
 from interaction.data.tokenizer import load_tokenizer
 from interaction.evaluation import parse_events, timeline
 from interaction.evaluation.recognizer import Clip, Recognizer, compare, flat_arpa, homophones
@@ -59,12 +59,22 @@ def recording() -> tuple[np.ndarray, dict]:
 
 
 def test_oracle_is_perfect_on_real_sessions() -> None:
-    records = [make_session((99, i), "heldout") for i in range(6)]
-    found = evaluate_model(Oracle(records), records.__getitem__, 6, seed=0, batch=6)
+    records = [
+        make_session((99, i), "heldout", scenario) for i, scenario in enumerate((*SCENARIOS, *QUIET))
+    ]
+    count = len(records)
+    found = evaluate_model(Oracle(records), records.__getitem__, count, seed=0, batch=count)
     figures = found.figures
-    assert figures["response_rate"] == figures["answer_exact"] == 1
-    assert figures["pause_takeover_rate"] in (0, None) and figures["false_start_per_minute"] == 0
-    assert figures["other_speech_ignore_rate"] in (1, None)
+    for key in (
+        "response_rate",
+        "answer_exact",
+        "interruption_stop_rate",
+        "interruption_answer_exact",
+        "backchannel_keep_rate",
+        "other_speech_ignore_rate",
+    ):
+        assert figures[key] == 1, key
+    assert figures["pause_takeover_rate"] == figures["false_start_per_minute"] == 0
     assert figures["heard_word_accuracy"] == 0  # the fake hears nothing
     assert (
         len(found.clips)
