@@ -1,6 +1,6 @@
 """Makes full-duplex training or held-out sessions with espeak-ng and flite.
 
-    python -m experiments.make_sessions --out=data/train --sessions=24000
+    python -m experiments.make_sessions --out=data/train --sessions=16000
     python -m experiments.make_sessions --out=data/heldout --sessions=300 --seed=1 --split=heldout
 
 Session i depends on the seed, the split and i alone. The folder appears when it is complete.
@@ -20,7 +20,7 @@ from absl import app, flags
 from interaction.data import domain, records, sessions, voices
 
 OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
-SESSIONS = flags.DEFINE_integer("sessions", 24_000, "Number of sessions.", lower_bound=1)
+SESSIONS = flags.DEFINE_integer("sessions", 16_000, "Number of sessions.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the whole set.", lower_bound=0)
 SPLIT = flags.DEFINE_enum("split", "train", voices.SPLITS, "Voices and combinations to use.")
 PROCESSES = flags.DEFINE_integer(

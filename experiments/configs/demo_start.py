@@ -1,4 +1,4 @@
-"""The conversation, first leg: on the first part of the sessions, while the rest is being made."""
+"""The conversation, first leg."""
 
 from interaction.training.config import TrainConfig
 
@@ -8,9 +8,9 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="demo_start",
         objective="interaction.training.conversation:conversation_objective",
-        data="data/start",
+        data="data/train",
         batch=8,
-        steps=1_000,
+        steps=2_500,
         learning_rate=1.5e-3,
         warmup=200,
         schedule="constant",
