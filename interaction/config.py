@@ -152,7 +152,7 @@ class SpeechConfig:
     token_window: int = 12  # last text-out tokens seen, the newest included
     prefix_frames: int = 8  # generated frames before this micro-turn that are seen
     flow_steps: int = 4  # Euler steps
-    temperature: float = 0.6  # scale of the initial noise when generating, >= 0
+    temperature: float = 0.8  # scale of the initial noise when generating, >= 0
     mel_floor: float = -5.0  # log10 magnitude below which speech is silence
     mel_mean: float = -2.5  # log10 magnitude, for standardisation
     mel_std: float = 1.1
