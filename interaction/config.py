@@ -163,6 +163,13 @@ class SpeechConfig:
         for name in (*counts, "token_window", "prefix_frames", "flow_steps"):
             value = getattr(self, name)
             _require(value >= 1, f"speech.{name}", value, ">= 1", "raise it")
+        _require(
+            self.token_window >= 2,
+            "speech.token_window",
+            self.token_window,
+            ">= 2",
+            "training replaces the older half of a window",
+        )
         _require(self.temperature >= 0, "speech.temperature", self.temperature, ">= 0", "raise it")
         _require(self.mel_std > 0, "speech.mel_std", self.mel_std, "> 0", "measure it on the data")
 

@@ -133,6 +133,7 @@ def test_forward_equals_steps(turns: tuple) -> None:
             # measured: 3.6e-6
             np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=f"{name}, micro-turn {n}")
         logits.append(out.text_logits)
+        np.testing.assert_array_equal(state.heard, jnp.argmax(out.heard_logits[:, 0], axis=-1))
         tokens = jnp.concatenate([state.tokens[:, 1:], text[:, n : n + 1]], axis=1)
         state = state._replace(tokens=tokens, mel=jnp.asarray(speech[:, n]))
     words = jnp.asarray(text != Special.SILENT)

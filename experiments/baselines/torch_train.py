@@ -126,7 +126,7 @@ class TorchTrainer:
         return user.view(*text.shape, *split), own, mel
 
     def flow_loss(self, hidden: Tensor, text: Tensor, mel: Tensor) -> Tensor:
-        """Error of the velocity over micro-turns with speech, see the library's."""
+        """Errors of the mel over micro-turns with speech, see the library's."""
         cfg, params = self.model.speech, self.params["speech"]
         speaking = (text != Special.SILENT).flatten()
         count = int(speech_training.SPEAKING_SHARE * speaking.numel())

@@ -1,6 +1,6 @@
 """Speech out: a flow head that makes the mel frames of one micro-turn.
 
-Flow matching on mel with the frames before it as a prior follows FELLE (arXiv 2502.11128); the
+Flow matching on mel, conditioned on the frames before it, follows FELLE (arXiv 2502.11128); the
 adaptive norm by flow time follows DiT (arXiv 2212.09748).
 """
 
@@ -29,7 +29,7 @@ def time_features(time: Array, width: int) -> Array:
 class SpeechCondition(nn.Module):
     """Folds what is to be said into features of each frame and a first guess of its mel.
 
-    Runs once a micro-turn. The guess is what a regression would say: the mean of all that may come.
+    Runs once a micro-turn. The guess is mostly what a regression says: the mean of all that may come.
     """
 
     config: ModelConfig

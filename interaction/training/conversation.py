@@ -25,7 +25,7 @@ class Aux(NamedTuple):
 
     text: Array  # cross-entropy of the text stream, nats a word, start or stop
     heard: Array  # cross-entropy of the user's transcription, nats a word
-    flow: Array  # flow-matching error of the speech mel, 0 where it is not trained
+    flow: Array  # squared errors of the speech mel, see `flow_loss`; 0 where it is not trained
     router_z: Array  # router z-loss (arXiv 2202.08906)
     text_accuracy: Array  # of word tokens
     switch_accuracy: Array  # of micro-turns in which speech starts or stops

@@ -93,9 +93,9 @@ def augment_user(frames: Array, key: Array) -> Array:
 
 
 def misheard(heard: Array, key: Array) -> Array:
-    """Makes a transcription as faulty as the model's own may be, at a rate drawn for each session.
+    """Makes a transcription faulty, as the model's own is, at a rate drawn for each session.
 
-    Of the wrong words, half are missed and half are other words of the batch.
+    Of the wrong words, half are missed and half are other words of the batch; none are invented.
 
     Args:
       heard: int32[b, n, a], NONE where nothing was said.

@@ -60,7 +60,8 @@ def recording() -> tuple[np.ndarray, dict]:
 
 def test_oracle_is_perfect_on_real_sessions() -> None:
     records = [
-        make_session((99, i), "heldout", scenario) for i, scenario in enumerate((*SCENARIOS, *QUIET))
+        make_session((99, i), "heldout", scenario)
+        for i, scenario in enumerate((*SCENARIOS, *QUIET))
     ]
     count = len(records)
     found = evaluate_model(Oracle(records), records.__getitem__, count, seed=0, batch=count)
