@@ -29,7 +29,7 @@ def time_features(time: Array, width: int) -> Array:
 class SpeechCondition(nn.Module):
     """Folds what is to be said into features of each frame and a first guess of its mel.
 
-    Runs once a micro-turn. The guess is mostly what a regression says: the mean of all that may come.
+    Runs once a micro-turn. The guess is mostly what a regression says: the mean of what may come.
     """
 
     config: ModelConfig

@@ -1,0 +1,52 @@
+"""The conversation's training path: what the model reads, and sessions taken in groups."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from interaction import model, presets
+from interaction.training import conversation
+from interaction.types import Special
+from tests.support import random_params
+
+CONFIG = presets.tiny()
+
+
+def _batch(sessions: int, turns: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    samples = (sessions, turns * CONFIG.audio.turn_samples)
+    words = rng.integers(Special.COUNT, CONFIG.vocab, (sessions, turns, 2))
+    return {
+        "user": jnp.asarray(rng.integers(-9_000, 9_000, samples), jnp.int16),
+        "model": jnp.asarray(rng.integers(-9_000, 9_000, samples), jnp.int16),
+        "text": jnp.asarray(rng.integers(0, CONFIG.vocab, (sessions, turns)), jnp.int32),
+        "heard": jnp.asarray(np.where(words % 3 == 0, words, Special.NONE), jnp.int32),
+    }
+
+
+def test_inputs_are_one_micro_turn_behind_their_targets() -> None:
+    batch = _batch(8, 10)
+    mel = jnp.full((8, 10, CONFIG.audio.speech_frames, CONFIG.audio.mels), -3.0)
+    inputs = conversation.turn_inputs(CONFIG, batch, mel, jax.random.key(0))
+    heard, target = np.asarray(inputs.heard), np.asarray(batch["heard"])
+    assert (heard[:, 0] == Special.NONE).all()
+    right = heard[:, 1:] == target[:, :-1]
+    assert right.mean() > 0.8, "most words are heard right"
+    assert (right | (target[:, :-1] != Special.NONE)).all(), "none is invented"
+    assert (heard[:, 1:] == target[:, 1:])[target[:, 1:] != Special.NONE].mean() < 0.2
+    np.testing.assert_array_equal(inputs.last[:, 0], Special.SILENT)
+    np.testing.assert_array_equal(inputs.last[:, 1:], batch["text"][:, :-1])
+
+
+def test_groups_of_sessions_equal_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, batch = random_params(CONFIG), _batch(6, 6)
+    mel = jnp.full((6, 6, CONFIG.audio.speech_frames, CONFIG.audio.mels), -3.0)
+    inputs = conversation.turn_inputs(CONFIG, batch, mel, jax.random.key(0))
+    found = []
+    for at_once in (2, 6):
+        monkeypatch.setattr(model, "CPU_SESSIONS", at_once)
+        run = jax.jit(lambda p: model.forward(CONFIG, p["trunk"], p["router_bias"], inputs))
+        found.append(run(params))
+    for few, all_ in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
+        np.testing.assert_allclose(few, all_, atol=2e-5, rtol=1e-5)
