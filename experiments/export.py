@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from flax import traverse_util
 
 from interaction.checkpoint import WEIGHTS, load_config, save_model
+from interaction.config import ModelConfig
 from interaction.training.checkpoints import load_part
 
 _PARTS = {  # flag -> parts of the model that its run trains
@@ -28,24 +29,35 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the 
 flags.mark_flags_as_required(list(_PARTS))
 
 
+def merge(conversation: ModelConfig, speech: ModelConfig, vocoder: ModelConfig) -> ModelConfig:
+    """The config of the parts together.
+
+    Raises:
+      ValueError: a run was trained for another front end, vocabulary or trunk than the rest.
+    """
+    shared = {
+        "audio": (conversation.audio, speech.audio, vocoder.audio),
+        "vocab": (conversation.vocab, speech.vocab),
+        "transformer.dim": (conversation.transformer.dim, speech.transformer.dim),
+        "speech.mel_floor": (conversation.speech.mel_floor, speech.speech.mel_floor),
+    }
+    for field, values in shared.items():
+        for flag, value in zip(_PARTS, values, strict=False):
+            if value != values[0]:
+                raise ValueError(
+                    f"{field}: got {value} in --{flag}, wanted {values[0]} as in --conversation; "
+                    "merge runs that were trained for each other"
+                )
+    return dataclasses.replace(conversation, speech=speech.speech, vocoder=vocoder.vocoder)
+
+
 def main(argv: list[str]) -> None:
     """Reads the averaged parameters of each run and writes them together."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
     sources = {flag: getattr(flags.FLAGS, flag) for flag in _PARTS}
-    configs = {flag: load_config(source) for flag, source in sources.items()}
-    for flag in ("speech", "vocoder"):
-        if configs[flag].audio != configs["conversation"].audio:
-            raise ValueError(
-                f"--{flag}: got {configs[flag].audio}, but the conversation was trained with "
-                f"{configs['conversation'].audio}; merge runs that share their front end"
-            )
-    config = dataclasses.replace(
-        configs["conversation"],
-        speech=configs["speech"].speech,
-        vocoder=configs["vocoder"].vocoder,
-    )
+    config = merge(*(load_config(sources[flag]) for flag in _PARTS))
     weights = {}
     for flag, parts in _PARTS.items():
         for part in parts:

@@ -69,18 +69,17 @@ class InteractionModel:
         if sessions < 1:
             raise ValueError(f"sessions: got {sessions}, wanted at least 1; ask for one")
         seeds = np.asarray(seed)
-        if seeds.ndim == 0:
-            seeds = seeds + np.arange(sessions)
-        limits = np.iinfo(np.int32)
-        whole = np.issubdtype(seeds.dtype, np.integer)
-        if not whole or np.any(seeds < limits.min) or np.any(seeds > limits.max):
-            raise ValueError(f"seed: got {seed!r}, wanted integers of 32 bits; pass smaller ones")
-        if seeds.shape != (sessions,):
+        if seeds.ndim and seeds.shape != (sessions,):
             raise ValueError(
                 f"seed: got shape {seeds.shape}, wanted one number or {sessions} of them; "
                 "pass a seed for each session"
             )
-        return self._init(jax.device_put(seeds.astype(np.int32)))
+        rows = np.zeros(sessions, np.int64) if seeds.ndim else np.arange(sessions)
+        limits = np.iinfo(np.int32)
+        whole = np.issubdtype(seeds.dtype, np.integer)
+        if not whole or np.any(seeds < limits.min) or np.any(seeds > limits.max - rows[-1]):
+            raise ValueError(f"seed: got {seed!r}, wanted integers of 32 bits; pass other ones")
+        return self._init(jax.device_put((seeds.astype(np.int64) + rows).astype(np.int32)))
 
     def step(self, state: stream.StreamState, chunk: Chunk) -> tuple[stream.StreamState, Reply]:
         """Takes one micro-turn of every session; see `stream.step`.
@@ -130,10 +129,9 @@ def load(name: str = "demo") -> InteractionModel:
     Raises:
       ValueError: There is no such model, or its files are damaged or foreign.
     """
-    shipped = RELEASED / name
-    folder = shipped if shipped.is_dir() else pathlib.Path(name)
+    names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
+    folder = RELEASED / name if name in names else pathlib.Path(name)
     if not name or not folder.is_dir():
-        names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
         raise ValueError(
             f"name: got {name!r}, wanted one of {names} or a folder; check the spelling"
         )

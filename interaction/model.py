@@ -23,7 +23,7 @@ from interaction.ops.attention import attention_batch, window_mask
 from interaction.types import Array, Params, Special
 
 SLIDING, LONG = "sliding", "long"
-CPU_SESSIONS = 4  # of a training batch that a CPU takes at once: what they hold stays in its cache
+CPU_SESSIONS = 4  # that a CPU takes at once in `forward`: what they hold stays in its cache
 
 
 class TurnInputs(NamedTuple):

@@ -1,6 +1,7 @@
 """The step: masks at the boundary, constant memory, replay, compilation, and bad input."""
 
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -204,9 +205,10 @@ def test_unknown_model_is_refused() -> None:
 def test_wrong_seeds_are_refused(model: InteractionModel) -> None:
     with pytest.raises(ValueError, match="seed"):
         model.init_state(ROWS, [1, 2])
-    for seed in (2**31, 0.5):
-        with pytest.raises(ValueError, match=f"seed: got {seed}"):
+    for seed in (2**31, 2**31 - 1, -(2**31) - 1, 2**70, 0.5, None, "a", [0, 1, 2**31]):
+        with pytest.raises(ValueError, match=re.escape(f"seed: got {seed!r}, wanted integers")):
             model.init_state(ROWS, seed)
+    equal(model.init_state(ROWS, np.uint64(3)), model.init_state(ROWS, [3, 4, 5]))
     with pytest.raises(ValueError, match="sessions"):
         model.init_state(0)
 

@@ -57,19 +57,21 @@ def window_of(layer: int, config: ModelConfig) -> int:
     return cfg.long_window if (layer + 1) % cfg.long_every == 0 else cfg.window
 
 
-def embed(
-    p: Params,
-    config: ModelConfig,
-    user: Tensor,
-    own: Tensor,
-    hear_own: Tensor,
-    heard: Tensor,
-    last: Tensor,
-) -> Tensor:
-    """Positions of n micro-turns without text in or frames: [b, n * (audio_positions + 1), d]."""
-    audio = layers.audio_in(p["audio_in"], user, own, hear_own, config)
-    audio = audio + F.embedding(heard, p["text_in"]["table"])
-    said = F.embedding(last, p["text_in"]["table"]) + p["text_in"]["out_slot"]
+class Inputs(NamedTuple):
+    """What the transformer reads in n micro-turns, without text in or frames."""
+
+    user: Tensor  # int64[b, n, frames, m], dMel of the user
+    own: Tensor  # int64[b, n, frames, m], dMel of the model's speech one micro-turn earlier
+    hear_own: Tensor  # [b, n], 0 where own speech is blanked
+    heard: Tensor  # int64[b, n, audio_positions], transcription of the previous micro-turn
+    last: Tensor  # int64[b, n], text-out token of the previous micro-turn
+
+
+def embed(p: Params, config: ModelConfig, inputs: Inputs) -> Tensor:
+    """Positions of n micro-turns: [b, n * (audio_positions + 1), d]."""
+    audio = layers.audio_in(p["audio_in"], inputs.user, inputs.own, inputs.hear_own, config)
+    audio = audio + F.embedding(inputs.heard, p["text_in"]["table"])
+    said = F.embedding(inputs.last, p["text_in"]["table"]) + p["text_in"]["out_slot"]
     return torch.cat([audio, said[:, :, None]], dim=2).flatten(1, 2)
 
 
@@ -90,31 +92,19 @@ def read_out(
     return text @ p["text"], audio @ p["heard"], text
 
 
-def forward(
-    p: Params,
-    config: ModelConfig,
-    user: Tensor,
-    own: Tensor,
-    hear_own: Tensor,
-    heard: Tensor,
-    last: Tensor,
-) -> Outputs:
+def forward(p: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
     """Runs n micro-turns from the start of a session at once, teacher-forced.
 
     Args:
       p: From `trunk_from_released`.
       config: The model's.
-      user: int64[b, n, frames, m], dMel of the user.
-      own: int64[b, n, frames, m], dMel of the model's speech one micro-turn earlier.
-      hear_own: [b, n], 0 where own speech is blanked.
-      heard: int64[b, n, audio_positions], transcription of the previous micro-turn.
-      last: int64[b, n], text-out token of the previous micro-turn.
+      inputs: n micro-turns.
 
     Returns:
       Logits and hidden states.
     """
-    cfg, turns = config.transformer, last.shape[1]
-    x = embed(p, config, user, own, hear_own, heard, last)
+    cfg, turns = config.transformer, inputs.last.shape[1]
+    x = embed(p, config, inputs)
     turn = layers.rope(clock(0, turns, config), cfg)
     order = torch.arange(x.shape[1])
     age = order[:, None] - order
@@ -157,14 +147,7 @@ def make_caches(sessions: int, config: ModelConfig) -> list[Cache]:
 
 
 def step(
-    p: Params,
-    caches: list[Cache],
-    config: ModelConfig,
-    turn: int,
-    user: Tensor,
-    own: Tensor,
-    heard: Tensor,
-    last: Tensor,
+    p: Params, caches: list[Cache], config: ModelConfig, turn: int, inputs: Inputs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs micro-turn number `turn`; the caches are updated in place.
 
@@ -173,16 +156,13 @@ def step(
       caches: One a layer.
       config: The model's.
       turn: Number of the micro-turn.
-      user: int64[b, 1, frames, m].
-      own: int64[b, 1, frames, m].
-      heard: int64[b, 1, audio_positions].
-      last: int64[b, 1].
+      inputs: That micro-turn, n = 1.
 
     Returns:
       Text logits [b, 1, v], heard logits [b, 1, audio_positions, v], hidden [b, 1, d].
     """
     cfg = config.transformer
-    x = embed(p, config, user, own, torch.ones(last.shape), heard, last)
+    x = embed(p, config, inputs)
     angle = layers.rope(clock(turn, 1, config), cfg)
     for layer, cache in zip(p["layers"], caches, strict=True):
         normed = layers.rms_norm(x, layer["attention_norm"], cfg.norm_eps)

@@ -40,16 +40,14 @@ class TorchStream:
         user = layers.log_mel(joined, self.filters, self.window, audio.user_hop, audio)
         stride = audio.user_hop // audio.speech_hop
         own = layers.dmel_bins(self.mel[:, stride - 1 :: stride], audio)
-        logits, heard, hidden = torch_model.step(
-            self.trunk,
-            self.caches,
-            cfg,
-            self.turn,
-            layers.dmel_bins(user, audio)[:, None],
-            own[:, None],
-            self.heard[:, None],
-            self.tokens[:, -1:],
+        inputs = torch_model.Inputs(
+            user=layers.dmel_bins(user, audio)[:, None],
+            own=own[:, None],
+            hear_own=torch.ones(len(pcm), 1),
+            heard=self.heard[:, None],
+            last=self.tokens[:, -1:],
         )
+        logits, heard, hidden = torch_model.step(self.trunk, self.caches, cfg, self.turn, inputs)
         self.turn += 1
         self.heard = heard[:, 0].argmax(-1)
         token = logits[:, 0].argmax(-1)

@@ -188,11 +188,9 @@ class TorchTrainer:
             {**layer, "bias": bias}
             for layer, bias in zip(trunk["layers"], self.biases, strict=True)
         ]
-        hear_own = hear_own.expand(text.shape)
         before = delayed(misheard(heard), Special.NONE)
-        out = torch_model.forward(
-            {**trunk, "layers": layered}, self.model, user, own, hear_own, before, last
-        )
+        inputs = torch_model.Inputs(user, own, hear_own.expand(text.shape), before, last)
+        out = torch_model.forward({**trunk, "layers": layered}, self.model, inputs)
         switch = (text == Special.SILENT) != (last == Special.SILENT)
         loss = cross_entropy(out.text_logits, text, (text >= Special.COUNT) | switch)
         said = cross_entropy(out.heard_logits, heard, heard != Special.NONE)

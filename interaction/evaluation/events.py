@@ -87,7 +87,7 @@ def parse_events(meta: str) -> list[Event]:
             known["pauses"] = tuple((start, end) for start, end in known.get("pauses", ()))
             events.append(Event(**known))
         return sorted(events, key=lambda event: (event.start_s, event.end_s))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"meta: event {len(events)} cannot be read ({error}), wanted the fields {sorted(names)}"
             "; rebuild the sessions"

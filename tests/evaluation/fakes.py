@@ -117,6 +117,18 @@ class FakeModel:
         return state + 1, Reply(audio, text, heard, np.zeros(rows, bool))
 
 
+# Of who does everything right.
+ONE = (
+    "response_rate",
+    "answer_exact",
+    "interruption_stop_rate",
+    "interruption_answer_exact",
+    "backchannel_keep_rate",
+    "other_speech_ignore_rate",
+)
+ZERO = ("pause_takeover_rate", "early_response_rate", "false_start_per_minute")
+
+
 def oracle(made: list[Session], delay: int = 0) -> FakeModel:
     """Says what the annotation says, `delay` micro-turns late."""
     audio = np.stack([session.model for session in made])

