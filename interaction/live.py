@@ -97,8 +97,9 @@ class InteractionModel:
             good ones is refused alone, see `Reply.refused`.
         """
         check_chunk(self.config, chunk, state.clock.shape[0])
-        # A copy: the caller may refill its buffer while the step is still running.
-        return self._step(self.params, state, jax.device_put(chunk, may_alias=False))
+        # Transfers are asynchronous, `may_alias=False` or not: the caller may refill its buffer.
+        chunk = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, chunk)
+        return self._step(self.params, state, jax.device_put(chunk))
 
     def encode(self, text: str) -> np.ndarray:
         """Text as one micro-turn's text-in slots.
