@@ -2,9 +2,10 @@ r"""Times the step, PCM to PCM, beside the same step in PyTorch.
 
 python -m experiments.bench_step --preset=demo --json=out/bench_step.json
 
-Both sides run the same weights on the same audio, in alternating blocks of one process, so that
-what else the machine does hits both; PyTorch runs on the number of threads that suits it best. A
-turn lasts from PCM in a numpy array to PCM in a numpy array.
+Both sides run the same weights on the recorded user of the demonstration, over and over, in
+alternating blocks of one process, so that what else the machine does hits both; PyTorch runs on
+the number of threads that suits it best. A turn lasts from PCM in a numpy array to PCM in a numpy
+array. Both skip the flow head in a turn in which no session speaks, so those are told apart.
 """
 
 import json
@@ -22,6 +23,9 @@ from absl import app, flags
 import interaction
 from experiments.baselines.torch_stream import TorchStream
 from experiments.compilation import use_compilation_cache
+from experiments.converse import ASSET
+from interaction.audio_file import read_audio
+from interaction.types import Special
 
 _PRESET = flags.DEFINE_string("preset", "demo", "Preset, or folder of a released model.")
 _JSON = flags.DEFINE_string("json", None, "Where to write the figures.")
@@ -45,7 +49,16 @@ for turn in range(100):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
-Turn = Callable[[np.ndarray], float]  # runs a turn, returns seconds until the call returned
+# Runs a turn; returns seconds until the call returned, and the text tokens.
+Turn = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+def conversation(sessions: int, samples: int) -> np.ndarray:
+    """The recorded user as float32[turns, sessions, samples]; sessions are spread over it."""
+    pcm = read_audio(ASSET)
+    turns = pcm[: len(pcm) // samples * samples].reshape(-1, samples)
+    starts = np.arange(sessions) * len(turns) // sessions
+    return np.stack([np.roll(turns, -start, axis=0) for start in starts], axis=1)
 
 
 def first_reply(preset: str) -> tuple[float, float]:
@@ -68,14 +81,14 @@ def ours(model: interaction.InteractionModel, sessions: int) -> Turn:
     """Turns of the library, as a user calls it."""
     state = model.init_state(sessions=sessions, seed=0)
 
-    def turn(pcm: np.ndarray) -> float:
+    def turn(pcm: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal state
         start = time.perf_counter()
         chunk = interaction.Chunk(audio=pcm)  # pyrefly: ignore[bad-argument-type]
         state, reply = model.step(state, chunk)
         returned = time.perf_counter() - start
-        np.asarray(reply.audio), np.asarray(reply.text)
-        return returned
+        np.asarray(reply.audio)
+        return returned, np.asarray(reply.text)
 
     return turn
 
@@ -83,22 +96,22 @@ def ours(model: interaction.InteractionModel, sessions: int) -> Turn:
 def theirs(stream: TorchStream) -> Turn:
     """Turns of the baseline; eager, so the call returns when all is done."""
 
-    def turn(pcm: np.ndarray) -> float:
+    def turn(pcm: np.ndarray) -> tuple[float, np.ndarray]:
         start = time.perf_counter()
-        stream.step(pcm)
-        return time.perf_counter() - start
+        _, token = stream.step(pcm)
+        return time.perf_counter() - start, token
 
     return turn
 
 
 def run_block(turn: Turn, chunks: np.ndarray) -> np.ndarray:
-    """Milliseconds of each turn, and until its call returned: float[n, 2]."""
-    times = []
+    """Seconds of each turn, seconds until its call returned, and whether it spoke: float[n, 3]."""
+    rows = []
     for pcm in chunks:
         start = time.perf_counter()
-        returned = turn(pcm)
-        times.append((time.perf_counter() - start, returned))
-    return 1e3 * np.array(times)
+        returned, token = turn(pcm)
+        rows.append((time.perf_counter() - start, returned, np.any(token != Special.SILENT)))
+    return np.array(rows, float)
 
 
 def best_threads(turn: Turn, chunks: np.ndarray, cores: int) -> int:
@@ -115,34 +128,43 @@ def compare(preset: str, sessions: int, turns: int) -> dict[str, float]:
     model = interaction.load(preset)
     stream = TorchStream(model.config, model.params, sessions)
     sides = {"step": ours(model, sessions), "torch": theirs(stream)}
-    rng = np.random.default_rng(0)
-    shape = (_BLOCK + _SETTLE, sessions, model.config.audio.turn_samples)
-    chunks = (0.05 * rng.standard_normal(shape)).astype(np.float32)
+    chunks = conversation(sessions, model.config.audio.turn_samples)
     for turn in sides.values():
         run_block(turn, chunks[:_WARM_UP])
     cores = len(os.sched_getaffinity(0))
     threads = best_threads(sides["torch"], chunks[:_WARM_UP], cores)
     torch.set_num_threads(threads)
-    times: dict[str, list[np.ndarray]] = {name: [] for name in sides}
-    for _ in range(-(-turns // _BLOCK)):
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in sides}
+    for block in range(-(-turns // _BLOCK)):
+        places = np.arange(block * _BLOCK - _SETTLE, (block + 1) * _BLOCK) % len(chunks)
         for name, turn in sides.items():
-            times[name].append(run_block(turn, chunks)[_SETTLE:])
+            rows[name].append(run_block(turn, chunks[places])[_SETTLE:])
     figures: dict[str, float] = {"torch_threads": threads}
-    for name, blocks in times.items():
-        total, returned = np.concatenate(blocks)[:turns].T
+    for name, blocks in rows.items():
+        total, returned, spoke = np.concatenate(blocks)[:turns].T
+        total, spoke = 1e3 * total, spoke.astype(bool)
         figures[f"{name}_p50_ms"], figures[f"{name}_p99_ms"] = np.percentile(total, (50, 99))
+        for part, among in {"speaking": spoke, "silent": ~spoke}.items():
+            if np.any(among):
+                figures[f"{name}_{part}_p50_ms"] = np.median(total[among])
         if name == "step":
-            figures["host_overhead_ms"] = float(np.median(returned))
-    figures["ratio_to_torch"] = figures["step_p50_ms"] / figures["torch_p50_ms"]
+            figures["speaking_share"] = np.mean(spoke)
+            figures["host_overhead_ms"] = 1e3 * np.median(returned)
+    for part in ("", "_speaking", "_silent"):
+        ours_ms, torch_ms = (figures.get(f"{side}{part}_p50_ms") for side in ("step", "torch"))
+        if ours_ms and torch_ms:
+            figures[f"ratio_to_torch{part}"] = ours_ms / torch_ms
     return figures
 
 
 def main(argv: list[str]) -> None:
     """Prints and writes the figures.
 
-    step_p50_ms and step_p99_ms are the library's turn, torch_* the baseline's, host_overhead_ms
-    the median until the library's call returns, ratio_to_torch the quotient of the medians; with
-    _8 at eight sessions. first_reply_s and peak_memory_mb are of a process with one session.
+    step_p50_ms and step_p99_ms are the library's turn, torch_* the baseline's, ratio_to_torch the
+    quotient of the medians; with _speaking and _silent of the turns in which some session spoke
+    (speaking_share of them) and of the others. host_overhead_ms is the median until the library's
+    call returns. With _8 all of this at eight sessions. first_reply_s and peak_memory_mb are of a
+    process with one session.
     """
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")

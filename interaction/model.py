@@ -1,7 +1,7 @@
 """The transformer over micro-turns: one code path for training and for the step.
 
 Layers come in groups of `long_every`: sliding-window layers, then a long one. Groups and the
-sliding layers inside them are `lax.scan`s over stacked parameters.
+sliding layers inside them are scans over stacked parameters, or loops over separate ones.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from interaction.config import ModelConfig, TransformerConfig
 from interaction.modules.audio_in import AudioIn
@@ -20,6 +21,7 @@ from interaction.modules.text import ReadOut, TextIn
 from interaction.modules.video_in import VideoIn
 from interaction.ops import rope
 from interaction.ops.attention import attention_batch, window_mask
+from interaction.ops.layers import run_stack, unstack
 from interaction.types import Array, Params, Special
 
 SLIDING, LONG = "sliding", "long"
@@ -72,10 +74,10 @@ def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]
         return q, None
 
     def init_block(key: Array) -> Params:
-        angles = jnp.zeros((1, 1, cfg.head_dim // 2))
+        turn = rope.rope_turn(jnp.zeros((1, 1), jnp.uint32), cfg.head_dim, cfg.rope_base)
         valid = jnp.ones((1, 1), bool)
         bias = jnp.zeros(cfg.experts)
-        return Block(cfg).init(key, x, angles, valid, bias, attend)["params"]
+        return Block(cfg).init(key, x, turn, valid, bias, attend)["params"]
 
     frame = jnp.zeros((1, config.frame_size, config.frame_size, 3))
     audio = jnp.zeros((1, 1, config.audio_positions, cfg.dim))
@@ -195,7 +197,7 @@ def run_layers(
 
     Args:
       cfg: The transformer's.
-      trunk: Parameters, the layers under SLIDING and LONG.
+      trunk: Parameters, the layers under SLIDING and LONG, stacked or separate.
       bias: float32[l, e], selection bias of the routers.
       positions: What to run on.
       attend: Mixes one layer's positions and updates `carry`.
@@ -206,19 +208,19 @@ def run_layers(
     Returns:
       [b, t, d], the carry, and the layers' reports stacked in order.
     """
-    angles = rope.rope_angles(positions.time, cfg.head_dim, cfg.rope_base)
+    turn = rope.rope_turn(positions.time, cfg.head_dim, cfg.rope_base)
     sliding = cfg.long_every - 1
 
     def layer(
         kind: str, state: tuple[Array, Any], params: Params, bias: Array, index: Array
     ) -> tuple[tuple[Array, Any], BlockAux]:
         def sessions(rows: tuple) -> tuple[tuple[Array, Any], BlockAux]:
-            x, carry, angles, valid = rows
+            x, carry, turn, valid = rows
             mix = partial(attend, kind, index, carry)
-            x, carry, aux = Block(cfg).apply({"params": params}, x, angles, valid, bias, mix)
+            x, carry, aux = Block(cfg).apply({"params": params}, x, turn, valid, bias, mix)
             return (x, carry), aux
 
-        rows = (*state, angles, positions.valid)
+        rows = (*state, turn, positions.valid)
         return sessions(rows) if not at_once else _map_sessions(sessions, rows, at_once)
 
     if cfg.remat:
@@ -229,16 +231,22 @@ def run_layers(
 
     def group(state: tuple, xs: tuple) -> tuple[tuple, BlockAux]:
         sliding_params, long_params, bias, index = xs
-        places = index * sliding + jnp.arange(sliding)
-        state, below = jax.lax.scan(sliding_layer, state, (sliding_params, bias[:sliding], places))
+        places = index * sliding + np.arange(sliding)
+        state, below = run_stack(sliding_layer, state, (sliding_params, bias[:sliding], places))
         state, above = layer(LONG, state, long_params, bias[sliding], index)
         return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), below, above)
 
     groups = cfg.layers // cfg.long_every
     grouped_bias = bias.reshape(groups, cfg.long_every, cfg.experts)
-    xs = (trunk[SLIDING], trunk[LONG], grouped_bias, jnp.arange(groups))
-    (x, carry), aux = jax.lax.scan(group, (positions.x, carry), xs)
+    xs = (trunk[SLIDING], trunk[LONG], grouped_bias, np.arange(groups))
+    (x, carry), aux = run_stack(group, (positions.x, carry), xs)
     return x, carry, jax.tree.map(lambda a: a.reshape(cfg.layers, *a.shape[2:]), aux)
+
+
+def separate_layers(trunk: Params) -> Params:
+    """The trunk with the parameters of each layer on their own, for `run_layers` to loop over."""
+    sliding = tuple(unstack(group) for group in unstack(trunk[SLIDING]))
+    return {**trunk, SLIDING: sliding, LONG: unstack(trunk[LONG])}
 
 
 def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) -> tuple:

@@ -90,7 +90,8 @@ def listen(
       config: The model's.
       params: The model's.
       state: Before the micro-turn.
-      chunk: Its inputs; `active` and `reset` are not looked at.
+      chunk: Its inputs; `reset` is not looked at, and a row that is not `active` only keeps its
+        rings and caches as they are.
 
     Returns:
       The state with caches, tail, transcription and clock moved on, and outputs with n = 1.
@@ -110,6 +111,8 @@ def listen(
             has_frame=None if chunk.has_frame is None else chunk.has_frame[:, None],
         )
         positions = embed(config, params["trunk"], inputs, state.clock)
+        if chunk.active is not None:
+            positions = positions._replace(valid=positions.valid & chunk.active[:, None])
     order = ring.new_order(state.rings, positions.valid)
     rows = jnp.arange(order.shape[0])[:, None]
     capacity = {kind: cache.k.shape[2] for kind, cache in state.caches.items()}
@@ -149,11 +152,12 @@ def speak(
     state: StreamState,
     hidden: Array,
     token: Array,
-    noise: Array,
+    keys: Array,
 ) -> tuple[StreamState, Array]:
     """Says one micro-turn: flow head and vocoder.
 
-    The vocoder lags its mel by `delay_frames`, so does the gate that makes `silent` exact silence.
+    The flow head only runs when some row speaks: a silent row's mel is the floor either way. The
+    vocoder lags its mel by `delay_frames`, so does the gate that makes `silent` exact silence.
 
     Args:
       config: The model's.
@@ -161,7 +165,7 @@ def speak(
       state: After `listen`.
       hidden: [b, d], from `listen`.
       token: int32[b], the text-out token.
-      noise: float32[b, speech_frames, m], standard normal.
+      keys: Typed PRNG keys [b], of the flow's noise.
 
     Returns:
       The state with tokens, mel and vocoder moved on, and PCM float32[b, turn_samples].
@@ -170,10 +174,16 @@ def speak(
     before = state.tokens[:, -1] == Special.SILENT
     silent = token == Special.SILENT
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
-    with jax.named_scope("flow"):
+    floor = jnp.full_like(state.mel, speech.mel_floor)
+
+    def say() -> Array:
         prefix = state.mel[:, -speech.prefix_frames :]
+        noise = sampling.normal(keys, floor.shape[1:])
         frames = generate_mel(config, params["speech"], hidden, tokens, prefix, noise)
-        frames = jnp.where(silent[:, None, None], speech.mel_floor, frames)
+        return select_rows(silent, floor, frames)
+
+    with jax.named_scope("flow"):
+        frames = jax.lax.cond(jnp.all(silent), lambda: floor, say)
     with jax.named_scope("vocoder"):
         vocoder_state, pcm = vocoder.vocoder_step(
             params["vocoder"], state.vocoder, frames, config.vocoder, config.audio
@@ -230,11 +240,11 @@ def step(
     refused = ~kept
     if chunk.active is not None:
         kept, refused = kept & chunk.active, refused & chunk.active
-    chunk = blank_rows(chunk, kept)
+    chunk = blank_rows(chunk, kept)._replace(active=kept)
     start = state
     if chunk.reset is not None:
-        fresh = init_state(config, state.key)
-        start = jax.tree.map(lambda a, b: select_rows(chunk.reset, a, b), fresh, state)
+        fresh, again = init_state(config, state.key), chunk.reset & kept
+        start = jax.tree.map(lambda a, b: select_rows(again, a, b), fresh, state)
     keys = jax.vmap(jax.random.wrap_key_data)(start.key)
     heard_state, outputs = listen(config, params, start, chunk)
     with jax.named_scope("sample"):
@@ -243,9 +253,12 @@ def step(
             text_keys, outputs.text_logits[:, 0], config.text_temperature
         )
         flow_keys = sampling.turn_keys(keys, start.clock, sampling.FLOW)
-        noise = sampling.normal(flow_keys, start.mel.shape[1:])
-    end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], token, noise)
-    end = jax.tree.map(lambda a, b: select_rows(kept, a, b), end, state)
+    end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], token, flow_keys)
+    # The caches are not selected: `listen` wrote what is kept, and they are what is large.
+    caches = end.caches
+    end = jax.tree.map(
+        lambda a, b: select_rows(kept, a, b), end._replace(caches={}), start._replace(caches={})
+    )._replace(caches=caches)
     reply = Reply(
         audio=select_rows(kept, pcm, jnp.zeros_like(pcm)),
         text=jnp.where(kept, token, Special.SILENT),

@@ -51,16 +51,19 @@ class TorchStream:
         self.turn += 1
         self.heard = heard[:, 0].argmax(-1)
         token = logits[:, 0].argmax(-1)
-        noise = torch.randn(self.mel.shape, generator=self.generator)
-        return self.speak(hidden[:, 0], token, noise).numpy(), token.numpy()
+        return self.speak(hidden[:, 0], token).numpy(), token.numpy()
 
-    def speak(self, hidden: Tensor, token: Tensor, noise: Tensor) -> Tensor:
+    def speak(self, hidden: Tensor, token: Tensor) -> Tensor:
         """PCM [b, turn_samples] of a micro-turn whose text token is int64[b] `token`."""
         cfg, audio = self.config, self.config.audio
         before, silent = self.tokens[:, -1] == Special.SILENT, token == Special.SILENT
         self.tokens = torch.cat([self.tokens[:, 1:], token[:, None]], dim=1)
-        frames = self.generate_mel(hidden, noise)
-        self.mel = torch.where(silent[:, None, None], cfg.speech.mel_floor, frames)
+        if silent.all():
+            self.mel = torch.full_like(self.mel, cfg.speech.mel_floor)
+        else:
+            noise = torch.randn(self.mel.shape, generator=self.generator)
+            frames = self.generate_mel(hidden, noise)
+            self.mel = torch.where(silent[:, None, None], cfg.speech.mel_floor, frames)
         pcm = torch_vocoder.vocoder_step(
             self.vocoder, self.vocoder_stream, self.mel, cfg.vocoder, audio
         )

@@ -35,13 +35,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, angles: Array, valid: Array, bias: Array, attend: Attend
+        self, x: Array, turn: rope.Turn, valid: Array, bias: Array, attend: Attend
     ) -> tuple[Array, Carry, BlockAux]:
         """Runs the layer.
 
         Args:
           x: [b, t, d].
-          angles: float32[b, t, head_dim / 2].
+          turn: RoPE of the positions.
           valid: bool[b, t], positions that exist.
           bias: float32[e], the router's selection bias.
           attend: See the class.
@@ -51,7 +51,7 @@ class Block(nn.Module):
         """
         cfg = self.config
         normed = rms_norm(x, self._scale("attention_norm", cfg.dim), cfg.norm_eps)
-        mixed, carry = self._attention(normed, angles, attend)
+        mixed, carry = self._attention(normed, turn, attend)
         x = x + mixed
         normed = rms_norm(x, self._scale("ffn_norm", cfg.dim), cfg.norm_eps)
         flat = normed.reshape(-1, cfg.dim)
@@ -69,7 +69,7 @@ class Block(nn.Module):
         return self.param(name, init, shape)
 
     @jax.named_scope("attention")
-    def _attention(self, x: Array, angles: Array, attend: Attend) -> tuple[Array, Carry]:
+    def _attention(self, x: Array, turn: rope.Turn, attend: Attend) -> tuple[Array, Carry]:
         cfg = self.config
         b, t, _ = x.shape
         split = (b, t, -1, cfg.head_dim)
@@ -79,7 +79,7 @@ class Block(nn.Module):
         q = rms_norm(q, self._scale("query_norm", cfg.head_dim), cfg.norm_eps)
         k = rms_norm(k, self._scale("key_norm", cfg.head_dim), cfg.norm_eps)
         sink = self.param("sink", nn.initializers.zeros, (cfg.heads,))
-        mixed, carry = attend(rope.rotate(q, angles), rope.rotate(k, angles), v, sink)
+        mixed, carry = attend(rope.rotate(q, turn), rope.rotate(k, turn), v, sink)
         out = self._weight("attention_out", (cfg.heads * cfg.head_dim, cfg.dim), residual=True)
         return dense(mixed.reshape(b, t, -1), out), carry
 

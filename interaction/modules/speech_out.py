@@ -88,8 +88,10 @@ class FlowNet(nn.Module):
           float32[b, speech_frames, m], standardised.
         """
         cfg = self.config.speech
-        x = jnp.concatenate([point, guess, features], axis=-1)
-        x = dense(x, self.param("in", _DENSE, (x.shape[-1], cfg.dim)))
+        known = jnp.concatenate([guess, features], axis=-1)
+        width = point.shape[-1]
+        weight = self.param("in", _DENSE, (width + known.shape[-1], cfg.dim))
+        x = dense(point, weight[:width]) + dense(known, weight[width:])  # the same at every time
         x = x + self.param("position", nn.initializers.normal(0.02), (x.shape[1], cfg.dim))
         clock = jax.nn.silu(time_features(time, 64) @ self.param("time_in", _DENSE, (64, 64)))
         for layer in range(cfg.layers):

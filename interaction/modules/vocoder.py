@@ -11,6 +11,7 @@ import numpy as np
 from interaction.config import AudioConfig, VocoderConfig
 from interaction.ops import causal, source_filter
 from interaction.ops.dense import dense
+from interaction.ops.layers import run_stack, unstack
 from interaction.ops.mel import mel_filterbank
 from interaction.types import Array, Params
 
@@ -93,7 +94,7 @@ def vocoder_controls(
     mel_past, seen = causal.context(state.mel, mel)
     x = dense(seen, params["input"]) + params["input_bias"]
 
-    layers = {name: params[name] for name in _LAYERED}
+    layers = params.get("layers") or {name: params[name] for name in _LAYERED}
 
     @jax.checkpoint
     def block(x: Array, layer: tuple[Params, Array]) -> tuple[Array, Array]:
@@ -103,7 +104,7 @@ def vocoder_controls(
         y = jax.nn.gelu(dense(y, weights["up"]) + weights["up_bias"])
         return x + dense(y, weights["down"]), past
 
-    x, past = jax.lax.scan(block, x, (layers, jnp.moveaxis(state.blocks, 1, 0)))
+    x, past = run_stack(block, x, (layers, jnp.moveaxis(state.blocks, 1, 0)))
     x = _norm(x, params["out_norm"])
     pitch = dense(x, params["pitch"]) + params["pitch_bias"]
     cepstra = dense(x, params["filter"]) + params["filter_bias"]
@@ -114,6 +115,12 @@ def vocoder_controls(
     cepstra = cepstra.at[..., :2].add(jnp.array(_START))
     state = state._replace(mel=mel_past, blocks=jnp.moveaxis(past, 0, 1))
     return state, Controls(pitch, cepstra)
+
+
+def separate_layers(params: Params) -> Params:
+    """The parameters with those of each layer on their own, see `run_stack`."""
+    rest = {name: leaf for name, leaf in params.items() if name not in _LAYERED}
+    return {**rest, "layers": unstack({name: params[name] for name in _LAYERED})}
 
 
 def pitch_grid(cfg: VocoderConfig) -> Array:

@@ -44,14 +44,23 @@ def attention(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> Array:
     s, g = k.shape[:2]
     # One matrix product for each key head: the heads that share it stack their rows.
     rows = (q * dim**-0.5).reshape(t, g, h // g, dim).transpose(1, 2, 0, 3).reshape(g, -1, dim)
-    scores = jnp.matmul(rows, k.transpose(1, 2, 0), preferred_element_type=jnp.float32)
+    keys = k.transpose(1, 0, 2)
+    if rows.shape[1] < s:  # whichever side is shorter is the one to be transposed
+        scores = jnp.matmul(keys, rows.swapaxes(1, 2), preferred_element_type=jnp.float32)
+        scores = scores.swapaxes(1, 2)
+    else:
+        scores = jnp.matmul(rows, keys.swapaxes(1, 2), preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores.reshape(h, t, s), -jnp.inf)
     sink = sink[:, None, None].astype(jnp.float32)
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink))
     weights = jnp.exp(scores - top)
-    weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sink - top))
-    mixed = weights.reshape(g, -1, s).astype(v.dtype) @ v.transpose(1, 0, 2)
-    return mixed.reshape(h, t, dim).transpose(1, 0, 2)
+    total = jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sink - top)
+    mixed = jnp.matmul(
+        weights.reshape(g, -1, s).astype(v.dtype),
+        v.transpose(1, 0, 2),
+        preferred_element_type=jnp.float32,
+    )
+    return (mixed.reshape(h, t, dim) / total).astype(q.dtype).transpose(1, 0, 2)
 
 
 def attention_batch(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> Array:

@@ -68,7 +68,7 @@ def bag_of_embeddings(table: Array, bins: Array) -> Array:
         return total + rows[index], None
 
     zeros = jnp.zeros((*bins.shape[:-1], table.shape[-1]), table.dtype)
-    return jax.lax.scan(add, zeros, (table, jnp.moveaxis(bins, -1, 0)))[0]
+    return jax.lax.scan(add, zeros, (table, jnp.moveaxis(bins, -1, 0)), unroll=8)[0]
 
 
 def _bag_forward(table: Array, bins: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -2,7 +2,8 @@
 
 Frame i is the magnitude spectrum of the `window` samples that end at sample (i + 1) * hop, so a
 stream carries its last `window - hop` samples and nothing else. Spectra are taken in tiles of a
-fixed number of frames, so a frame's bits depend neither on the chunking nor on the batch.
+fixed number of frames, so a frame's bits depend neither on the chunking nor on the batch; a tile
+is cut out of the signal when its turn comes, so the overlapping frames are never all in memory.
 """
 
 import functools
@@ -14,7 +15,7 @@ import numpy as np
 from interaction.config import AudioConfig
 from interaction.types import Array
 
-_TILE = 16  # frames whose spectra are taken at a time
+_TILE = 16  # frames of one session whose spectra are taken at a time
 _LINEAR_HZ = 200.0 / 3.0  # Hz a mel below the break (Slaney, Auditory Toolbox, 1998)
 _BREAK_HZ = 1_000.0
 _LOG_STEP = np.log(6.4) / 27.0  # log Hz a mel above the break
@@ -56,6 +57,16 @@ def hann(length: int) -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(length) / length)).astype(np.float32)
 
 
+def _frames(samples: int, window: int, hop: int) -> int:
+    frames, rest = divmod(samples - (window - hop), hop)
+    if rest or frames < 1:
+        raise ValueError(
+            f"pcm: got {samples} samples, wanted {window - hop} of left context plus a positive"
+            f" multiple of hop={hop}; pad or cut the signal"
+        )
+    return frames
+
+
 def frame(pcm: Array, window: int, hop: int) -> Array:
     """Overlapping frames; slices and one concatenation, no gather.
 
@@ -71,12 +82,7 @@ def frame(pcm: Array, window: int, hop: int) -> Array:
       ValueError: `pcm` does not hold its context and at least one whole hop.
     """
     b, samples = pcm.shape
-    frames, rest = divmod(samples - (window - hop), hop)
-    if rest or frames < 1:
-        raise ValueError(
-            f"pcm: got {samples} samples, wanted {window - hop} of left context plus a positive"
-            f" multiple of hop={hop}; pad or cut the signal"
-        )
+    frames = _frames(samples, window, hop)
     hops = -(-window // hop)  # hops that a window touches
     pcm = jnp.pad(pcm, ((0, 0), (hops * hop - window, 0)))
     blocks = pcm.reshape(b, frames + hops - 1, hop)
@@ -99,17 +105,24 @@ def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
     Raises:
       ValueError: `pcm` does not hold its context and at least one whole hop.
     """
-    window, bank = hann(cfg.window), mel_filterbank(cfg)
+    # The window ends where the transform does: zeros in front of a frame turn phases only.
+    ahead = cfg.n_fft - cfg.window
+    window, bank = np.pad(hann(cfg.window), (ahead, 0)), mel_filterbank(cfg)
+    b, samples = pcm.shape
+    frames = _frames(samples, cfg.window, hop)
+    tiles = -(-frames // _TILE)
+    reach = (_TILE - 1) * hop + cfg.n_fft  # samples of a tile
+    pcm = jnp.pad(pcm.astype(jnp.float32), ((0, 0), (ahead, (tiles * _TILE - frames) * hop)))
 
-    def tile(frames: Array) -> Array:
-        magnitude = jnp.abs(jnp.fft.rfft(frames * window, n=cfg.n_fft))
+    def tile(place: tuple[Array, Array]) -> Array:
+        piece = jax.lax.dynamic_slice(pcm, place, (1, reach))
+        spectrum = jnp.fft.rfft(frame(piece, cfg.n_fft, hop)[0] * window)
+        magnitude = jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag))
         return jnp.log10(jnp.maximum(magnitude @ bank, cfg.floor))
 
-    frames = frame(pcm.astype(jnp.float32), cfg.window, hop)
-    b, n, _ = frames.shape
-    rows = jnp.pad(frames.reshape(b * n, -1), ((0, -b * n % _TILE), (0, 0)))
-    mel = jax.lax.map(tile, rows.reshape(-1, _TILE, cfg.window))
-    return mel.reshape(-1, cfg.mels)[: b * n].reshape(b, n, cfg.mels)
+    row, first = np.divmod(np.arange(b * tiles), tiles)
+    mel = jax.lax.map(tile, (row, first * _TILE * hop))
+    return mel.reshape(b, tiles * _TILE, cfg.mels)[:, :frames]
 
 
 def init_tail(batch: int, hop: int, cfg: AudioConfig) -> Array:

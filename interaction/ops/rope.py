@@ -1,5 +1,7 @@
 """Rotary position embedding (arXiv 2104.09864) with integer phases that wrap and stay exact."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,13 @@ def rope_steps(head_dim: int, base: float) -> np.ndarray:
     """
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
     return np.round(frequency * 2.0**32).astype(np.uint32)
+
+
+class Turn(NamedTuple):
+    """What `rotate` turns each position by."""
+
+    cos: Array  # float32[b, t, head_dim / 2]
+    sin: Array  # float32[b, t, head_dim / 2]
 
 
 def rope_angles(position: Array, head_dim: int, base: float) -> Array:
@@ -33,17 +42,23 @@ def rope_angles(position: Array, head_dim: int, base: float) -> Array:
     return signed.astype(jnp.float32) * np.float32(2 * np.pi / 2.0**32)
 
 
-def rotate(x: Array, angles: Array) -> Array:
+def rope_turn(position: Array, head_dim: int, base: float) -> Turn:
+    """Cosines and sines of `rope_angles`: taken once, since every layer turns by them."""
+    angles = rope_angles(position, head_dim, base)
+    return Turn(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: Array, turn: Turn) -> Array:
     """Turns the pairs (i, i + k/2) of each head.
 
     Args:
       x: [b, t, heads, k].
-      angles: float32[b, t, k / 2].
+      turn: Of the positions.
 
     Returns:
       The turned x, in its own dtype.
     """
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos, sin = turn.cos[:, :, None], turn.sin[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

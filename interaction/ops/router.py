@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from interaction.types import Array
 
+_FEW = 32  # tokens, up to which the experts' weights are what costs
+
 
 def route(logits: Array, bias: Array, top_k: int) -> tuple[Array, Array]:
     """Sigmoid scores; a bias takes part in the selection only.
@@ -58,8 +60,11 @@ def experts_reference(x: Array, weights: Array, gate: Array, up: Array, down: Ar
       [t, d] in x's dtype.
     """
     e, d, f = gate.shape
-    # All experts side by side are one matrix product each way.
-    gate, up = (w.transpose(1, 0, 2).reshape(d, e * f) for w in (gate, up))
-    hidden = (jax.nn.silu(x @ gate) * (x @ up)).reshape(-1, e, f)
+    if len(x) <= _FEW:
+        each = jnp.broadcast_to(x, (e, *x.shape))
+        hidden = (jax.nn.silu(each @ gate) * (each @ up)).swapaxes(0, 1)
+    else:  # one product of two matrices: worth a transposed copy of the weights
+        gate, up = (w.swapaxes(0, 1).reshape(d, e * f) for w in (gate, up))
+        hidden = (jax.nn.silu(x @ gate) * (x @ up)).reshape(-1, e, f)
     hidden = hidden * weights[..., None].astype(x.dtype)
     return hidden.reshape(-1, e * f) @ down.reshape(e * f, d)

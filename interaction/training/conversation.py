@@ -52,6 +52,13 @@ def cross_entropy(logits: Array, target: Array, events: Array) -> Array:
     return jnp.sum(value) / jnp.maximum(jnp.sum(events), 1)
 
 
+def likeliest(logits: Array, token: Array) -> Array:
+    """Whether no token is likelier: bool[...] of float32[..., v] and int32[...]."""
+    # Several times faster than argmax on CPU; the loss takes the same maximum.
+    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    return chosen >= jnp.max(logits, axis=-1)
+
+
 def share(hit: Array, among: Array) -> Array:
     """Share of true entries of `hit` where `among` holds."""
     return jnp.sum(hit & among) / jnp.maximum(jnp.sum(among), 1)
@@ -92,6 +99,7 @@ def conversation_loss(
     bias = buffers["router_bias"]
     out = forward(config, params["trunk"], bias, inputs)
     text, heard = batch["text"], batch["heard"]
+    silent = jnp.full_like(text, Special.SILENT)
     word = text >= Special.COUNT
     switch = (text == Special.SILENT) != (inputs.last == Special.SILENT)
     said = heard != Special.NONE
@@ -104,12 +112,9 @@ def conversation_loss(
         heard=cross_entropy(out.heard_logits, heard, said),
         flow=flow,
         router_z=jnp.sum(out.aux.router_z / tokens[:, 0]) * config.transformer.experts_per_token,
-        text_accuracy=share(jnp.argmax(out.text_logits, axis=-1) == text, word),
-        switch_accuracy=share(
-            (jnp.argmax(out.text_logits, axis=-1) == Special.SILENT) == (text == Special.SILENT),
-            switch,
-        ),
-        heard_accuracy=share(jnp.argmax(out.heard_logits, axis=-1) == heard, said),
+        text_accuracy=share(likeliest(out.text_logits, text), word),
+        switch_accuracy=share(likeliest(out.text_logits, silent) == (text == silent), switch),
+        heard_accuracy=share(likeliest(out.heard_logits, heard), said),
         busiest_expert=jnp.max(out.aux.load / tokens),
     )
     loss = aux.text + HEARD_WEIGHT * aux.heard + speech_weight * aux.flow

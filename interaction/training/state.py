@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from interaction.compiler import compiler_options
 from interaction.training.objective import Batch, Buffers, Metrics, Objective
 from interaction.types import Array, Params
 
@@ -51,4 +52,4 @@ def make_train_step(
             metrics = {**metrics, "loss": loss, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, buffers, opt_state, ema), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())

@@ -1,0 +1,39 @@
+"""Layers one after another: a scan over stacked parameters, or a loop over separate ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from interaction.types import Params
+
+
+def run_stack(body: Callable[[Any, tuple], tuple[Any, Any]], carry: Any, xs: tuple) -> tuple:  # noqa: ANN401
+    """Runs `body` layer by layer: `lax.scan` where the parameters are stacked.
+
+    Where they are separate it is a loop. A scan compiles once however many layers there are, but
+    XLA's CPU backend copies each layer's weights out of the stack before it multiplies by them.
+
+    Args:
+      body: (carry, a layer's part of `xs`) -> (carry, output).
+      carry: What layers hand on.
+      xs: Parameters first, then arrays; all with the layer as leading axis. Parameters are a tree
+        of arrays, or a tuple of trees from `unstack`.
+
+    Returns:
+      The last carry, and the outputs stacked.
+    """
+    if not isinstance(xs[0], tuple):
+        return jax.lax.scan(body, carry, xs)
+    outputs = []
+    for index in range(len(xs[0])):
+        carry, output = body(carry, tuple(x[index] for x in xs))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def unstack(params: Params) -> tuple[Params, ...]:
+    """Trees of single layers, from a tree whose leaves have the layer as leading axis."""
+    layers = jax.tree.leaves(params)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(layers))
