@@ -4,6 +4,7 @@
 vocoder). Rows that are reset, inactive or refused are dealt with once, at the state's boundary.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -156,8 +157,9 @@ def speak(
 ) -> tuple[StreamState, Array]:
     """Says one micro-turn: flow head and vocoder.
 
-    The flow head only runs when some row speaks: a silent row's mel is the floor either way. The
-    vocoder lags its mel by `delay_frames`, so does the gate that makes `silent` exact silence.
+    The vocoder lags its mel by `delay_frames`, so does the gate that makes `silent` exact silence.
+    It stands still from the second silent micro-turn of a row on, when nothing sounds any more. A
+    batch in which no row needs the flow head or the vocoder does not run them.
 
     Args:
       config: The model's.
@@ -174,7 +176,9 @@ def speak(
     before = state.tokens[:, -1] == Special.SILENT
     silent = token == Special.SILENT
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
+    idle = before & silent
     floor = jnp.full_like(state.mel, speech.mel_floor)
+    nothing = jnp.zeros((len(token), config.audio.turn_samples))
 
     def say() -> Array:
         prefix = state.mel[:, -speech.prefix_frames :]
@@ -182,12 +186,19 @@ def speak(
         frames = generate_mel(config, params["speech"], hidden, tokens, prefix, noise)
         return select_rows(silent, floor, frames)
 
+    def render(frames: Array) -> tuple[vocoder.VocoderState, Array]:
+        after, pcm = vocoder.vocoder_step(
+            params["vocoder"], state.vocoder, frames, config.vocoder, config.audio
+        )
+        return jax.tree.map(partial(select_rows, idle), state.vocoder, after), pcm
+
+    def rest(frames: Array) -> tuple[vocoder.VocoderState, Array]:
+        return state.vocoder, nothing
+
     with jax.named_scope("flow"):
         frames = jax.lax.cond(jnp.all(silent), lambda: floor, say)
     with jax.named_scope("vocoder"):
-        vocoder_state, pcm = vocoder.vocoder_step(
-            params["vocoder"], state.vocoder, frames, config.vocoder, config.audio
-        )
+        vocoder_state, pcm = jax.lax.cond(jnp.all(idle), rest, render, frames)
         lag = config.vocoder.delay_frames * config.audio.speech_hop
         late = jnp.arange(config.audio.turn_samples) < lag
         quiet = jnp.where(late, before[:, None], silent[:, None])
@@ -244,7 +255,7 @@ def step(
     start = state
     if chunk.reset is not None:
         fresh, again = init_state(config, state.key), chunk.reset & kept
-        start = jax.tree.map(lambda a, b: select_rows(again, a, b), fresh, state)
+        start = jax.tree.map(partial(select_rows, again), fresh, state)
     keys = jax.vmap(jax.random.wrap_key_data)(start.key)
     heard_state, outputs = listen(config, params, start, chunk)
     with jax.named_scope("sample"):
@@ -255,10 +266,9 @@ def step(
         flow_keys = sampling.turn_keys(keys, start.clock, sampling.FLOW)
     end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], token, flow_keys)
     # The caches are not selected: `listen` wrote what is kept, and they are what is large.
-    caches = end.caches
-    end = jax.tree.map(
-        lambda a, b: select_rows(kept, a, b), end._replace(caches={}), start._replace(caches={})
-    )._replace(caches=caches)
+    small, before = (x._replace(caches={}) for x in (end, start))
+    small = jax.tree.map(partial(select_rows, kept), small, before)
+    end = small._replace(caches=end.caches)
     reply = Reply(
         audio=select_rows(kept, pcm, jnp.zeros_like(pcm)),
         text=jnp.where(kept, token, Special.SILENT),

@@ -1,5 +1,6 @@
 """The step: masks at the boundary, constant memory, replay, compilation, and bad input."""
 
+import functools
 import pathlib
 import re
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import interaction
-from interaction import presets
+from interaction import presets, stream
 from interaction.data.tokenizer import load_tokenizer
 from interaction.live import InteractionModel
 from interaction.ops import ring
@@ -86,6 +87,28 @@ def test_caller_may_refill_its_buffer(model: InteractionModel) -> None:
         np.testing.assert_array_equal(reply.audio, wanted)
 
 
+def test_silence_does_not_depend_on_who_else_speaks(model: InteractionModel) -> None:
+    """Row 1 says nothing, one word, then nothing; row 0 speaks all the time, or never does."""
+    word, silent = Special.COUNT + 3, int(Special.SILENT)
+    keys = jax.random.split(jax.random.key(0), 2)
+    hidden = jnp.ones((2, model.config.transformer.dim))
+    speak = jax.jit(functools.partial(stream.speak, model.config))
+    ends, sounds = [], []
+    for neighbour in (word, silent):
+        state, heard = model.init_state(2, 0), []
+        for token in (silent, word, silent, silent, silent):
+            tokens = jnp.array([neighbour, token], jnp.int32)
+            last, (state, pcm) = state, speak(model.params, state, hidden, tokens, keys)
+            heard.append(np.asarray(pcm[1]))
+        equal(last.vocoder, state.vocoder, rows=1)
+        ends.append(jax.device_get(state)), sounds.append(np.stack(heard))
+    equal(*ends, rows=1)
+    np.testing.assert_array_equal(*sounds)
+    lag = model.config.vocoder.delay_frames * model.config.audio.speech_hop
+    assert np.any(sounds[0][1]) and np.any(sounds[0][2, :lag])
+    assert not np.any(sounds[0][[0, 3, 4]]) and not np.any(sounds[0][2, lag:])
+
+
 def test_reset_row_equals_a_fresh_session(model: InteractionModel) -> None:
     again = np.array([False, True, False])
     later, replies = run(model, [chunk(3), chunk(4), chunk(0, reset=again), chunk(1)])
@@ -124,14 +147,22 @@ def test_bad_row_is_refused_alone(model: InteractionModel) -> None:
 def test_one_compilation_no_transfer_and_everything_donated(model: InteractionModel) -> None:
     state = model.init_state(ROWS, 0)
     chunks = [jax.device_put(chunk(i)) for i in range(4)]
-    lowered = model._step.lower(model.params, state, chunks[0]).as_text()
+    lowered = model._step.lower(model._laid_out, state, chunks[0]).as_text()
     assert lowered.count("tf.aliasing_output") == len(jax.tree.leaves(state))
     first = state
+    state, _ = model.step(state, chunk(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
     with jax.transfer_guard("disallow"):
         for one in chunks:
-            state, _ = model._step(model.params, state, one)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
-    assert model._step._cache_size() == 1, "the step was compiled more than once in this file"
+            state, _ = model._step(model._laid_out, state, one)
+    for turn in range(4):
+        state, _ = model.step(state, chunk(turn))
+    compiled = [name for name in events if "compile" in name]
+    assert not compiled, "a later step of the same shape compiled again"
+    model._init.lower(jnp.arange(5)).compile()
+    assert [name for name in events if "compile" in name], "compilations are heard of"
     kinds = [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(state)]
     fresh = model.init_state(ROWS, 0)
     assert kinds == [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(fresh)]

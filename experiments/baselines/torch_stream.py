@@ -1,5 +1,7 @@
 """One micro-turn from PCM to PCM in PyTorch, eager, with a key-value cache."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,9 +66,12 @@ class TorchStream:
             noise = torch.randn(self.mel.shape, generator=self.generator)
             frames = self.generate_mel(hidden, noise)
             self.mel = torch.where(silent[:, None, None], cfg.speech.mel_floor, frames)
-        pcm = torch_vocoder.vocoder_step(
-            self.vocoder, self.vocoder_stream, self.mel, cfg.vocoder, audio
-        )
+        idle = before & silent
+        if idle.all():
+            return torch.zeros(len(token), audio.turn_samples)
+        stream = dataclasses.replace(self.vocoder_stream, blocks=list(self.vocoder_stream.blocks))
+        pcm = torch_vocoder.vocoder_step(self.vocoder, stream, self.mel, cfg.vocoder, audio)
+        self.vocoder_stream = torch_vocoder.hold(self.vocoder_stream, stream, idle)
         late = torch.arange(audio.turn_samples) < cfg.vocoder.delay_frames * audio.speech_hop
         quiet = torch.where(late, before[:, None], silent[:, None])
         return pcm.masked_fill(quiet, 0.0).clamp(-1.0, 1.0)

@@ -21,7 +21,7 @@ class VocoderStream:
     blocks: list[Tensor]  # a layer: [b, dim, kernel - 1]
     pitch: Tensor  # [b], Hz
     phase: Tensor  # float64[b], cycles
-    clock: int  # frames so far
+    clock: Tensor  # int64[b], frames so far
     cepstra: Tensor  # [b, 2, order]
     tail: Tensor  # [b, n_fft - hop]
 
@@ -35,10 +35,25 @@ def open_stream(sessions: int, cfg: VocoderConfig, audio: AudioConfig) -> Vocode
         blocks=[torch.zeros(sessions, cfg.dim, cfg.kernel - 1) for _ in range(cfg.layers)],
         pitch=torch.full((sessions,), 170.0),
         phase=torch.zeros(sessions, dtype=torch.float64),
-        clock=0,
+        clock=torch.zeros(sessions, dtype=torch.int64),
         cepstra=cepstra,
         tail=torch.zeros(sessions, cfg.n_fft - audio.speech_hop),
     )
+
+
+def hold(before: VocoderStream, after: VocoderStream, idle: Tensor) -> VocoderStream:
+    """`after`, but `before` in the rows that are bool[b] `idle`."""
+
+    def rows(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(idle.view(-1, *[1] * (new.ndim - 1)), old, new)
+
+    fields = {
+        field.name: rows(getattr(before, field.name), getattr(after, field.name))
+        for field in dataclasses.fields(after)
+        if field.name != "blocks"
+    }
+    blocks = [rows(old, new) for old, new in zip(before.blocks, after.blocks, strict=True)]
+    return VocoderStream(blocks=blocks, **fields)
 
 
 def vocoder_from_released(params: dict, cfg: VocoderConfig, audio: AudioConfig) -> Params:
@@ -115,9 +130,9 @@ def vocoder_step(
     hop, frames = audio.speech_hop, mel.shape[1]
     logits, cepstra = _controls(p, stream, mel)
     pulses = _pulses(stream, _decode_pitch(logits, cfg), hop, audio.sample_rate)
-    ticks = (stream.clock + torch.arange(frames)) % p["noise"].shape[0]
-    stream.clock += frames
-    sources = torch.stack([pulses, p["noise"][ticks].expand_as(pulses)], dim=2)
+    ticks = (stream.clock[:, None] + torch.arange(frames)) % p["noise"].shape[0]
+    stream.clock = stream.clock + frames
+    sources = torch.stack([pulses, p["noise"][ticks]], dim=2)
     rise = (torch.arange(hop) + 0.5) / hop
     into = torch.fft.rfft(sources * rise, n=cfg.n_fft)
     out_of = torch.fft.rfft(sources * (1 - rise), n=cfg.n_fft)

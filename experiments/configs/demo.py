@@ -10,7 +10,7 @@ def get_config() -> TrainConfig:
         objective="interaction.training.conversation:conversation_objective",
         data="data/train",
         batch=8,
-        steps=9_000,
+        steps=8_500,
         learning_rate=1.5e-3,
         warmup=100,
         schedule="wsd",
