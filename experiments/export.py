@@ -1,6 +1,6 @@
 r"""Merges trained parts of runs into one released folder.
 
-python -m experiments.export --conversation=runs/demo_finish --speech=runs/demo_speech \
+python -m experiments.export --conversation=runs/demo --speech=runs/demo_speech \
     --vocoder=runs/demo_vocoder --out=interaction/checkpoints/demo
 """
 

@@ -282,7 +282,9 @@ def forward(config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs)
         mask = window_mask(order, order, valid, window[kind])
         return attention_batch(q, k, v, mask, sink), place
 
-    at_once = math.gcd(b, CPU_SESSIONS) if jax.default_backend() == "cpu" else 0
+    at_once = 0
+    if jax.default_backend() == "cpu":
+        at_once, trunk = math.gcd(b, CPU_SESSIONS), separate_layers(trunk)
     place = (order, positions.valid)
     x, _, aux = run_layers(cfg, trunk, bias, positions, attend, place, at_once)
     text, heard, hidden = read_out(config, trunk, x, n)
