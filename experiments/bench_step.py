@@ -115,12 +115,12 @@ def run_block(turn: Turn, chunks: np.ndarray) -> np.ndarray:
 
 
 def best_threads(turn: Turn, chunks: np.ndarray, cores: int) -> int:
-    """The number of threads on which PyTorch's median turn is shortest."""
-    medians = {}
+    """The number of threads on which PyTorch is through the conversation first."""
+    seconds = {}
     for threads in range(1, cores + 1):
         torch.set_num_threads(threads)
-        medians[threads] = float(np.median(run_block(turn, chunks)[:, 0]))
-    return min(medians, key=medians.__getitem__)
+        seconds[threads] = float(np.sum(run_block(turn, chunks)[:, 0]))
+    return min(seconds, key=seconds.__getitem__)
 
 
 def compare(preset: str, sessions: int, turns: int) -> dict[str, float]:
@@ -132,11 +132,12 @@ def compare(preset: str, sessions: int, turns: int) -> dict[str, float]:
     for turn in sides.values():
         run_block(turn, chunks[:_WARM_UP])
     cores = len(os.sched_getaffinity(0))
-    threads = best_threads(sides["torch"], chunks[:_WARM_UP], cores)
+    threads = best_threads(sides["torch"], chunks, cores)
     torch.set_num_threads(threads)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in sides}
     for block in range(-(-turns // _BLOCK)):
-        places = np.arange(block * _BLOCK - _SETTLE, (block + 1) * _BLOCK) % len(chunks)
+        first = block * (_SETTLE + _BLOCK)
+        places = np.arange(first, first + _SETTLE + _BLOCK) % len(chunks)
         for name, turn in sides.items():
             rows[name].append(run_block(turn, chunks[places])[_SETTLE:])
     figures: dict[str, float] = {"torch_threads": threads}
@@ -147,8 +148,8 @@ def compare(preset: str, sessions: int, turns: int) -> dict[str, float]:
         for part, among in {"speaking": spoke, "silent": ~spoke}.items():
             if np.any(among):
                 figures[f"{name}_{part}_p50_ms"] = np.median(total[among])
+        figures[f"{name}_speaking_share"] = np.mean(spoke)
         if name == "step":
-            figures["speaking_share"] = np.mean(spoke)
             figures["host_overhead_ms"] = 1e3 * np.median(returned)
     for part in ("", "_speaking", "_silent"):
         ours_ms, torch_ms = (figures.get(f"{side}{part}_p50_ms") for side in ("step", "torch"))
@@ -162,9 +163,9 @@ def main(argv: list[str]) -> None:
 
     step_p50_ms and step_p99_ms are the library's turn, torch_* the baseline's, ratio_to_torch the
     quotient of the medians; with _speaking and _silent of the turns in which some session spoke
-    (speaking_share of them) and of the others. host_overhead_ms is the median until the library's
-    call returns. With _8 all of this at eight sessions. first_reply_s and peak_memory_mb are of a
-    process with one session.
+    (a share of *_speaking_share) and of the others. host_overhead_ms is the median until the
+    library's call returns. With _8 all of this at eight sessions. first_reply_s and peak_memory_mb
+    are of a process with one session.
     """
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
@@ -177,7 +178,7 @@ def main(argv: list[str]) -> None:
     figures |= {"turns": _TURNS.value, "cores": len(os.sched_getaffinity(0))}
     figures = {name: round(float(value), 3) for name, value in figures.items()}
     for name, value in figures.items():
-        print(f"{name:<22}{value:>10g}")
+        print(f"{name:<28}{value:>10g}")
     if _JSON.value:
         path = pathlib.Path(_JSON.value)
         path.parent.mkdir(parents=True, exist_ok=True)

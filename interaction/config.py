@@ -79,7 +79,7 @@ class AudioConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Decoder-only mixture-of-experts transformer; the stack is one scan over layers."""
+    """Decoder-only mixture-of-experts transformer."""
 
     dim: int = 192
     layers: int = 6

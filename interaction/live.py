@@ -33,7 +33,7 @@ class InteractionModel:
     """A model ready to stream; immutable, so one serves any number of states."""
 
     def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer) -> None:
-        """Puts the parameters on the default device; compiles nothing yet.
+        """Puts the parameters on the default device; the step is compiled when first called.
 
         Args:
           config: The model's.
@@ -51,7 +51,7 @@ class InteractionModel:
         self.config = config
         self.params = jax.device_put(params)
         self.tokenizer = tokenizer
-        # What the step reads: the same, laid out for the backend.
+        # What the step reads: the same, on CPU copied layer by layer, see `run_stack`.
         self._laid_out = _separate(self.params) if jax.default_backend() == "cpu" else self.params
         self._step = jax.jit(
             functools.partial(stream.step, config),
@@ -89,11 +89,11 @@ class InteractionModel:
         return self._init(jax.device_put((seeds.astype(np.int64) + rows).astype(np.int32)))
 
     def step(self, state: stream.StreamState, chunk: Chunk) -> tuple[stream.StreamState, Reply]:
-        """Takes one micro-turn of every session; see `stream.step`.
+        """Takes one micro-turn of every session; inside a `jax.jit` of yours use `stream.step`.
 
         Args:
           state: Donated: use the one that is returned.
-          chunk: Inputs, numpy or on the device.
+          chunk: Inputs, on the device, or numpy: copied and transferred here.
 
         Returns:
           The new state and the reply; both may still be being computed.

@@ -1,7 +1,8 @@
 """One micro-turn, from PCM to PCM: the pure function that everything live is made of.
 
 `step` = `listen` (front end and transformer), sampling of one text token, `speak` (flow head and
-vocoder). Rows that are reset, inactive or refused are dealt with once, at the state's boundary.
+vocoder). Rows that are reset, inactive or refused are dealt with at the state's boundary; only the
+caches, which are large, are left alone by not being written.
 """
 
 from functools import partial
@@ -91,8 +92,8 @@ def listen(
       config: The model's.
       params: The model's.
       state: Before the micro-turn.
-      chunk: Its inputs; `reset` is not looked at, and a row that is not `active` only keeps its
-        rings and caches as they are.
+      chunk: Its inputs; `reset` is not looked at. A row that is not `active` keeps its rings and
+        caches; the rest of its state moves on.
 
     Returns:
       The state with caches, tail, transcription and clock moved on, and outputs with n = 1.
@@ -154,6 +155,7 @@ def speak(
     hidden: Array,
     token: Array,
     keys: Array,
+    kept: Array,
 ) -> tuple[StreamState, Array]:
     """Says one micro-turn: flow head and vocoder.
 
@@ -168,15 +170,16 @@ def speak(
       hidden: [b, d], from `listen`.
       token: int32[b], the text-out token.
       keys: Typed PRNG keys [b], of the flow's noise.
+      kept: bool[b], rows whose outcome counts; the others may come out as anything.
 
     Returns:
       The state with tokens, mel and vocoder moved on, and PCM float32[b, turn_samples].
     """
     speech = config.speech
     before = state.tokens[:, -1] == Special.SILENT
-    silent = token == Special.SILENT
+    silent = (token == Special.SILENT) | ~kept
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
-    idle = before & silent
+    idle = (before & silent) | ~kept
     floor = jnp.full_like(state.mel, speech.mel_floor)
     nothing = jnp.zeros((len(token), config.audio.turn_samples))
 
@@ -264,7 +267,7 @@ def step(
             text_keys, outputs.text_logits[:, 0], config.text_temperature
         )
         flow_keys = sampling.turn_keys(keys, start.clock, sampling.FLOW)
-    end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], token, flow_keys)
+    end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], token, flow_keys, kept)
     # The caches are not selected: `listen` wrote what is kept, and they are what is large.
     small, before = (x._replace(caches={}) for x in (end, start))
     small = jax.tree.map(partial(select_rows, kept), small, before)

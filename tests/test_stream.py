@@ -91,14 +91,14 @@ def test_silence_does_not_depend_on_who_else_speaks(model: InteractionModel) -> 
     """Row 1 says nothing, one word, then nothing; row 0 speaks all the time, or never does."""
     word, silent = Special.COUNT + 3, int(Special.SILENT)
     keys = jax.random.split(jax.random.key(0), 2)
-    hidden = jnp.ones((2, model.config.transformer.dim))
+    everyone, hidden = jnp.ones(2, bool), jnp.ones((2, model.config.transformer.dim))
     speak = jax.jit(functools.partial(stream.speak, model.config))
     ends, sounds = [], []
     for neighbour in (word, silent):
         state, heard = model.init_state(2, 0), []
         for token in (silent, word, silent, silent, silent):
             tokens = jnp.array([neighbour, token], jnp.int32)
-            last, (state, pcm) = state, speak(model.params, state, hidden, tokens, keys)
+            last, (state, pcm) = state, speak(model.params, state, hidden, tokens, keys, everyone)
             heard.append(np.asarray(pcm[1]))
         equal(last.vocoder, state.vocoder, rows=1)
         ends.append(jax.device_get(state)), sounds.append(np.stack(heard))

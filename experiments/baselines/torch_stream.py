@@ -71,7 +71,9 @@ class TorchStream:
             return torch.zeros(len(token), audio.turn_samples)
         stream = dataclasses.replace(self.vocoder_stream, blocks=list(self.vocoder_stream.blocks))
         pcm = torch_vocoder.vocoder_step(self.vocoder, stream, self.mel, cfg.vocoder, audio)
-        self.vocoder_stream = torch_vocoder.hold(self.vocoder_stream, stream, idle)
+        if idle.any():
+            stream = torch_vocoder.hold(self.vocoder_stream, stream, idle)
+        self.vocoder_stream = stream
         late = torch.arange(audio.turn_samples) < cfg.vocoder.delay_frames * audio.speech_hop
         quiet = torch.where(late, before[:, None], silent[:, None])
         return pcm.masked_fill(quiet, 0.0).clamp(-1.0, 1.0)

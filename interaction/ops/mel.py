@@ -16,6 +16,7 @@ from interaction.config import AudioConfig
 from interaction.types import Array
 
 _TILE = 16  # frames of one session whose spectra are taken at a time
+_LEAST_POWER = 1e-30  # or the gradient of silence is not a number
 _LINEAR_HZ = 200.0 / 3.0  # Hz a mel below the break (Slaney, Auditory Toolbox, 1998)
 _BREAK_HZ = 1_000.0
 _LOG_STEP = np.log(6.4) / 27.0  # log Hz a mel above the break
@@ -117,7 +118,8 @@ def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
     def tile(place: tuple[Array, Array]) -> Array:
         piece = jax.lax.dynamic_slice(pcm, place, (1, reach))
         spectrum = jnp.fft.rfft(frame(piece, cfg.n_fft, hop)[0] * window)
-        magnitude = jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag))
+        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        magnitude = jnp.sqrt(jnp.maximum(power, _LEAST_POWER))
         return jnp.log10(jnp.maximum(magnitude @ bank, cfg.floor))
 
     row, first = np.divmod(np.arange(b * tiles), tiles)

@@ -47,7 +47,7 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
 
 
 def experts_reference(x: Array, weights: Array, gate: Array, up: Array, down: Array) -> Array:
-    """Every expert on every token, weighted: the plain truth that other dispatches must equal.
+    """Every expert on every token, weighted: what other dispatches must equal.
 
     Args:
       x: [t, d].

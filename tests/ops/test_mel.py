@@ -103,6 +103,14 @@ def test_window_that_is_no_multiple_of_the_hop() -> None:
     np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.parametrize("frames", [1, 8, 53])
+@pytest.mark.parametrize("loudness", [0.0, 0.1])
+def test_gradient_is_finite_at_the_end_and_in_silence(frames: int, loudness: float) -> None:
+    pcm = loudness * _noise(1, CFG.window - 200 + frames * 200)
+    grad = jax.grad(lambda x: jnp.mean(mel.log_mel(x, 200, CFG)))(pcm)
+    assert np.all(np.isfinite(grad)) and np.any(grad) == bool(loudness)
+
+
 def test_part_of_a_hop_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of hop=400"):
         mel.log_mel_stream(mel.init_tail(1, 400, CFG), jnp.zeros((1, 3_300)), 400, CFG)
