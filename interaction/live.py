@@ -105,7 +105,7 @@ class InteractionModel:
         """
         check_chunk(self.config, chunk, state.clock.shape[0])
         # Transfers are asynchronous, and the caller may refill its buffers at once.
-        chunk = Chunk(*(x.copy() if isinstance(x, np.ndarray) else x for x in chunk))
+        chunk = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, chunk)
         return self._step(self._laid_out, state, chunk)
 
     def encode(self, text: str) -> np.ndarray:
