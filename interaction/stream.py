@@ -160,8 +160,8 @@ def speak(
     """Says one micro-turn: flow head and vocoder.
 
     The vocoder lags its mel by `delay_frames`, so does the gate that makes `silent` exact silence.
-    It stands still from the second silent micro-turn of a row on, when nothing sounds any more. A
-    batch in which no row needs the flow head or the vocoder does not run them.
+    In a row that has been silent for so long that nothing of its speech is left in it, it stands
+    still. A batch in which no row needs the flow head or the vocoder does not run them.
 
     Args:
       config: The model's.
@@ -179,7 +179,8 @@ def speak(
     before = state.tokens[:, -1] == Special.SILENT
     silent = (token == Special.SILENT) | ~kept
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
-    idle = (before & silent) | ~kept
+    settled = 1 + -(-vocoder.settling_frames(config.vocoder) // config.audio.speech_frames)
+    idle = jnp.all(tokens[:, -settled:] == Special.SILENT, axis=1) | ~kept
     floor = jnp.full_like(state.mel, speech.mel_floor)
     nothing = jnp.zeros((len(token), config.audio.turn_samples))
 

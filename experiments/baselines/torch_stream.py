@@ -1,6 +1,7 @@
 """One micro-turn from PCM to PCM in PyTorch, eager, with a key-value cache."""
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from experiments.baselines import torch_layers as layers, torch_model, torch_vocoder
 from interaction.config import ModelConfig
+from interaction.modules.vocoder import settling_frames
 from interaction.ops.mel import mel_filterbank
 from interaction.types import Params, Special
 
@@ -66,7 +68,8 @@ class TorchStream:
             noise = torch.randn(self.mel.shape, generator=self.generator)
             frames = self.generate_mel(hidden, noise)
             self.mel = torch.where(silent[:, None, None], cfg.speech.mel_floor, frames)
-        idle = before & silent
+        settled = 1 + math.ceil(settling_frames(cfg.vocoder) / audio.speech_frames)
+        idle = (self.tokens[:, -settled:] == Special.SILENT).all(1)
         if idle.all():
             return torch.zeros(len(token), audio.turn_samples)
         stream = dataclasses.replace(self.vocoder_stream, blocks=list(self.vocoder_stream.blocks))
