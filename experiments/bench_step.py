@@ -5,7 +5,8 @@ python -m experiments.bench_step --preset=demo --json=out/bench_step.json
 Both sides run the same weights on the recorded user of the demonstration, over and over, in
 alternating blocks of one process, so that what else the machine does hits both; PyTorch runs on
 the number of threads that suits it best. A turn lasts from PCM in a numpy array to PCM in a numpy
-array. Both skip the flow head in a turn in which no session speaks, so those are told apart.
+array. Both skip the flow head in a turn in which no session speaks, and the vocoder when all of
+them have been silent for long, so turns that speak are told apart.
 """
 
 import json

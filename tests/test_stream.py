@@ -101,7 +101,8 @@ def test_silence_does_not_depend_on_who_else_speaks(model: InteractionModel) -> 
             last, (state, pcm) = state, speak(model.params, state, hidden, tokens, keys, everyone)
             heard.append(np.asarray(pcm[1]))
         equal(last.vocoder, state.vocoder, rows=1)
-        ends.append(jax.device_get(state)), sounds.append(np.stack(heard))
+        ends.append(jax.device_get(state))
+        sounds.append(np.stack(heard))
     equal(*ends, rows=1)
     np.testing.assert_array_equal(*sounds)
     lag = model.config.vocoder.delay_frames * model.config.audio.speech_hop
@@ -153,7 +154,11 @@ def test_one_compilation_no_transfer_and_everything_donated(model: InteractionMo
     state, _ = model.step(state, chunk(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
     events = []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+
+    def listener(name: str, *_: object, **__: object) -> None:
+        events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
     with jax.transfer_guard("disallow"):
         for one in chunks:
             state, _ = model._step(model._laid_out, state, one)
@@ -163,6 +168,7 @@ def test_one_compilation_no_transfer_and_everything_donated(model: InteractionMo
     assert not compiled, "a later step of the same shape compiled again"
     model._init.lower(jnp.arange(5)).compile()
     assert [name for name in events if "compile" in name], "compilations are heard of"
+    jax.monitoring.unregister_event_duration_listener(listener)
     kinds = [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(state)]
     fresh = model.init_state(ROWS, 0)
     assert kinds == [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(fresh)]

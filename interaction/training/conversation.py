@@ -54,7 +54,7 @@ def cross_entropy(logits: Array, target: Array, events: Array) -> Array:
 
 def likeliest(logits: Array, token: Array) -> Array:
     """Whether no token is likelier: bool[...] of float32[..., v] and int32[...]."""
-    # Several times faster than argmax on CPU; the loss takes the same maximum.
+    # Not argmax, which is slow on CPU; and the loss takes the same maximum.
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return chosen >= jnp.max(logits, axis=-1)
 
