@@ -60,21 +60,23 @@ class Script:
         entry = self.event(kind, name, start, at, " ".join(parts))
         answer = clips.assistant_clip(form.intent.answer(slots))
         first = timing.answer_turn(round(at * RATE))
+        begun = timing.TURN * (first + 1) / RATE
         entry |= {
             "answer": answer.text,
             "answer_turn": first,
             "answer_end_turn": timing.answer_end_turn(first, len(answer.pcm)),
+            "answer_end_s": begun + answer.seconds,
             "pauses": pauses,
             "held_out": domain.is_held_out(form, slots),
         }
-        begun = timing.TURN * (first + 1) / RATE
         self.now = begun + answer.seconds + GAP_S
         return begun
 
     def interrupt(self, onset: float) -> None:
         """Ends the last answer at an interruption, and lets the user speak there."""
         asked = next(entry for entry in reversed(self.events) if entry.get("answer"))
-        asked["answer_end_turn"] = timing.stop_turn(int(onset * RATE))
+        stop = asked["answer_end_turn"] = timing.stop_turn(int(onset * RATE))
+        asked["answer_end_s"] = timing.TURN * (stop + 1) / RATE
         self.now = onset
 
     def aside(self, kind: str, text: str, at: float, voice: Voice = USER, db: float = 0.0) -> float:
@@ -129,8 +131,9 @@ def main(argv: list[str]) -> None:
     pcm, meta = compose()
     write_audio(path, pcm)
     for entry in meta["events"]:
-        for key in ("start_s", "end_s"):
-            entry[key] = round(entry[key], 4)
+        for key in ("start_s", "end_s", "answer_end_s"):
+            if key in entry:
+                entry[key] = round(entry[key], 4)
         entry["pauses"] = [[round(t, 4) for t in pause] for pause in entry.get("pauses", [])]
     path.with_suffix(".json").write_text(json.dumps(meta, indent=1) + "\n")
     print(f"wrote {path}: {len(pcm) / RATE:.1f} s, {path.stat().st_size / 1e6:.2f} MB")

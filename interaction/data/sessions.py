@@ -126,6 +126,7 @@ class _Session:
             "answer": "",
             "answer_turn": -1,
             "answer_end_turn": -1,
+            "answer_end_s": -1.0,
             "pauses": [],
             "held_out": False,
         } | more
@@ -136,26 +137,28 @@ class _Session:
         """Gives the answer to a request; returns when it ends on the user's clock."""
         clip = clips.assistant_clip(text)
         first = timing.answer_turn(round(entry["end_s"] * RATE))
-        end = timing.answer_end_turn(first, len(clip.pcm))
-        at = first * timing.TURN
-        kept = clip.pcm[: max(self.samples - at, 0)]
-        self.model[at : at + len(kept)] = kept
-        for turn, token in timing.answer_tokens(load_tokenizer(), clip, first, end).items():
-            if turn < self.turns:
-                self.text[turn] = token
-        entry.update(answer=text, answer_turn=first, answer_end_turn=min(end, self.turns))
-        return (at + timing.TURN + len(clip.pcm)) / RATE
+        end = place_answer(self.model, self.text, clip, first)
+        over = ((first + 1) * timing.TURN + len(clip.pcm)) / RATE
+        entry.update(
+            answer=text,
+            answer_turn=first,
+            answer_end_turn=min(end, self.turns),
+            answer_end_s=round(min(over, (self.turns + 1) * timing.TURN / RATE), 5),
+        )
+        return over
 
     def cut(self, entry: dict, onset: float) -> float:
         """Silences a running answer for an interruption; returns when it is silent."""
         stop = min(timing.stop_turn(int(onset * RATE)), self.turns)
+        silent = (stop + 1) * timing.TURN / RATE
         if stop < entry["answer_end_turn"]:
             at, fade = stop * timing.TURN, RATE // 100
             self.model[at - fade : at] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
             self.model[at:] = 0.0
             self.text[stop:] = Special.SILENT
             entry["answer_end_turn"] = stop
-        return (stop + 1) * timing.TURN / RATE
+            entry["answer_end_s"] = min(entry["answer_end_s"], silent)
+        return silent
 
     def rest(self, since: float) -> None:
         """Lets some time pass."""
@@ -278,12 +281,13 @@ class _Session:
             words = f"{self.pick(domain.asides.CORRECTIONS)} {slots[form.intent.fix]}"
         else:
             form, slots = self.draw()
-        saved = self.model.copy(), self.text.copy(), entry["answer_end_turn"]
+        saved = self.model.copy(), self.text.copy(), entry.copy()
         self.cut(entry, int(onset * RATE) / RATE)
         kind = "interrupt_correction" if correction else "interrupt_request"
         done = self.ask(form, slots, onset, kind=kind, words=words)
         if done is None:  # no room for it: the first answer goes on
-            self.model, self.text, entry["answer_end_turn"] = saved
+            self.model, self.text = saved[:2]
+            entry.update(saved[2])
         self.rest(done[1] if done else end)
         return True
 
@@ -427,15 +431,37 @@ class _Session:
             "events": self.events,
         }
         return {
-            "user": _int16(self.user),
-            "model": _int16(self.model),
+            "user": int16(self.user),
+            "model": int16(self.model),
             "text": self.text,
             "heard": timing.heard_tokens(load_tokenizer(), self.spoken, self.turns),
             "meta": json.dumps(meta),
         }
 
 
-def _int16(pcm: np.ndarray) -> np.ndarray:
+def place_answer(model: np.ndarray, text: np.ndarray, clip: Clip, first: int) -> int:
+    """Puts an answer that starts with step `first` into a session, cut where the session ends.
+
+    Args:
+        model: float32[turns * 3200], the model's sound, changed in place.
+        text: int32[turns], its tokens, changed in place.
+        clip: the answer as spoken.
+        first: step of its first sound.
+
+    Returns:
+        The first step after it, which may be past the session's end.
+    """
+    end = timing.answer_end_turn(first, len(clip.pcm))
+    place = model[first * timing.TURN :][: len(clip.pcm)]
+    place[:] = clip.pcm[: len(place)]
+    for turn, token in timing.answer_tokens(load_tokenizer(), clip, first, end).items():
+        if turn < len(text):
+            text[turn] = token
+    return end
+
+
+def int16(pcm: np.ndarray) -> np.ndarray:
+    """Float PCM in [-1, 1], clipped, to 16 bit."""
     return np.round(np.clip(pcm, -1.0, 1.0) * 32_767).astype(np.int16)
 
 

@@ -31,6 +31,7 @@ class Event:
     answer: str = ""  # what the model should say, "" if nothing
     answer_turn: int = -1  # step of the answer's first speech, -1 if none
     answer_end_turn: int = -1  # first silent step after it
+    answer_end_s: float = -1.0  # when its last sound has played, within the step before
     pauses: tuple[tuple[float, float], ...] = ()
     held_out: bool = False  # a combination of words that training never contains
 
@@ -45,6 +46,11 @@ class Event:
                 f"event.end_s: got {self.start_s}..{self.end_s}, wanted 0 <= start <= end; "
                 "fix the record"
             )
+        if self.answer and self.answer_end_s <= self.answer_start_s:
+            raise ValueError(
+                f"event.answer_end_s: got {self.answer_end_s}, wanted a time after the answer's "
+                f"start at {self.answer_start_s:.1f}; rebuild the sessions"
+            )
 
     @property
     def wants_answer(self) -> bool:
@@ -55,11 +61,6 @@ class Event:
     def answer_start_s(self) -> float:
         """When the annotated answer starts to play."""
         return reply_time(self.answer_turn)
-
-    @property
-    def answer_end_s(self) -> float:
-        """When the annotated answer is over."""
-        return reply_time(self.answer_end_turn)
 
     @property
     def family(self) -> str:

@@ -45,14 +45,17 @@ def build(plan: list[dict], turns: int = 80) -> Session:
             cut = math.ceil((entry["start_s"] + 0.24) / 0.2 - 1e-9) - 1
             text[cut:], model[cut * TURN :] = Special.SILENT, 0
             index = max(i for i, event in enumerate(events) if event.answer)
-            events[index] = Event(**{**vars(events[index]), "answer_end_turn": cut})
+            over = {"answer_end_turn": cut, "answer_end_s": 0.2 * (cut + 1)}
+            events[index] = Event(**{**vars(events[index]), **over})
         if entry.get("answer"):
             first, tokens = answer_turn(entry["end_s"]), encode(entry["answer"])
             last = min(first + 2 * len(tokens), turns)
             text[first:last] = Special.HOLD
             text[first:last:2] = tokens[: len(text[first:last:2])]
             model[first * TURN : last * TURN] = rng.normal(0, 3_000, (last - first) * TURN)
-            entry = {**entry, "answer_turn": first, "answer_end_turn": first + 2 * len(tokens)}
+            end = first + 2 * len(tokens)
+            over = {"answer_end_turn": end, "answer_end_s": 0.2 * (end + 1)}
+            entry = {**entry, "answer_turn": first, **over}
         events.append(Event(form=entry.pop("form", "form"), **entry))
     return Session(user, model, text, events)
 

@@ -79,6 +79,14 @@ def test_oracle_is_perfect_on_real_sessions() -> None:
         assert abs(len(clip.generated) - len(clip.original)) < 0.5 * 16_000
 
 
+def test_answers_that_go_on_are_kept_to_their_last_sound() -> None:
+    """An answer's last micro-turn is partly silence, which nobody has to speak."""
+    records = [make_session((7, i), "heldout", "backchannel") for i in range(16)]
+    figures = evaluate_model(Oracle(records), records.__getitem__, 16, seed=0, batch=16).figures
+    assert figures["counts"]["backchannel_keep_rate"] >= 25
+    assert figures["backchannel_keep_rate"] == 1
+
+
 def test_batches_do_not_change_the_figures() -> None:
     made = fakes.sessions()
     records = [

@@ -60,7 +60,8 @@ def test_word_accuracy() -> None:
 
 
 def test_events_are_sorted_and_checked() -> None:
-    one = {"kind": "request", "form": "ask/a", "start_s": 2.0, "end_s": 3.0, "answer": "paris"}
+    one = {"kind": "request", "form": "ask/a", "start_s": 2.0, "end_s": 3.0}
+    one |= {"answer": "paris", "answer_turn": 16, "answer_end_s": 4.1}
     two = {**one, "kind": "pause_request", "start_s": 0.0, "pauses": [[0.5, 1.0]], "extra": 1}
     events = parse_events(json.dumps({"events": [one, two]}))
     assert [event.start_s for event in events] == [0.0, 2.0]
@@ -69,6 +70,8 @@ def test_events_are_sorted_and_checked() -> None:
         parse_events(json.dumps({"events": [{**one, "kind": "song"}]}))
     with pytest.raises(ValueError, match=r"event\.end_s"):
         parse_events(json.dumps({"events": [{**one, "end_s": 1.0}]}))
+    with pytest.raises(ValueError, match=r"event\.answer_end_s: got 3\.4"):
+        parse_events(json.dumps({"events": [{**one, "answer_end_s": 3.4}]}))
     for meta in ("[]", '{"events": 3}', '{"events": [3]}', '{"events": [{"kind": "request"}]}'):
         with pytest.raises(ValueError, match="meta"):
             parse_events(meta)

@@ -170,9 +170,7 @@ def test_rollout_wants_a_seed_for_each_user() -> None:
 
 def test_reply_to_somebody_else_behind_a_long_answer_is_seen() -> None:
     """An answer excuses what began before it should be over, and nothing later."""
-    request = Event(
-        "request", "ask", 1.0, 2.0, answer="one two", answer_turn=11, answer_end_turn=26
-    )
+    request = Event("request", "ask", 1.0, 2.0, answer="one two", answer_turn=11, answer_end_s=5.4)
     aside = Event("side_speech", "aside", 5.8, 7.0)
     sound = np.array([[2.45, 5.3], [7.3, 7.9]])
     spoken = Spoken(sound, np.full(60, Special.SILENT), lambda ids: "")

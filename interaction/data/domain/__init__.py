@@ -1,5 +1,6 @@
 """The closed, compositional domain of the demo: what can be asked and what is right to answer."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -44,13 +45,14 @@ def all_slots(intent: Intent) -> Iterator[Slots]:
             yield slots
 
 
-def answer_words() -> list[str]:
+@functools.cache
+def answer_words() -> tuple[str, ...]:
     """Every word that an answer can hold, in alphabetical order."""
     words = set()
     for intent in INTENTS:
         for slots in itertools.islice(all_slots(intent), 2_000):
             words.update(intent.answer(slots).split())
-    return sorted(words)
+    return tuple(sorted(words))
 
 
 def complete_forms(text: str) -> list[Form]:
