@@ -36,22 +36,26 @@ class Feed(NamedTuple):
         self.batches.set_state(state["position"])
 
 
-def record_files(path: str) -> list[str]:
-    """ArrayRecord files at `path`: the file itself, or those in the folder, sorted.
+def record_files(paths: str) -> list[str]:
+    """ArrayRecord files at `paths`, separated by commas: files, or folders of them, sorted.
 
     Raises:
-      ValueError: nothing is there.
+      ValueError: nothing is at one of them.
     """
-    place = pathlib.Path(path)
-    if place.is_file():
-        return [str(place)]
-    files = sorted(str(file) for file in place.glob("*") if file.suffix in _SUFFIXES)
-    if not files:
-        raise ValueError(
-            f"data: got {path!r}, wanted an ArrayRecord file or a folder of *{_SUFFIXES[0]}; "
-            "make sessions with `python -m experiments.make_sessions`"
-        )
-    return files
+    found: list[str] = []
+    for path in paths.split(","):
+        place = pathlib.Path(path)
+        if place.is_file():
+            found.append(str(place))
+            continue
+        files = sorted(str(file) for file in place.glob("*") if file.suffix in _SUFFIXES)
+        if not files:
+            raise ValueError(
+                f"data: got {path!r}, wanted an ArrayRecord file or a folder of *{_SUFFIXES[0]}; "
+                "make sessions with `python -m experiments.make_sessions`"
+            )
+        found += files
+    return found
 
 
 def parse(record: bytes) -> dict[str, np.ndarray]:
@@ -60,16 +64,16 @@ def parse(record: bytes) -> dict[str, np.ndarray]:
     return {name: value for name, value in fields.items() if name != "meta"}
 
 
-def make_feed(path: str, batch: int, seed: int, threads: int = 2) -> Feed:
-    """Sessions at `path`, shuffled anew each epoch, parsed on `threads` threads, without end.
+def make_feed(paths: str, batch: int, seed: int, threads: int = 2) -> Feed:
+    """Sessions at `paths`, shuffled anew each epoch, parsed on `threads` threads, without end.
 
     Raises:
       ValueError: no data, or fewer sessions than `batch`.
     """
-    source = grain.sources.ArrayRecordDataSource(record_files(path))
+    source = grain.sources.ArrayRecordDataSource(record_files(paths))
     if len(source) < batch:
         raise ValueError(
-            f"batch: got {batch}, wanted at most the {len(source)} sessions in {path!r}; "
+            f"batch: got {batch}, wanted at most the {len(source)} sessions in {paths!r}; "
             "make more sessions or lower it"
         )
     sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(parse)
