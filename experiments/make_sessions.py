@@ -4,7 +4,7 @@
     python -m experiments.make_sessions --out=data/recitals --sessions=6000 --recitals
     python -m experiments.make_sessions --out=data/heldout --sessions=300 --seed=1 --split=heldout
 
-Session i depends on the seed, the split and i alone. The folder appears when it is complete.
+Session i depends on the seed, the kind, the split and i alone. The folder appears when it is complete.
 """
 
 import collections
@@ -28,7 +28,7 @@ PROCESSES = flags.DEFINE_integer(
     "processes", os.cpu_count(), "Processes that synthesise and mix.", lower_bound=1
 )
 TURNS = flags.DEFINE_integer("turns", 80, "Micro-turns of 200 ms in a session.", lower_bound=20)
-RECITALS = flags.DEFINE_bool("recitals", False, "The model speaks all the time, nobody asks.")
+RECITALS = flags.DEFINE_bool("recitals", False, "The model says line after line, nobody asks.")
 _SHARD = 100  # sessions of a file
 
 
@@ -59,6 +59,10 @@ def main(_: list[str]) -> None:
     out = Path(OUT.value)
     if out.exists():
         raise ValueError(f"--out: got {out}, wanted a new folder; remove it or name another")
+    if RECITALS.value and SPLIT.value != "train":
+        raise ValueError(
+            f"--split: got {SPLIT.value}, wanted train with --recitals; they have no other"
+        )
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

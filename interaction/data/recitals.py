@@ -1,7 +1,7 @@
-"""Sessions in which nobody asks and the model speaks all the time: what a speech head learns from.
+"""Sessions in which nobody asks and the model says line after line: what a flow head learns from.
 
-Half of what it says are answers, half are their words in random order: a head that hears few
-sentences learns them by heart, and stumbles over words that it knows in an order that it does not.
+Half of the lines are answers, half are their words in random order: a head that hears few sentences
+learns them by heart, and stumbles over words that it knows in an order that it does not.
 """
 
 import json
@@ -13,13 +13,13 @@ from interaction.data import clips, domain, timing
 from interaction.data.sessions import Record, int16, place_answer
 from interaction.types import Special
 
-ANSWER_SHARE = 0.5  # of what is said
+ANSWER_SHARE = 0.5  # of the lines
 WORDS = (2, 9)  # fewest and most words in random order
-REST = (2, 6)  # fewest and most silent micro-turns before something is said
+REST = (2, 6)  # fewest and most silent micro-turns before a line
 
 
 def line(rng: np.random.Generator) -> str:
-    """Something to say: an answer, of no held-out combination, or words in random order."""
+    """An answer to no held-out combination, or words in random order."""
     if rng.random() < ANSWER_SHARE:
         form = domain.draw_form(rng)
         return form.intent.answer(domain.draw_slots(form, rng, held_out=False))
@@ -35,7 +35,7 @@ def make_recital(seed: Sequence[int], turns: int = 80) -> Record:
         turns: length in micro-turns of 200 ms.
 
     Returns:
-        As `make_session` returns it, with a user who is silent and no events.
+        As `make_session` returns it, with a user who is silent, and no events in the meta.
 
     Raises:
         EngineMissing: flite is not installed.

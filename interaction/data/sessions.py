@@ -281,13 +281,13 @@ class _Session:
             words = f"{self.pick(domain.asides.CORRECTIONS)} {slots[form.intent.fix]}"
         else:
             form, slots = self.draw()
-        saved = self.model.copy(), self.text.copy(), entry.copy()
+        model, text, before = self.model.copy(), self.text.copy(), entry.copy()
         self.cut(entry, int(onset * RATE) / RATE)
         kind = "interrupt_correction" if correction else "interrupt_request"
         done = self.ask(form, slots, onset, kind=kind, words=words)
         if done is None:  # no room for it: the first answer goes on
-            self.model, self.text = saved[:2]
-            entry.update(saved[2])
+            self.model, self.text = model, text
+            entry.update(before)
         self.rest(done[1] if done else end)
         return True
 

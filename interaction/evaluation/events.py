@@ -31,7 +31,7 @@ class Event:
     answer: str = ""  # what the model should say, "" if nothing
     answer_turn: int = -1  # step of the answer's first speech, -1 if none
     answer_end_turn: int = -1  # first silent step after it
-    answer_end_s: float = -1.0  # when its last sound has played, within the step before
+    answer_end_s: float = -1.0  # when its last sound has played
     pauses: tuple[tuple[float, float], ...] = ()
     held_out: bool = False  # a combination of words that training never contains
 

@@ -79,6 +79,6 @@ def make_feed(paths: str, batch: int, seed: int, threads: int = 2) -> Feed:
     sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(parse)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = sessions.batch(batch, drop_remainder=True).to_iter_dataset(options)
-    first = hashlib.sha256(source[0]).hexdigest()[:16]
-    identity = {"sessions": len(source), "first": first, "batch": batch, "seed": seed}
+    ends = hashlib.sha256(source[0] + source[len(source) - 1]).hexdigest()[:16]
+    identity = {"sessions": len(source), "ends": ends, "batch": batch, "seed": seed}
     return Feed(iter(batches), identity)

@@ -79,6 +79,8 @@ def test_targets_follow_the_clock_rules(made: Made, split: str) -> None:
                 assert event["answer_turn"] == event["answer_end_turn"] == -1
                 continue
             first, end = event["answer_turn"], event["answer_end_turn"]
+            last = np.flatnonzero(model[first:end])[-1] + 1
+            assert abs(event["answer_end_s"] - 0.2 * (first + 1) - last / 16_000) < 1e-3
             wait = 0.2 * (first + 1) - event["end_s"]
             assert 0.22 - 1e-4 <= wait < 0.42 + 1e-4
             assert np.abs(model[first]).max() > 0

@@ -82,9 +82,29 @@ def test_oracle_is_perfect_on_real_sessions() -> None:
 def test_answers_that_go_on_are_kept_to_their_last_sound() -> None:
     """An answer's last micro-turn is partly silence, which nobody has to speak."""
     records = [make_session((7, i), "heldout", "backchannel") for i in range(16)]
-    figures = evaluate_model(Oracle(records), records.__getitem__, 16, seed=0, batch=16).figures
-    assert figures["counts"]["backchannel_keep_rate"] >= 25
-    assert figures["backchannel_keep_rate"] == 1
+
+    def keeps(records: list[dict]) -> float:
+        oracle = Oracle(records)
+        figures = evaluate_model(oracle, records.__getitem__, 16, seed=0, batch=16).figures
+        assert figures["counts"]["backchannel_keep_rate"] >= 25
+        return figures["backchannel_keep_rate"]
+
+    def cut(record: dict, words: int) -> dict:
+        """Drops the last words of every answer that a backchannel falls into."""
+        model, text = record["model"].copy(), record["text"].copy()
+        events = parse_events(record["meta"])
+        for event in (e for e in events if e.kind == "backchannel"):
+            for asked in events:
+                if asked.wants_answer and asked.answer_start_s < event.start_s < asked.answer_end_s:
+                    span = np.arange(asked.answer_turn, asked.answer_end_turn)
+                    said = span[record["text"][span] >= Special.COUNT]
+                    last = max(said[-words], int(event.end_s / 0.2))
+                    model[last * 3_200 : asked.answer_end_turn * 3_200] = 0
+                    text[last : asked.answer_end_turn] = Special.SILENT
+        return {**record, "model": model, "text": text}
+
+    assert keeps(records) == 1
+    assert keeps([cut(record, 2) for record in records]) < 0.15
 
 
 def test_batches_do_not_change_the_figures() -> None:

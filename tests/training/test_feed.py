@@ -50,8 +50,11 @@ def test_position_is_restored(tmp_path: pathlib.Path) -> None:
 
 
 def test_several_folders_are_one_set(tmp_path: pathlib.Path) -> None:
-    both = [str(toy.write_sessions(tmp_path / name, count=8)) for name in "ab"]
-    assert make_feed(",".join(both), 4, 0).identity["sessions"] == 16
+    both = [str(toy.write_sessions(tmp_path / str(i), count=8, seed=i)) for i in range(3)]
+    feed, other = make_feed(",".join(both[:2]), 4, 0), make_feed(f"{both[0]},{both[2]}", 4, 0)
+    assert feed.identity["sessions"] == 16
+    with pytest.raises(ValueError, match="feed ends"):
+        other.restore(feed.state(), "test")
     with pytest.raises(ValueError, match=r"data: got 'none'"):
         make_feed(f"{both[0]},none", 4, 0)
 
