@@ -1,10 +1,9 @@
-"""Makes full-duplex training or held-out sessions, or recitals, with espeak-ng and flite.
+"""Makes full-duplex training or held-out sessions with espeak-ng and flite.
 
     python -m experiments.make_sessions --out=data/train --sessions=16000
-    python -m experiments.make_sessions --out=data/recitals --sessions=6000 --recitals
     python -m experiments.make_sessions --out=data/heldout --sessions=300 --seed=1 --split=heldout
 
-Session i depends on the seed, the kind, the split and i alone. The folder appears when it is complete.
+Session i depends on the seed, the split and i alone. The folder appears when it is complete.
 """
 
 import collections
@@ -18,7 +17,7 @@ from pathlib import Path
 import tqdm
 from absl import app, flags
 
-from interaction.data import domain, recitals, records, sessions, voices
+from interaction.data import domain, records, sessions, voices
 
 OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
 SESSIONS = flags.DEFINE_integer("sessions", 16_000, "Number of sessions.", lower_bound=1)
@@ -28,21 +27,17 @@ PROCESSES = flags.DEFINE_integer(
     "processes", os.cpu_count(), "Processes that synthesise and mix.", lower_bound=1
 )
 TURNS = flags.DEFINE_integer("turns", 80, "Micro-turns of 200 ms in a session.", lower_bound=20)
-RECITALS = flags.DEFINE_bool("recitals", False, "The model says line after line, nobody asks.")
 _SHARD = 100  # sessions of a file
 
 
-def _shard(job: tuple[str, int, int, int, str, int, bool]) -> collections.Counter:
+def _shard(job: tuple[str, int, int, int, str, int]) -> collections.Counter:
     """Writes sessions [start, stop) to one file; returns what is in it."""
-    path, start, stop, seed, split, turns, recite = job
+    path, start, stop, seed, split, turns = job
     counts: collections.Counter = collections.Counter()
 
     def made() -> collections.abc.Iterator[sessions.Record]:
         for index in range(start, stop):
-            if recite:
-                record = recitals.make_recital((seed, index), turns)
-            else:
-                record = sessions.make_session((seed, index), split, turns=turns)
+            record = sessions.make_session((seed, index), split, turns=turns)
             meta = json.loads(record["meta"])
             for event in meta["events"]:
                 counts[event["kind"]] += 1
@@ -59,10 +54,6 @@ def main(_: list[str]) -> None:
     out = Path(OUT.value)
     if out.exists():
         raise ValueError(f"--out: got {out}, wanted a new folder; remove it or name another")
-    if RECITALS.value and SPLIT.value != "train":
-        raise ValueError(
-            f"--split: got {SPLIT.value}, wanted train with --recitals; they have no other"
-        )
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -75,7 +66,6 @@ def main(_: list[str]) -> None:
             SEED.value,
             SPLIT.value,
             TURNS.value,
-            RECITALS.value,
         )
         for start in range(0, SESSIONS.value, _SHARD)
     ]
@@ -92,8 +82,7 @@ def main(_: list[str]) -> None:
     seconds = time.monotonic() - begun
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {SESSIONS.value} sessions, {size / 2**30:.2f} GiB, {seconds:.0f} s,")
-    if not RECITALS.value:
-        print(f"{len(domain.FORMS)} request forms, split {SPLIT.value}, seed {SEED.value}")
+    print(f"{len(domain.FORMS)} request forms, split {SPLIT.value}, seed {SEED.value}")
     for name, count in counts.most_common():
         print(f"  {name:<24}{count:>8}{count / SESSIONS.value:>8.2f} a session")
 

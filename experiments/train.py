@@ -19,7 +19,7 @@ from interaction.training.objective import find_objective
 
 _CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<name>.")
-_DATA = flags.DEFINE_string("data", None, "ArrayRecord files or folders, with commas.")
+_DATA = flags.DEFINE_string("data", None, "ArrayRecord file or folder.")
 _STEPS = flags.DEFINE_integer("steps", None, "Steps in all.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Stop and save after this long.")
 

@@ -8,9 +8,9 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="demo_speech",
         objective="interaction.training.speech:speech_objective",
-        data="data/train,data/recitals",
+        data="data/train",
         batch=16,
-        steps=20_000,
+        steps=12_000,
         learning_rate=1.5e-3,
         warmup=100,
         schedule="wsd",

@@ -137,8 +137,14 @@ class _Session:
         """Gives the answer to a request; returns when it ends on the user's clock."""
         clip = clips.assistant_clip(text)
         first = timing.answer_turn(round(entry["end_s"] * RATE))
-        end = place_answer(self.model, self.text, clip, first)
-        over = ((first + 1) * timing.TURN + len(clip.pcm)) / RATE
+        end = timing.answer_end_turn(first, len(clip.pcm))
+        at = first * timing.TURN
+        kept = clip.pcm[: max(self.samples - at, 0)]
+        self.model[at : at + len(kept)] = kept
+        for turn, token in timing.answer_tokens(load_tokenizer(), clip, first, end).items():
+            if turn < self.turns:
+                self.text[turn] = token
+        over = (at + timing.TURN + len(clip.pcm)) / RATE
         entry.update(
             answer=text,
             answer_turn=first,
@@ -431,37 +437,15 @@ class _Session:
             "events": self.events,
         }
         return {
-            "user": int16(self.user),
-            "model": int16(self.model),
+            "user": _int16(self.user),
+            "model": _int16(self.model),
             "text": self.text,
             "heard": timing.heard_tokens(load_tokenizer(), self.spoken, self.turns),
             "meta": json.dumps(meta),
         }
 
 
-def place_answer(model: np.ndarray, text: np.ndarray, clip: Clip, first: int) -> int:
-    """Puts an answer that starts with step `first` into a session, cut where the session ends.
-
-    Args:
-        model: float32[turns * 3200], the model's sound, changed in place.
-        text: int32[turns], its tokens, changed in place.
-        clip: the answer as spoken.
-        first: step of its first sound.
-
-    Returns:
-        The first step after it, which may be past the session's end.
-    """
-    end = timing.answer_end_turn(first, len(clip.pcm))
-    place = model[first * timing.TURN :][: len(clip.pcm)]
-    place[:] = clip.pcm[: len(place)]
-    for turn, token in timing.answer_tokens(load_tokenizer(), clip, first, end).items():
-        if turn < len(text):
-            text[turn] = token
-    return end
-
-
-def int16(pcm: np.ndarray) -> np.ndarray:
-    """Float PCM in [-1, 1], clipped, to 16 bit."""
+def _int16(pcm: np.ndarray) -> np.ndarray:
     return np.round(np.clip(pcm, -1.0, 1.0) * 32_767).astype(np.int16)
 
 

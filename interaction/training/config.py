@@ -18,7 +18,7 @@ class TrainConfig:
 
     name: str  # of the run
     objective: str  # "module:function", called with `model`, returns an Objective
-    data: str  # ArrayRecord files or folders of them, separated by commas
+    data: str  # ArrayRecord file, or a folder of them
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     workdir: str = ""  # "" means runs/<name>
     seed: int = 0  # of initialisation, order of the data, and noise

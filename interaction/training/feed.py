@@ -36,26 +36,22 @@ class Feed(NamedTuple):
         self.batches.set_state(state["position"])
 
 
-def record_files(paths: str) -> list[str]:
-    """ArrayRecord files at `paths`, separated by commas: files, or folders of them, sorted.
+def record_files(path: str) -> list[str]:
+    """ArrayRecord files at `path`: the file itself, or those in the folder, sorted.
 
     Raises:
-      ValueError: nothing is at one of them.
+      ValueError: nothing is there.
     """
-    found: list[str] = []
-    for path in paths.split(","):
-        place = pathlib.Path(path)
-        if place.is_file():
-            found.append(str(place))
-            continue
-        files = sorted(str(file) for file in place.glob("*") if file.suffix in _SUFFIXES)
-        if not files:
-            raise ValueError(
-                f"data: got {path!r}, wanted an ArrayRecord file or a folder of *{_SUFFIXES[0]}; "
-                "make sessions with `python -m experiments.make_sessions`"
-            )
-        found += files
-    return found
+    place = pathlib.Path(path)
+    if place.is_file():
+        return [str(place)]
+    files = sorted(str(file) for file in place.glob("*") if file.suffix in _SUFFIXES)
+    if not files:
+        raise ValueError(
+            f"data: got {path!r}, wanted an ArrayRecord file or a folder of *{_SUFFIXES[0]}; "
+            "make sessions with `python -m experiments.make_sessions`"
+        )
+    return files
 
 
 def parse(record: bytes) -> dict[str, np.ndarray]:
@@ -64,21 +60,21 @@ def parse(record: bytes) -> dict[str, np.ndarray]:
     return {name: value for name, value in fields.items() if name != "meta"}
 
 
-def make_feed(paths: str, batch: int, seed: int, threads: int = 2) -> Feed:
-    """Sessions at `paths`, shuffled anew each epoch, parsed on `threads` threads, without end.
+def make_feed(path: str, batch: int, seed: int, threads: int = 2) -> Feed:
+    """Sessions at `path`, shuffled anew each epoch, parsed on `threads` threads, without end.
 
     Raises:
       ValueError: no data, or fewer sessions than `batch`.
     """
-    source = grain.sources.ArrayRecordDataSource(record_files(paths))
+    source = grain.sources.ArrayRecordDataSource(record_files(path))
     if len(source) < batch:
         raise ValueError(
-            f"batch: got {batch}, wanted at most the {len(source)} sessions in {paths!r}; "
+            f"batch: got {batch}, wanted at most the {len(source)} sessions in {path!r}; "
             "make more sessions or lower it"
         )
     sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(parse)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = sessions.batch(batch, drop_remainder=True).to_iter_dataset(options)
-    ends = hashlib.sha256(source[0] + source[len(source) - 1]).hexdigest()[:16]
-    identity = {"sessions": len(source), "ends": ends, "batch": batch, "seed": seed}
+    first = hashlib.sha256(source[0]).hexdigest()[:16]
+    identity = {"sessions": len(source), "first": first, "batch": batch, "seed": seed}
     return Feed(iter(batches), identity)

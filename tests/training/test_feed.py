@@ -49,16 +49,6 @@ def test_position_is_restored(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(_next(other, 6), wanted)
 
 
-def test_several_folders_are_one_set(tmp_path: pathlib.Path) -> None:
-    both = [str(toy.write_sessions(tmp_path / str(i), count=8, seed=i)) for i in range(3)]
-    feed, other = make_feed(",".join(both[:2]), 4, 0), make_feed(f"{both[0]},{both[2]}", 4, 0)
-    assert feed.identity["sessions"] == 16
-    with pytest.raises(ValueError, match="feed ends"):
-        other.restore(feed.state(), "test")
-    with pytest.raises(ValueError, match=r"data: got 'none'"):
-        make_feed(f"{both[0]},none", 4, 0)
-
-
 def test_bad_data_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="make_sessions"):
         make_feed(str(tmp_path / "none"), 4, 0)

@@ -1,6 +1,5 @@
 """The closed, compositional domain of the demo: what can be asked and what is right to answer."""
 
-import functools
 import itertools
 from collections.abc import Iterator
 
@@ -45,14 +44,13 @@ def all_slots(intent: Intent) -> Iterator[Slots]:
             yield slots
 
 
-@functools.cache
-def answer_words() -> tuple[str, ...]:
+def answer_words() -> list[str]:
     """Every word that an answer can hold, in alphabetical order."""
     words = set()
     for intent in INTENTS:
         for slots in itertools.islice(all_slots(intent), 2_000):
             words.update(intent.answer(slots).split())
-    return tuple(sorted(words))
+    return sorted(words)
 
 
 def complete_forms(text: str) -> list[Form]:
