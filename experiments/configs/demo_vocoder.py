@@ -10,7 +10,7 @@ def get_config() -> TrainConfig:
         objective="interaction.training.vocoder_loss:vocoder_objective",
         data="data/train",
         batch=6,
-        steps=2_500,
+        steps=4_800,
         learning_rate=1.5e-3,
         warmup=100,
         schedule="wsd",
