@@ -15,6 +15,7 @@ from interaction.config import ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.model import init_params, separate_layers
 from interaction.modules import vocoder
+from interaction.packing import pack
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 RELEASED = pathlib.Path(__file__).parent / "checkpoints"
@@ -52,9 +53,10 @@ class InteractionModel:
         self.params = jax.device_put(params)
         self.tokenizer = tokenizer
         # What the step reads: the same, on CPU copied layer by layer, see `run_stack`.
-        self._laid_out = _separate(self.params) if jax.default_backend() == "cpu" else self.params
+        on_cpu = jax.default_backend() == "cpu"
+        self._packed, unpack = pack(_separate(self.params) if on_cpu else self.params)
         self._step = jax.jit(
-            functools.partial(stream.step, config),
+            lambda packed, *rest: stream.step(config, unpack(packed), *rest),
             donate_argnums=1,
             compiler_options=compiler_options(),
         )
@@ -106,7 +108,7 @@ class InteractionModel:
         check_chunk(self.config, chunk, state.clock.shape[0])
         # Transfers are asynchronous, and the caller may refill its buffers at once.
         chunk = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, chunk)
-        return self._step(self._laid_out, state, chunk)
+        return self._step(self._packed, state, chunk)
 
     def encode(self, text: str) -> np.ndarray:
         """Text as one micro-turn's text-in slots.

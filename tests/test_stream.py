@@ -148,7 +148,7 @@ def test_bad_row_is_refused_alone(model: InteractionModel) -> None:
 def test_one_compilation_no_transfer_and_everything_donated(model: InteractionModel) -> None:
     state = model.init_state(ROWS, 0)
     chunks = [jax.device_put(chunk(i)) for i in range(4)]
-    lowered = model._step.lower(model._laid_out, state, chunks[0]).as_text()
+    lowered = model._step.lower(model._packed, state, chunks[0]).as_text()
     assert lowered.count("tf.aliasing_output") == len(jax.tree.leaves(state))
     first = state
     state, _ = model.step(state, chunk(0))
@@ -161,7 +161,7 @@ def test_one_compilation_no_transfer_and_everything_donated(model: InteractionMo
     jax.monitoring.register_event_duration_secs_listener(listener)
     with jax.transfer_guard("disallow"):
         for one in chunks:
-            state, _ = model._step(model._laid_out, state, one)
+            state, _ = model._step(model._packed, state, one)
     for turn in range(4):
         state, _ = model.step(state, chunk(turn))
     compiled = [name for name in events if "compile" in name]
