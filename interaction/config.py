@@ -146,11 +146,11 @@ class SpeechConfig:
     dim: int = 128  # width of a frame inside the flow network
     layers: int = 2  # of the flow network
     condition_dim: int = 768  # hidden width of the conditioning network, which runs once
-    condition_layers: int = 2
+    condition_layers: int = 3
     feature_dim: int = 64  # width of a frame's condition
     token_dim: int = 64  # embedding of a text-out token
     token_window: int = 12  # last text-out tokens seen, the newest included
-    prefix_frames: int = 8  # generated frames before this micro-turn that are seen
+    prefix_frames: int = 16  # generated frames before this micro-turn that are seen
     flow_steps: int = 4  # Euler steps
     temperature: float = 0.8  # scale of the initial noise when generating, >= 0
     mel_floor: float = -5.0  # log10 magnitude below which speech is silence
