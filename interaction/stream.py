@@ -160,8 +160,8 @@ def speak(
     """Says one micro-turn: flow head and vocoder.
 
     The vocoder lags its mel by `delay_frames`, so does the gate that makes `silent` exact silence.
-    In a row that has been silent for so long that nothing of its speech is left in it, it stands
-    still. A batch in which no row needs the flow head or the vocoder does not run them.
+    After one whole silent micro-turn nothing of a row's speech is left to be heard: its vocoder
+    starts afresh. A batch in which no row needs the flow head or the vocoder does not run them.
 
     Args:
       config: The model's.
@@ -179,8 +179,8 @@ def speak(
     before = state.tokens[:, -1] == Special.SILENT
     silent = (token == Special.SILENT) | ~kept
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
-    settled = 1 + -(-vocoder.settling_frames(config.vocoder) // config.audio.speech_frames)
-    idle = jnp.all(tokens[:, -settled:] == Special.SILENT, axis=1) | ~kept
+    idle = (before & silent) | ~kept
+    fresh = vocoder.init_vocoder_state(len(token), config.vocoder, config.audio)
     floor = jnp.full_like(state.mel, speech.mel_floor)
     nothing = jnp.zeros((len(token), config.audio.turn_samples))
 
@@ -194,10 +194,10 @@ def speak(
         after, pcm = vocoder.vocoder_step(
             params["vocoder"], state.vocoder, frames, config.vocoder, config.audio
         )
-        return jax.tree.map(partial(select_rows, idle), state.vocoder, after), pcm
+        return jax.tree.map(partial(select_rows, idle), fresh, after), pcm
 
     def rest(frames: Array) -> tuple[vocoder.VocoderState, Array]:
-        return state.vocoder, nothing
+        return fresh, nothing
 
     with jax.named_scope("flow"):
         frames = jax.lax.cond(jnp.all(silent), lambda: floor, say)

@@ -1,7 +1,6 @@
 """One micro-turn from PCM to PCM in PyTorch, eager, with a key-value cache."""
 
 import dataclasses
-import math
 
 import numpy as np
 import torch
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from experiments.baselines import torch_layers as layers, torch_model, torch_vocoder
 from interaction.config import ModelConfig
-from interaction.modules.vocoder import settling_frames
 from interaction.ops.mel import mel_filterbank
 from interaction.types import Params, Special
 
@@ -68,14 +66,14 @@ class TorchStream:
             noise = torch.randn(self.mel.shape, generator=self.generator)
             frames = self.generate_mel(hidden, noise)
             self.mel = torch.where(silent[:, None, None], cfg.speech.mel_floor, frames)
-        settled = 1 + math.ceil(settling_frames(cfg.vocoder) / audio.speech_frames)
-        idle = (self.tokens[:, -settled:] == Special.SILENT).all(1)
+        idle, fresh = before & silent, torch_vocoder.open_stream(len(token), cfg.vocoder, audio)
         if idle.all():
+            self.vocoder_stream = fresh
             return torch.zeros(len(token), audio.turn_samples)
         stream = dataclasses.replace(self.vocoder_stream, blocks=list(self.vocoder_stream.blocks))
         pcm = torch_vocoder.vocoder_step(self.vocoder, stream, self.mel, cfg.vocoder, audio)
         if idle.any():
-            stream = torch_vocoder.hold(self.vocoder_stream, stream, idle)
+            stream = torch_vocoder.choose(idle, fresh, stream)
         self.vocoder_stream = stream
         late = torch.arange(audio.turn_samples) < cfg.vocoder.delay_frames * audio.speech_hop
         quiet = torch.where(late, before[:, None], silent[:, None])

@@ -41,18 +41,18 @@ def open_stream(sessions: int, cfg: VocoderConfig, audio: AudioConfig) -> Vocode
     )
 
 
-def hold(before: VocoderStream, after: VocoderStream, idle: Tensor) -> VocoderStream:
-    """`after`, but `before` in the rows that are bool[b] `idle`."""
+def choose(pick: Tensor, yes: VocoderStream, no: VocoderStream) -> VocoderStream:
+    """`yes` in the rows that are bool[b] `pick`, `no` in the others."""
 
-    def rows(old: Tensor, new: Tensor) -> Tensor:
-        return torch.where(idle.view(-1, *[1] * (new.ndim - 1)), old, new)
+    def rows(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(pick.view(-1, *[1] * (one.ndim - 1)), one, other)
 
     fields = {
-        field.name: rows(getattr(before, field.name), getattr(after, field.name))
-        for field in dataclasses.fields(after)
+        field.name: rows(getattr(yes, field.name), getattr(no, field.name))
+        for field in dataclasses.fields(no)
         if field.name != "blocks"
     }
-    blocks = [rows(old, new) for old, new in zip(before.blocks, after.blocks, strict=True)]
+    blocks = [rows(one, other) for one, other in zip(yes.blocks, no.blocks, strict=True)]
     return VocoderStream(blocks=blocks, **fields)
 
 

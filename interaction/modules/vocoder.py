@@ -117,11 +117,6 @@ def vocoder_controls(
     return state, Controls(pitch, cepstra)
 
 
-def settling_frames(cfg: VocoderConfig) -> int:
-    """Silent frames after which the convolutions have forgotten what was before them."""
-    return (_INPUT_FRAMES - 1) + cfg.layers * (cfg.kernel - 1)
-
-
 def separate_layers(params: Params) -> Params:
     """The parameters with those of each layer on their own, see `run_stack`."""
     rest = {name: leaf for name, leaf in params.items() if name not in _LAYERED}
