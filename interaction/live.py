@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interaction import checkpoint, stream
-from interaction.compiler import compiler_options
+from interaction.compiler import step_compiler_options
 from interaction.config import ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.model import init_params, separate_layers
@@ -58,7 +58,7 @@ class InteractionModel:
         self._step = jax.jit(
             lambda packed, *rest: stream.step(config, unpack(packed), *rest),
             donate_argnums=1,
-            compiler_options=compiler_options(),
+            compiler_options=step_compiler_options(),
         )
         self._init = jax.jit(lambda seeds: stream.init_state(config, stream.session_keys(seeds)))
 
