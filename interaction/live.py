@@ -15,7 +15,7 @@ from interaction.config import ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.model import init_params, separate_layers
 from interaction.modules import vocoder
-from interaction.packing import pack
+from interaction.packing import Packed, pack
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 RELEASED = pathlib.Path(__file__).parent / "checkpoints"
@@ -55,11 +55,11 @@ class InteractionModel:
         # What the step reads: the same, on CPU copied layer by layer, see `run_stack`.
         on_cpu = jax.default_backend() == "cpu"
         self._packed, unpack = pack(_separate(self.params) if on_cpu else self.params)
-        self._step = jax.jit(
-            lambda packed, *rest: stream.step(config, unpack(packed), *rest),
-            donate_argnums=1,
-            compiler_options=step_compiler_options(),
-        )
+
+        def step(packed: Packed, *rest: Any) -> tuple[stream.StreamState, Reply]:  # noqa: ANN401
+            return stream.step(config, unpack(packed), *rest)
+
+        self._step = jax.jit(step, donate_argnums=1, compiler_options=step_compiler_options())
         self._init = jax.jit(lambda seeds: stream.init_state(config, stream.session_keys(seeds)))
 
     def init_state(self, sessions: int, seed: int | Sequence[int] = 0) -> stream.StreamState:

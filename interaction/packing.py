@@ -37,4 +37,4 @@ def pack(params: Params) -> tuple[Packed, Callable[[Packed], Params]]:
             start += size
         return jax.tree.unflatten(structure, found)
 
-    return (jnp.concatenate([jnp.zeros(0), *parts]), others), unpack
+    return (jnp.concatenate([jnp.zeros(0, jnp.float32), *parts]), others), unpack

@@ -9,10 +9,22 @@ from interaction import compiler
 
 @pytest.mark.parametrize("options", [compiler.compiler_options, compiler.step_compiler_options])
 def test_options_are_accepted(options: object) -> None:
+    assert options()  # this machine's XLA knows them
     double = jax.jit(lambda x: 2 * x, compiler_options=options())
     assert double(jnp.ones(())) == 2
 
 
-def test_unknown_option_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
-    assert compiler.compiler_options() == {}
+def test_the_step_sums_in_one_pass() -> None:
+    def passes(options: dict[str, str]) -> int:
+        add = jax.jit(jnp.sum, compiler_options=options)
+        return add.lower(jnp.ones(5_000)).compile().as_text().count("reduce-window(")
+
+    assert passes(compiler.compiler_options()) > 0
+    assert passes(compiler.step_compiler_options()) == 0
+
+
+@pytest.mark.parametrize("name", ["_CPU_OPTIONS", "_CPU_STEP_OPTIONS"])
+def test_unknown_option_is_left_out(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(compiler, name, {"xla_cpu_no_such_option": "1"})
+    options = {"_CPU_OPTIONS": compiler.compiler_options}
+    assert options.get(name, compiler.step_compiler_options)() == {}

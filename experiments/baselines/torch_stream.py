@@ -31,7 +31,8 @@ class TorchStream:
         self.heard = torch.full((sessions, config.audio_positions), Special.NONE)
         self.tokens = torch.full((sessions, speech.token_window), Special.SILENT)
         self.mel = torch.full((sessions, audio.speech_frames, audio.mels), speech.mel_floor)
-        self.vocoder_stream = torch_vocoder.open_stream(sessions, config.vocoder, audio)
+        self.fresh_vocoder = torch_vocoder.open_stream(sessions, config.vocoder, audio)
+        self.vocoder_stream = self.fresh_vocoder
 
     @torch.inference_mode()
     def step(self, pcm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,14 +67,14 @@ class TorchStream:
             noise = torch.randn(self.mel.shape, generator=self.generator)
             frames = self.generate_mel(hidden, noise)
             self.mel = torch.where(silent[:, None, None], cfg.speech.mel_floor, frames)
-        idle, fresh = before & silent, torch_vocoder.open_stream(len(token), cfg.vocoder, audio)
+        idle = before & silent
         if idle.all():
-            self.vocoder_stream = fresh
+            self.vocoder_stream = self.fresh_vocoder
             return torch.zeros(len(token), audio.turn_samples)
         stream = dataclasses.replace(self.vocoder_stream, blocks=list(self.vocoder_stream.blocks))
         pcm = torch_vocoder.vocoder_step(self.vocoder, stream, self.mel, cfg.vocoder, audio)
         if idle.any():
-            stream = torch_vocoder.choose(idle, fresh, stream)
+            stream = torch_vocoder.choose(idle, self.fresh_vocoder, stream)
         self.vocoder_stream = stream
         late = torch.arange(audio.turn_samples) < cfg.vocoder.delay_frames * audio.speech_hop
         quiet = torch.where(late, before[:, None], silent[:, None])
