@@ -189,7 +189,7 @@ def test_stream_equals_torch(params: dict) -> None:
         theirs.vocoder_stream = dataclasses.replace(
             theirs.vocoder_stream, phase=torch.tensor(phase)
         )
-        assert np.linalg.norm(reply.audio - audio) < 0.01 * np.linalg.norm(audio)  # 0.003
+        assert np.linalg.norm(reply.audio - audio) < 0.01 * np.linalg.norm(audio)  # measured: 0.003
 
 
 def test_speech_and_silence_equal_torch(params: dict) -> None:
@@ -210,12 +210,12 @@ def test_speech_and_silence_equal_torch(params: dict) -> None:
         theirs.mel = torch.tensor(np.asarray(state.mel))
         phase = np.asarray(state.vocoder.source.phase, np.float64) / 2**32
         apart = np.abs(phase - theirs.vocoder_stream.phase.numpy() % 1)
-        assert np.all(np.minimum(apart, 1 - apart) < 1e-3)
+        assert np.all(np.minimum(apart, 1 - apart) < 1e-4)  # cycles; measured: 3e-5
         theirs.vocoder_stream = dataclasses.replace(
             theirs.vocoder_stream, phase=torch.tensor(phase)
         )
         np.testing.assert_array_equal(np.asarray(pcm) == 0, audio == 0)
-        assert np.linalg.norm(pcm - audio) <= 0.01 * np.linalg.norm(audio)
+        assert np.linalg.norm(pcm - audio) <= 0.01 * np.linalg.norm(audio)  # measured: 0.0015
         assert token != silent or not pcm[0, -1]
 
 
