@@ -269,7 +269,7 @@ class ModelConfig:
             "speech.prefix_frames",
             self.speech.prefix_frames,
             f"at most the {self.audio.speech_frames} frames of a micro-turn",
-            "a session keeps one micro-turn of its own speech",
+            "lower it: a session keeps one micro-turn of its own speech",
         )
         _require(self.vocab > 8, "vocab", self.vocab, "> 8", "ids 0..7 are special tokens")
         _require(self.text_slots >= 1, "text_slots", self.text_slots, ">= 1", "raise it")
