@@ -1,5 +1,8 @@
-"""Tests run on the CPU, wherever they run."""
+"""Tests run on the CPU, wherever they run, which shows eight devices."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from interaction.config import TransformerConfig
-from interaction.ops import rope, router
+from interaction.ops import experts, rope, router
 from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
@@ -54,9 +54,8 @@ class Block(nn.Module):
         mixed, carry = self._attention(normed, turn, attend)
         x = x + mixed
         normed = rms_norm(x, self._scale("ffn_norm", cfg.dim), cfg.norm_eps)
-        flat = normed.reshape(-1, cfg.dim)
-        fed, aux = self._experts(flat, valid.reshape(-1), bias)
-        return x + fed.reshape(x.shape), carry, aux
+        fed, aux = self._experts(normed, valid, bias)
+        return x + fed, carry, aux
 
     def _scale(self, name: str, dim: int) -> Array:
         return self.param(name, nn.initializers.ones, (dim,))
@@ -86,21 +85,22 @@ class Block(nn.Module):
     @jax.named_scope("experts")
     def _experts(self, x: Array, valid: Array, bias: Array) -> tuple[Array, BlockAux]:
         cfg = self.config
-        logits = x.astype(jnp.float32) @ self._weight("router", (cfg.dim, cfg.experts))
-        weights, choice = router.route(logits, bias, cfg.experts_per_token)
+        flat = x.reshape(-1, cfg.dim)
+        router_weight = self._weight("router", (cfg.dim, cfg.experts))
+        logits = dense(x.astype(jnp.float32), router_weight).reshape(len(flat), -1)
+        chosen, weights = router.route(logits, bias, cfg.experts_per_token)
         gate = self._weight("gate", (cfg.experts, cfg.dim, cfg.expert_ffn))
         up = self._weight("up", (cfg.experts, cfg.dim, cfg.expert_ffn))
         down = self._weight("down", (cfg.experts, cfg.expert_ffn, cfg.dim), residual=True)
-        routed = router.experts_reference(x, weights, gate, up, down)
-        shared = router.swiglu(
+        routed = experts.chosen_experts(flat, chosen, weights, gate, up, down)
+        shared = experts.swiglu(
             x,
             self._weight("shared_gate", (cfg.dim, cfg.shared_ffn)),
             self._weight("shared_up", (cfg.dim, cfg.shared_ffn)),
             self._weight("shared_down", (cfg.shared_ffn, cfg.dim), residual=True),
         )
-        counted = valid[:, None]
         aux = BlockAux(
-            load=jnp.sum(choice & counted, axis=0, dtype=jnp.float32),
-            router_z=jnp.sum(jnp.square(jax.nn.logsumexp(logits, axis=-1)) * valid),
+            load=router.load(chosen, valid.reshape(-1), cfg.experts),
+            router_z=jnp.sum(jnp.square(jax.nn.logsumexp(logits, axis=-1)) * valid.reshape(-1)),
         )
-        return routed + shared, aux
+        return routed.reshape(x.shape) + shared, aux

@@ -51,18 +51,18 @@ class SpeechCondition(nn.Module):
         said = jnp.take(table, tokens, axis=0).reshape(tokens.shape[0], -1)
         before = prefix.reshape(prefix.shape[0], -1)
         width = cfg.condition_dim
-        x = said @ self.param("tokens_in", _DENSE, (said.shape[1], width))
-        x = x + before @ self.param("prefix_in", _DENSE, (before.shape[1], width))
-        x = x + hidden @ self.param("hidden_in", _ZERO, (hidden.shape[1], width))
+        x = dense(said, self.param("tokens_in", _DENSE, (said.shape[1], width)))
+        x = x + dense(before, self.param("prefix_in", _DENSE, (before.shape[1], width)))
+        x = x + dense(hidden, self.param("hidden_in", _ZERO, (hidden.shape[1], width)))
         x = jax.nn.silu(x + self.param("bias_in", _ZERO, (width,)))
         for layer in range(cfg.condition_layers):
             normed = rms_norm(x, self.param(f"norm_{layer}", _ONE, (width,)), 1e-6)
-            up = jax.nn.silu(normed @ self.param(f"up_{layer}", _DENSE, (width, width)))
-            x = x + up @ self.param(f"down_{layer}", _DENSE, (width, width))
+            up = jax.nn.silu(dense(normed, self.param(f"up_{layer}", _DENSE, (width, width))))
+            x = x + dense(up, self.param(f"down_{layer}", _DENSE, (width, width)))
         x = rms_norm(x, self.param("norm", _ONE, (width,)), 1e-6)
         frames = audio.speech_frames
-        features = x @ self.param("features", _DENSE, (width, frames * cfg.feature_dim))
-        guess = x @ self.param("guess", _ZERO, (width, frames * audio.mels))
+        features = dense(x, self.param("features", _DENSE, (width, frames * cfg.feature_dim)))
+        guess = dense(x, self.param("guess", _ZERO, (width, frames * audio.mels)))
         return features.reshape(-1, frames, cfg.feature_dim), guess.reshape(-1, frames, audio.mels)
 
 
@@ -93,7 +93,7 @@ class FlowNet(nn.Module):
         weight = self.param("in", _DENSE, (width + known.shape[-1], cfg.dim))
         x = dense(point, weight[:width]) + dense(known, weight[width:])  # the same at every time
         x = x + self.param("position", nn.initializers.normal(0.02), (x.shape[1], cfg.dim))
-        clock = jax.nn.silu(time_features(time, 64) @ self.param("time_in", _DENSE, (64, 64)))
+        clock = jax.nn.silu(dense(time_features(time, 64), self.param("time_in", _DENSE, (64, 64))))
         for layer in range(cfg.layers):
             x = self._layer(x, clock, layer)
         x = rms_norm(x, self.param("norm", _ONE, (cfg.dim,)), 1e-6)
@@ -103,7 +103,7 @@ class FlowNet(nn.Module):
         frames, dim = x.shape[1:]
         adapt = self.param(f"adapt_{layer}", _ZERO, (clock.shape[-1], 6, dim))
         shift, scale, gate, shift2, scale2, gate2 = jnp.moveaxis(
-            jnp.einsum("bd,dce->bce", clock, adapt)[:, :, None], 1, 0
+            dense(clock, adapt.reshape(len(adapt), -1)).reshape(-1, 6, 1, dim), 1, 0
         )
         mix_in = self.param(f"mix_in_{layer}", _DENSE, (frames, 2 * frames))
         mix_out = self.param(f"mix_out_{layer}", _DENSE, (2 * frames, frames))

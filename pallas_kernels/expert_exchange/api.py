@@ -1,0 +1,357 @@
+"""`dispatch` and `combine`: validation, routing, the choice of the collective, gradients."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.expert_exchange.ragged import expert_sources, pick_rows, to_experts, to_home
+
+METHODS = ("all_gather", "all_to_all")
+
+
+class Route(NamedTuple):
+    """Where the rows of one `dispatch` went; `combine` brings them back.
+
+    Home rows are this device's (token, expert) pairs, sorted by expert, then token.
+    """
+
+    counts: jax.Array  # int32[n, num_experts], rows that each device sends to each expert
+    pairs: jax.Array  # int32[h], token * k + choice of each home row; past the last: any pair
+    experts: jax.Array  # int32[t, k], each token's choices in ascending order
+    order: jax.Array  # int32[t, k], their places in the caller's order
+    slots: jax.Array  # int32[t, k], their home rows; h where there is none
+    tokens: jax.Array | None  # int32[n * h], the token, of all n * t, of all devices' home rows
+    # one after another; None by all-to-all
+
+
+def cheaper_dispatch(
+    tokens: int, dim: int, itemsize: int, experts_per_token: int, num_experts: int, axis_size: int
+) -> str:
+    """The method of `dispatch` that brings fewer bytes to a device.
+
+    An all-gather brings every other device's tokens, each once, and their pairs: (n - 1) *
+    tokens * (dim * itemsize + 4 * k) bytes, however skewed the load. An all-to-all brings a row
+    for each pair of a token and an expert here, twice if the token chose two experts here:
+    under an even load (n - 1) / n * tokens * k * dim * itemsize bytes, and more on the device
+    of a popular expert. Both gather the counts. So, with wide rows, the all-gather pays on up
+    to k devices.
+
+    Args:
+      tokens: Tokens of a device, t.
+      dim: Width of a token.
+      itemsize: Bytes of a number.
+      experts_per_token: Experts that a token chooses, k.
+      num_experts: Number of experts; a token chooses each at most once.
+      axis_size: Devices on the axis, n.
+
+    Returns:
+      "all_gather" or "all_to_all".
+    """
+    others = axis_size - 1
+    chosen = min(experts_per_token, num_experts)
+    gather = others * tokens * (dim * itemsize + 4 * chosen)
+    all_to_all = others * tokens * chosen * dim * itemsize / axis_size
+    return "all_gather" if gather <= all_to_all else "all_to_all"
+
+
+def dispatch(
+    x: jax.Array,
+    experts: jax.Array,
+    *,
+    num_experts: int,
+    axis: str,
+    method: str | None = None,
+) -> tuple[jax.Array, jax.Array, Route]:
+    """Brings each token to the devices of the experts it chose; no token is ever dropped.
+
+    For use inside `jax.shard_map`. The n devices on the axis own contiguous ranges of
+    num_experts / n experts. The rows do not depend, bit for bit, on the method, and an expert's
+    rows not on the number of devices that share the same tokens in the same order: they are
+    sorted by token. Differentiable in x; the gradient sums a token's experts in ascending order
+    in float32, wherever they are.
+
+    Args:
+      x: bfloat16 or float32 [t, d], this device's tokens; any number, the same on all devices.
+      experts: int32[t, k], the experts each token chose; an id outside 0 .. num_experts - 1
+        chooses nobody, one that stands twice chooses once (its weights add up in `combine`).
+      num_experts: Experts on all devices of the axis together.
+      axis: The mesh axis that the experts are split over.
+      method: "all_gather" (tokens go everywhere, each device picks its own), "all_to_all" (only
+        chosen rows go), or None for `cheaper_dispatch`.
+
+    Returns:
+      rows: [n * t * min(k, num_experts / n), d] in x's dtype, enough for any choice: sorted by
+        local expert, then token, zero past the last row.
+      group_sizes: int32[num_experts / n], the rows of each local expert.
+      route: For `combine`.
+
+    Raises:
+      ValueError: A shape, a dtype, the axis or the method does not fit.
+    """
+    x, experts = jnp.asarray(x), jnp.asarray(experts)
+    devices = _axis_size(axis)
+    _check_dispatch(x, experts, num_experts, devices, method)
+    tokens, choices = experts.shape
+    if method is None:
+        method = cheaper_dispatch(
+            tokens, x.shape[1], x.dtype.itemsize, choices, num_experts, devices
+        )
+    with jax.named_scope("dispatch"):
+        route = _route(experts, num_experts, axis, gather=method == "all_gather")
+        rows = _dispatch(x, route, axis) if experts.size else x[:0]
+        return rows, _local_sizes(route.counts, axis), route
+
+
+def combine(y: jax.Array, weights: jax.Array, route: Route, *, axis: str) -> jax.Array:
+    """Brings the experts' rows back to their tokens and sums them.
+
+    For use inside `jax.shard_map`, after `dispatch`. Only chosen rows go, by an all-to-all. On
+    its home device, a token's experts are summed in ascending order in float32: the result does
+    not depend, bit for bit, on the other tokens or on the number of devices. Differentiable in
+    y and weights; the rows' gradients go out by the method of the dispatch.
+
+    Args:
+      y: bfloat16 or float32 [r, d], one row for each row of `dispatch`, in its order; rows past
+        the last are not read.
+      weights: float32[t, k], the router's weights of this device's tokens.
+      route: From `dispatch`.
+      axis: The mesh axis that the experts are split over.
+
+    Returns:
+      [t, d] in y's dtype, this device's tokens.
+
+    Raises:
+      ValueError: A shape, a dtype or the axis does not fit.
+    """
+    y, weights = jnp.asarray(y), jnp.asarray(weights)
+    _check_combine(y, weights, route, _axis_size(axis))
+    if not weights.size:
+        return jnp.zeros((len(weights), y.shape[1]), y.dtype)
+    with jax.named_scope("combine"):
+        # A choice that stands twice: its first place gets the sum, the others none.
+        weights = jnp.take_along_axis(weights, route.order, axis=1)
+        same = route.experts[:, :, None] == route.experts[:, None, :]
+        weights = jnp.sum(jnp.where(same, weights[:, None, :], 0.0), axis=2)
+        weights = jnp.where(route.slots < len(route.pairs), weights, 0.0)
+        return _combine(y, weights, route, axis)
+
+
+def exchange_layer(
+    ffn: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    experts: jax.Array,
+    weights: jax.Array,
+    *,
+    num_experts: int,
+    axis: str,
+    chunks: int = 1,
+    method: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`dispatch`, the experts, `combine`, optionally on one part of the tokens after another.
+
+    With more than one chunk, the rows of one can travel while the experts work on another, and
+    the buffers, which are made for the worst case, shrink: chunks share them one after another.
+    On TPU, XLA overlaps them only if it is told to (compiler option
+    `xla_tpu_enable_async_ragged_all_to_all=true`; without it every collective waits). The price
+    is that each chunk reads the experts' weights again, so it pays for training and long prefill,
+    where a chunk's products take longer than that read, and never for a step of a few tokens. A
+    token's bits do not depend on the number of chunks; the gradients of the experts' weights,
+    which are sums over tokens, do.
+
+    Args:
+      ffn: The local experts: rows [r, d] and group sizes to [r, d].
+      x: [t, d], as `dispatch` takes it.
+      experts: int32[t, k].
+      weights: float32[t, k].
+      num_experts: Experts on all devices of the axis together.
+      axis: The mesh axis that the experts are split over.
+      chunks: Parts that the tokens are split into; more than t are as good as t.
+      method: As `dispatch` takes it.
+
+    Returns:
+      [t, d] in ffn's dtype, and int32[num_experts / n], the rows of each local expert.
+
+    Raises:
+      ValueError: A shape, a dtype, the axis, the method or the number of chunks does not fit.
+    """
+    if chunks < 1:
+        raise ValueError(f"exchange_layer: chunks={chunks}, wanted at least 1")
+    tokens = len(x)
+    parts = max(1, min(chunks, tokens))
+    outs, sizes = [], []
+    for i in range(parts):
+        part = slice(tokens * i // parts, tokens * (i + 1) // parts)
+        rows, group_sizes, route = dispatch(
+            x[part], experts[part], num_experts=num_experts, axis=axis, method=method
+        )
+        outs.append(combine(ffn(rows, group_sizes), weights[part], route, axis=axis))
+        sizes.append(group_sizes)
+    return jnp.concatenate(outs), sum(sizes[1:], sizes[0])
+
+
+def _route(experts: jax.Array, num_experts: int, axis: str, *, gather: bool) -> Route:
+    """Sorts this device's pairs by expert and exchanges the counts."""
+    tokens, choices = experts.shape
+    home_rows = tokens * min(choices, num_experts)
+    known = (experts >= 0) & (experts < num_experts)
+    experts = jnp.where(known, experts, num_experts)
+    order = jnp.argsort(experts, axis=1, stable=True)
+    experts = jnp.take_along_axis(experts, order, axis=1)
+    again = jnp.pad(experts[:, 1:] == experts[:, :-1], ((0, 0), (1, 0)))
+    keys = jnp.where(again, num_experts, experts).reshape(-1)
+    pairs = jnp.argsort(keys, stable=True)
+    slots = jnp.where(keys < num_experts, jnp.argsort(pairs), home_rows)
+    pairs = pairs[:home_rows].astype(jnp.int32)
+    counts = jnp.sum(keys == jnp.arange(num_experts)[:, None], axis=1, dtype=jnp.int32)
+    global_tokens = jax.lax.axis_index(axis) * tokens + pairs // max(choices, 1)
+    return Route(
+        counts=jax.lax.all_gather(counts, axis),
+        pairs=pairs,
+        experts=experts,
+        order=order.astype(jnp.int32),
+        slots=slots.astype(jnp.int32).reshape(tokens, choices),
+        tokens=jax.lax.all_gather(global_tokens, axis, tiled=True) if gather else None,
+    )
+
+
+def _local_sizes(counts: jax.Array, axis: str) -> jax.Array:
+    """Rows of each of this device's experts."""
+    sizes = jnp.sum(counts, axis=0).reshape(len(counts), -1)
+    return sizes[jax.lax.axis_index(axis)]
+
+
+def _expert_rows(route: Route) -> int:
+    """Length of the expert layout: enough for any choice of the tokens."""
+    devices, num_experts = route.counts.shape
+    tokens, choices = route.slots.shape
+    return devices * tokens * min(choices, num_experts // devices)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dispatch(x: jax.Array, route: Route, axis: str) -> jax.Array:
+    return _spread(x, None, route, axis)
+
+
+def _dispatch_fwd(x: jax.Array, route: Route, axis: str) -> tuple[jax.Array, Route]:
+    return _dispatch(x, route, axis), route
+
+
+def _dispatch_bwd(axis: str, route: Route, d_rows: jax.Array) -> tuple[jax.Array, None]:
+    home = to_home(d_rows, route.counts, len(route.pairs), axis=axis)
+    return _sum_choices(home, jnp.ones(route.slots.shape, jnp.float32), route.slots), None
+
+
+_dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _combine(y: jax.Array, weights: jax.Array, route: Route, axis: str) -> jax.Array:
+    return _combine_fwd(y, weights, route, axis)[0]
+
+
+def _combine_fwd(
+    y: jax.Array, weights: jax.Array, route: Route, axis: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Route]]:
+    home = to_home(y, route.counts, len(route.pairs), axis=axis)
+    return _sum_choices(home, weights, route.slots), (home, weights, route)
+
+
+def _combine_bwd(
+    axis: str, saved: tuple[jax.Array, jax.Array, Route], d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    home, weights, route = saved
+    d_y = _spread(d_out, weights, route, axis)
+    wide = d_out.astype(jnp.float32)
+    d_weights = [jnp.sum(wide * row, axis=1) for row in _choices(home, route.slots)]
+    return d_y, jnp.stack(d_weights, axis=1), None
+
+
+_combine.defvjp(_combine_fwd, _combine_bwd)
+
+
+def _choices(home: jax.Array, slots: jax.Array) -> list[jax.Array]:
+    """The rows of each token's first, second, ... expert: k times float32[t, d]."""
+    return [home.at[slot].get(mode="fill", fill_value=0).astype(jnp.float32) for slot in slots.T]
+
+
+def _sum_choices(home: jax.Array, weights: jax.Array, slots: jax.Array) -> jax.Array:
+    """Weighted sum of each token's rows by ascending expert, [t, d] of home rows [h, d]."""
+    total = jnp.zeros((len(slots), home.shape[1]), jnp.float32)
+    for row, weight in zip(_choices(home, slots), weights.T, strict=True):
+        total = total + weight[:, None] * row
+    return total.astype(home.dtype)
+
+
+def _spread(x: jax.Array, weights: jax.Array | None, route: Route, axis: str) -> jax.Array:
+    """Tokens [t, d], times float32 weights [t, k] if any, in the expert layout [r, d]."""
+    total = _expert_rows(route)
+    scale = None if weights is None else weights.reshape(-1)[route.pairs]
+    if route.tokens is None:
+        rows = _scaled(x[route.pairs // route.slots.shape[1]], scale)
+        return to_experts(rows, route.counts, total, axis=axis)
+    source, valid = expert_sources(route.counts, len(route.pairs), total, axis=axis)
+    if scale is not None:
+        scale = jax.lax.all_gather(scale, axis, tiled=True)[source]
+    tokens = jax.lax.all_gather(x, axis, tiled=True)
+    return _scaled(pick_rows(tokens, route.tokens[source], valid), scale)
+
+
+def _scaled(rows: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Rows times a float32 scale each, rounded once."""
+    if scale is None:
+        return rows
+    return (rows.astype(jnp.float32) * scale[:, None]).astype(rows.dtype)
+
+
+def _axis_size(axis: str) -> int:
+    try:
+        return jax.lax.axis_size(axis)
+    except NameError as error:
+        raise ValueError(
+            f"axis={axis!r} is no mesh axis here; call this inside jax.shard_map over a mesh "
+            "that has it"
+        ) from error
+
+
+_FLOATS = ("bfloat16", "float32")
+
+
+def _check_dispatch(
+    x: jax.Array, experts: jax.Array, num_experts: int, devices: int, method: str | None
+) -> None:
+    if x.ndim != 2 or x.dtype.name not in _FLOATS:
+        raise ValueError(f"dispatch: x is {x.dtype}{x.shape}, wanted bfloat16 or float32 [t, d]")
+    if experts.ndim != 2 or len(experts) != len(x):
+        raise ValueError(f"dispatch: experts {experts.shape}, wanted [{len(x)}, k] for x {x.shape}")
+    if experts.dtype != jnp.int32:
+        raise ValueError(
+            f"dispatch: experts are {experts.dtype}, wanted int32; cast with astype(jnp.int32)"
+        )
+    if num_experts < 1 or num_experts % devices:
+        raise ValueError(
+            f"dispatch: num_experts={num_experts}, wanted a positive multiple of the axis's "
+            f"{devices} devices"
+        )
+    if method is not None and method not in METHODS:
+        raise ValueError(f"dispatch: method={method!r}, wanted one of {', '.join(METHODS)} or None")
+
+
+def _check_combine(y: jax.Array, weights: jax.Array, route: Route, devices: int) -> None:
+    if devices != len(route.counts):
+        raise ValueError(
+            f"combine: the axis has {devices} devices, the route is of {len(route.counts)}; "
+            "pass the axis of its dispatch"
+        )
+    if y.ndim != 2 or len(y) != _expert_rows(route) or y.dtype.name not in _FLOATS:
+        raise ValueError(
+            f"combine: y is {y.dtype}{y.shape}, wanted bfloat16 or float32 "
+            f"[{_expert_rows(route)}, d], a row for each of dispatch"
+        )
+    if weights.shape != route.slots.shape or weights.dtype != jnp.float32:
+        raise ValueError(
+            f"combine: weights are {weights.dtype}{weights.shape}, wanted "
+            f"float32{route.slots.shape}"
+        )

@@ -1,0 +1,6 @@
+"""SwiGLU experts for few tokens: each chosen expert's weights are read once."""
+
+from pallas_kernels.gather_gemv.api import gather_gemv
+from pallas_kernels.gather_gemv.reference import Scales
+
+__all__ = ["Scales", "gather_gemv"]

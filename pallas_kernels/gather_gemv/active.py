@@ -1,0 +1,25 @@
+"""The experts that somebody chose."""
+
+import jax
+import jax.numpy as jnp
+
+
+def active_experts(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
+    """Lists the distinct experts in ascending order; by comparing all pairs, for want of a sort.
+
+    Args:
+      experts: int32[t, k]; ids outside 0 .. num_experts - 1 choose nobody.
+      num_experts: Experts there are.
+
+    Returns:
+      int32[min(num_experts, t * k)], of which the first ones are the list and the others repeat
+      its last entry (0 if it is empty), and its length, int32[].
+    """
+    ids = jnp.arange(num_experts, dtype=jnp.int32)
+    present = jnp.any(experts.reshape(-1)[None, :] == ids[:, None], axis=1)
+    before = jnp.sum(present[None, :] & (ids[None, :] < ids[:, None]), axis=1)
+    count = jnp.sum(present, dtype=jnp.int32)
+    places = jnp.arange(min(num_experts, experts.size), dtype=jnp.int32)
+    wanted = jnp.minimum(places, count - 1)
+    here = present[None, :] & (before[None, :] == wanted[:, None])
+    return jnp.sum(jnp.where(here, ids[None, :], 0), axis=1, dtype=jnp.int32), count

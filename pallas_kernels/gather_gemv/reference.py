@@ -1,0 +1,89 @@
+"""What every implementation of `gather_gemv` must equal: every expert on every token."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_ROWS = 16
+
+
+class Scales(NamedTuple):
+    """Scales of 8-bit weights, one per output channel: weight = scale * stored number."""
+
+    gate: jax.Array  # float32[e, f]
+    up: jax.Array  # float32[e, f]
+    down: jax.Array  # float32[e, d]
+
+
+def precision(dtype: jax.typing.DTypeLike) -> jax.lax.Precision | None:
+    """Float32 products are exact to float32; bfloat16 ones need nothing beyond one pass."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def swiglu_expert(
+    x: jax.Array,
+    share: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+    scales: Scales | None,
+) -> jax.Array:
+    """One expert (SwiGLU, arXiv 2002.05202) on all tokens, weighted.
+
+    Args:
+      x: [t, d].
+      share: float32[t], the router's weight of this expert for each token.
+      gate: [d, f] in x's dtype or an 8-bit one.
+      up: [d, f].
+      down: [f, d].
+      scales: Of this expert, float32 [f], [f] and [d]; None if the weights have none.
+
+    Returns:
+      float32[t, d].
+    """
+
+    def product(lhs: jax.Array, rhs: jax.Array, scale: jax.Array | None) -> jax.Array:
+        out = jnp.dot(
+            lhs,
+            rhs.astype(lhs.dtype),
+            precision=precision(lhs.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return out if scale is None else out * scale
+
+    gate_scale, up_scale, down_scale = scales or (None, None, None)
+    hidden = jax.nn.silu(product(x, gate, gate_scale)) * product(x, up, up_scale)
+    return product((hidden * share[:, None]).astype(x.dtype), down, down_scale)
+
+
+def reference(
+    x: jax.Array,
+    experts: jax.Array,
+    weights: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+    scales: Scales | None = None,
+) -> jax.Array:
+    """See `gather_gemv`; the experts are summed in ascending order in float32."""
+    t, d = x.shape
+
+    def run(tile: tuple[jax.Array, ...]) -> jax.Array:
+        x, experts, weights = tile
+        mine = experts[..., None] == jnp.arange(len(gate))  # [t, k, e]
+        share = jnp.sum(jnp.where(mine, weights[..., None], 0.0), axis=1).T
+        each = jax.vmap(swiglu_expert, in_axes=(None, 0, 0, 0, 0, 0))
+        chosen = jnp.any(mine, axis=1).T[..., None]
+        parts = jnp.where(chosen, each(x, share, gate, up, down, scales), 0.0)
+        return jax.lax.scan(
+            lambda sum_, part: (sum_ + part, None), jnp.zeros_like(parts[0]), parts
+        )[0]
+
+    def tiles(array: jax.Array, fill: int) -> jax.Array:
+        padded = jnp.pad(array, ((0, -t % _ROWS), (0, 0)), constant_values=fill)
+        return padded.reshape(-1, _ROWS, array.shape[1])
+
+    # XLA's dot sums in an order that depends on the number of rows: give it always as many.
+    total = jax.lax.map(run, (tiles(x, 0), tiles(experts, -1), tiles(weights, 0)))
+    return total.reshape(-1, d)[:t].astype(x.dtype)

@@ -1,0 +1,166 @@
+"""Grouped matrix multiplication: rows sorted by expert, each times its expert's weights."""
+
+import functools
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import implementation as choice
+from pallas_kernels.grouped_matmul import kernel_gpu, kernel_tpu, kernel_xla, reference, visits
+
+_KERNELS: dict[str, ModuleType] = {"tpu": kernel_tpu, "gpu": kernel_gpu, "xla": kernel_xla}
+_DTYPES = (jnp.bfloat16, jnp.float32)
+
+
+def grouped_matmul(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    group_sizes: jax.Array,
+    *,
+    implementation: str | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Multiplies each row by the weights of the group it belongs to.
+
+    The first group_sizes[0] rows belong to group 0, the next group_sizes[1] to group 1, and so on;
+    rows past the sum belong to none, get zeros and give no gradient, whatever they hold. Sizes that
+    are known only when the program runs and do not fit are cut: a negative size counts as 0, and
+    groups end where the rows end. A row's result does not depend, bit for bit, on other rows, on
+    their number, or on its position. Differentiable in lhs and rhs; under `vmap` the batch is gone
+    through in sequence.
+
+    Args:
+      lhs: [m, k] rows sorted by group, bfloat16 or float32; any m.
+      rhs: [e, k, n] weights in lhs' dtype.
+      group_sizes: int32[e] rows of each group.
+      implementation: "tpu", "gpu", "xla" or "reference"; None for the best on this platform.
+      interpret: Run the TPU's or the GPU's kernel by the interpreter, on any platform.
+
+    Returns:
+      [m, n] in lhs' dtype, summed in float32.
+
+    Raises:
+      ValueError: Shapes or dtypes do not go together, known group sizes are negative or have a sum
+        greater than m, or the implementation cannot run here.
+    """
+    _check(lhs, rhs, group_sizes)
+    sizes = jnp.asarray(group_sizes)
+    name = choice.pick("grouped_matmul", implementation, _refusals(lhs, rhs, interpret))
+    # Inside of `shard_map` all operands vary over the axes that any of them varies over, which
+    # leaves the sums over replicas that gradients need to JAX.
+    axes = visits.varying(lhs, rhs, sizes)
+    lhs, rhs, sizes = (visits.vary(x, axes) for x in (lhs, rhs, sizes))
+    starts, ends = visits.group_bounds(sizes, lhs.shape[0])
+    if name == "reference":
+        return reference.grouped_matmul(lhs, rhs, starts, ends)
+    return _grouped(name, interpret, lhs, rhs, starts, ends)
+
+
+def _check(lhs: jax.Array, rhs: jax.Array, group_sizes: jax.Array) -> None:
+    if lhs.ndim != 2:
+        raise ValueError(f"lhs has shape {lhs.shape}, wanted [m, k]; flatten it to rows")
+    if rhs.ndim != 3 or rhs.shape[1] != lhs.shape[1]:
+        raise ValueError(
+            f"rhs has shape {rhs.shape}, wanted [e, k, n] with k {lhs.shape[1]} as lhs has"
+        )
+    if lhs.dtype not in _DTYPES or rhs.dtype != lhs.dtype:
+        raise ValueError(
+            f"lhs is {lhs.dtype} and rhs {rhs.dtype}, wanted both bfloat16 or both float32; cast"
+        )
+    if group_sizes.shape != rhs.shape[:1] or group_sizes.dtype != jnp.int32:
+        raise ValueError(
+            f"group_sizes is {group_sizes.dtype}{list(group_sizes.shape)}, wanted "
+            f"int32[{rhs.shape[0]}], a size for each group of rhs"
+        )
+    if isinstance(group_sizes, jax.core.Tracer):
+        return
+    known = np.asarray(jax.device_get(group_sizes)).astype(np.int64)
+    if (known < 0).any() or known.sum() > lhs.shape[0]:
+        raise ValueError(
+            f"group_sizes has least {known.min()} and sum {known.sum()}, wanted none negative and "
+            f"at most the {lhs.shape[0]} rows of lhs; count the rows of each group"
+        )
+
+
+def _refusals(lhs: jax.Array, rhs: jax.Array, interpret: bool) -> dict[str, str | None]:
+    _, k, n = rhs.shape
+    platform = choice.platform()
+    refusals: dict[str, str | None] = {}
+    for name in ("tpu", "gpu"):
+        if interpret or platform == name:
+            refusals[name] = _KERNELS[name].refusal(k, n, lhs.dtype.itemsize, interpret)
+        else:
+            refusals[name] = f"the platform is {platform}; interpret=True runs it on any"
+    return {**refusals, "xla": None, "reference": None}
+
+
+def _matmul(
+    name: str,
+    interpret: bool,
+    transpose_rhs: bool,
+    lhs: jax.Array,
+    rhs: jax.Array,
+    starts: jax.Array,
+    ends: jax.Array,
+) -> jax.Array:
+    n = rhs.shape[1] if transpose_rhs else rhs.shape[2]
+    if 0 in lhs.shape or 0 in rhs.shape:
+        return visits.vary(jnp.zeros((lhs.shape[0], n), lhs.dtype), visits.varying(lhs))
+    kernel = functools.partial(
+        _KERNELS[name].matmul, transpose_rhs=transpose_rhs, interpret=interpret
+    )
+    return jax.custom_batching.sequential_vmap(kernel)(lhs, rhs, starts, ends)
+
+
+def _outer(
+    name: str,
+    interpret: bool,
+    lhs: jax.Array,
+    grad: jax.Array,
+    starts: jax.Array,
+    ends: jax.Array,
+) -> jax.Array:
+    shape = (starts.shape[0], lhs.shape[1], grad.shape[1])
+    if 0 in shape or lhs.shape[0] == 0:
+        return visits.vary(jnp.zeros(shape, lhs.dtype), visits.varying(lhs))
+    kernel = functools.partial(_KERNELS[name].outer, interpret=interpret)
+    return jax.custom_batching.sequential_vmap(kernel)(lhs, grad, starts, ends)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _grouped(
+    name: str,
+    interpret: bool,
+    lhs: jax.Array,
+    rhs: jax.Array,
+    starts: jax.Array,
+    ends: jax.Array,
+) -> jax.Array:
+    with jax.named_scope("grouped_matmul"):
+        return _matmul(name, interpret, False, lhs, rhs, starts, ends)
+
+
+def _forward(
+    name: str,
+    interpret: bool,
+    lhs: jax.Array,
+    rhs: jax.Array,
+    starts: jax.Array,
+    ends: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _grouped(name, interpret, lhs, rhs, starts, ends), (lhs, rhs, starts, ends)
+
+
+def _backward(
+    name: str, interpret: bool, saved: tuple[jax.Array, ...], grad: jax.Array
+) -> tuple[jax.Array, jax.Array, None, None]:
+    lhs, rhs, starts, ends = saved
+    with jax.named_scope("grouped_matmul_backward"):
+        to_lhs = _matmul(name, interpret, True, grad, rhs, starts, ends)
+        to_rhs = _outer(name, interpret, lhs, grad, starts, ends)
+    return to_lhs, to_rhs, None, None
+
+
+_grouped.defvjp(_forward, _backward)

@@ -1,0 +1,378 @@
+"""Grouped matrix multiplication for TPU, as Pallas kernels.
+
+Row tiles are visited once for each group that has rows in them, by a list that is computed before
+and prefetched, as in megablox (Gale et al. 2022, arXiv:2211.15841, and its form in JAX,
+jax/experimental/pallas/ops/tpu/megablox); unlike there, every row is written, rows may be any
+number, and a contraction is split by the weights' shape alone.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.grouped_matmul import visits
+
+_SIDES = (2048, 1024, 512, 256, 128)  # of a block; rows and columns that are free to choose
+_LEAST_ROWS = 128  # of a tile, however few rows a group has
+_STRIP = 16  # rows handled at a time where no matrix unit is used, which keeps the program short
+_MAX_K = 8192  # contraction in one block, where it can be split
+_INTERPRETED_VMEM = 16 * 2**20  # bytes assumed where there is no chip
+
+
+class Block(NamedTuple):
+    """Sizes of the blocks that a kernel holds in VMEM."""
+
+    rows: int  # tm, of the row tile
+    k: int  # tk
+    n: int  # tn
+
+
+class Chip(NamedTuple):
+    """What block sizes depend on."""
+
+    vmem: int  # bytes that a kernel may use
+    volume: int  # multiply-adds in one grid step; beyond, kernels compile for minutes
+
+
+def chip(interpret: bool) -> Chip:
+    """The chip that is traced for."""
+    if interpret:
+        return Chip(_INTERPRETED_VMEM * 15 // 16, 2**30)
+    info = pltpu.get_tpu_info()
+    volume = 2**31 if info.mxu_column_size >= 256 else 2**30
+    return Chip(info.vmem_capacity_bytes * 15 // 16, volume)
+
+
+def matmul_block(k: int, n: int, itemsize: int, chip: Chip) -> Block:
+    """Largest block of the product of [rows, k] and [k, n] that the chip holds.
+
+    It does not depend on the number of rows, nor does, therefore, how a contraction is split.
+
+    Args:
+      k: Length of the contraction.
+      n: Columns of the result.
+      itemsize: Bytes of a value.
+      chip: The chip.
+
+    Returns:
+      The block; its k divides `k`.
+
+    Raises:
+      ValueError: Not even the smallest block fits.
+    """
+    found = None
+    parts = [k] + [p for p in range(_MAX_K, 0, -128) if k % p == 0 and p < k]
+    for tk in parts:
+        fits = [
+            Block(tm, tk, tn)
+            for tm in _SIDES[1:]
+            for tn in {min(n, side) for side in _SIDES[1:]}
+            if _matmul_bytes(tm, tk, tn, itemsize, tk < k) <= chip.vmem
+            and (tm * tk * tn <= chip.volume or tm == _LEAST_ROWS)
+        ]
+        if fits:
+            best = max(fits, key=lambda b: (b.rows * b.n, min(b.rows, b.n), b.n))
+            found = found or best
+            if tk <= _MAX_K and best.rows >= 256 and best.n >= min(n, 256):
+                return best
+    if found is None:
+        least = _matmul_bytes(_LEAST_ROWS, parts[-1], min(n, 128), itemsize, len(parts) > 1)
+        raise ValueError(
+            f"k={k}, n={n}: the smallest block takes {least} bytes of VMEM, {chip.vmem} can be "
+            "had; make k and n multiples of 128 that can be split"
+        )
+    return found
+
+
+def outer_block(k: int, n: int, itemsize: int, chip: Chip) -> Block:
+    """Largest block of the product of [k, rows] and [rows, n] that the chip holds.
+
+    Args:
+      k: Rows of the result.
+      n: Columns of the result.
+      itemsize: Bytes of a value.
+      chip: The chip.
+
+    Returns:
+      The block.
+
+    Raises:
+      ValueError: Not even the smallest block fits.
+    """
+    fits = [
+        Block(tm, tk, tn)
+        for tm in _SIDES[1:]
+        for tk in {min(k, side) for side in _SIDES}
+        for tn in {min(n, side) for side in _SIDES[1:]}
+        if _outer_bytes(tm, tk, tn, itemsize) <= chip.vmem and tm * tk * tn <= chip.volume
+    ]
+    if not fits:
+        least = _outer_bytes(_LEAST_ROWS, min(k, 128), min(n, 128), itemsize)
+        raise ValueError(
+            f"k={k}, n={n}: the smallest block of the weights' gradient takes {least} bytes of "
+            f"VMEM, {chip.vmem} can be had"
+        )
+    return max(fits, key=lambda b: (b.rows * b.k * b.n, b.k * b.n, b.n))
+
+
+def _matmul_bytes(tm: int, tk: int, tn: int, itemsize: int, split: bool) -> int:
+    """VMEM of the forward kernel: blocks twice, the compiler's copy of lhs, float32 result."""
+    operands = 3 * tm * _lanes(tk) + 2 * tk * _lanes(tn)
+    return operands * itemsize + tm * _lanes(tn) * (2 * itemsize + 4 + 4 * split)
+
+
+def _outer_bytes(tm: int, tk: int, tn: int, itemsize: int) -> int:
+    """VMEM of the weights' gradient: blocks twice, masked copies, float32 sum."""
+    operands = 3 * tm * (_lanes(tk) + _lanes(tn))
+    return operands * itemsize + tk * _lanes(tn) * (2 * itemsize + 4)
+
+
+def _lanes(size: int) -> int:
+    return -(-size // 128) * 128
+
+
+def refusal(k: int, n: int, itemsize: int, interpret: bool) -> str | None:
+    """Why the kernels cannot take weights [e, k, n]; None where they can."""
+    try:
+        here = chip(interpret)
+        matmul_block(k, n, itemsize, here)
+        matmul_block(n, k, itemsize, here)
+        outer_block(k, n, itemsize, here)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _fewer_rows(block: Block, rows: int, groups: int) -> Block:
+    """A shorter row tile where groups are small, so that tiles are not mostly other groups'."""
+    tm = block.rows
+    while tm > _LEAST_ROWS and 2 * tm * groups > rows:
+        tm //= 2
+    return block._replace(rows=tm)
+
+
+def _dot(lhs: jax.Array, rhs: jax.Array, lhs_axis: int, rhs_axis: int) -> jax.Array:
+    return jax.lax.dot_general(
+        lhs,
+        rhs,
+        (((lhs_axis,), (rhs_axis,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if lhs.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _rows_between(first: jax.Array, start: jax.Array, end: jax.Array, shape: tuple) -> jax.Array:
+    """Whether the rows of a block that begins at row `first` lie in [start, end)."""
+    row = first + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    return (row >= start) & (row < end)
+
+
+def _matmul_kernel(
+    group_ref: jax.Ref,
+    tile_ref: jax.Ref,
+    lhs_tile_ref: jax.Ref,
+    starts_ref: jax.Ref,
+    ends_ref: jax.Ref,
+    lhs_ref: jax.Ref,
+    rhs_ref: jax.Ref,
+    out_ref: jax.Ref,
+    *scratch: jax.Ref,
+    groups: int,
+    transpose_rhs: bool,
+) -> None:
+    """One row tile times one group's weights; the tile's rows of that group are written."""
+    del lhs_tile_ref
+    visit, part = pl.program_id(1), pl.program_id(2)
+    final = pl.num_programs(2) - 1
+    group = group_ref[visit]
+    first = tile_ref[visit] * out_ref.shape[0]
+    start, end = starts_ref[group], ends_ref[group]
+
+    def store(value: jax.Array) -> None:
+        mine = _rows_between(first, start, end, out_ref.shape)
+        kept = out_ref[...].astype(jnp.float32)
+        out_ref[...] = jnp.where(mine, value, kept).astype(out_ref.dtype)
+
+    @pl.when(group == groups)
+    def _no_group() -> None:
+        @pl.loop(0, out_ref.shape[0], step=_STRIP)
+        def _strip(row: jax.Array) -> None:
+            kept = out_ref[pl.ds(row, _STRIP), :].astype(jnp.float32)
+            mine = _rows_between(first + row, start, end, kept.shape)
+            out_ref[pl.ds(row, _STRIP), :] = jnp.where(mine, 0, kept).astype(out_ref.dtype)
+
+    @pl.when(group < groups)
+    def _group() -> None:
+        product = _dot(lhs_ref[...], rhs_ref[...], 1, int(transpose_rhs))
+        if not scratch:
+            store(product)
+            return
+        (sum_ref,) = scratch
+
+        @pl.when(part == 0)
+        def _first() -> None:
+            sum_ref[...] = product
+
+        @pl.when(part > 0)
+        def _next() -> None:
+            sum_ref[...] += product
+
+        @pl.when(part == final)
+        def _last() -> None:
+            store(sum_ref[...])
+
+
+def matmul(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    starts: jax.Array,
+    ends: jax.Array,
+    *,
+    transpose_rhs: bool,
+    interpret: bool,
+) -> jax.Array:
+    """Rows times their group's weights.
+
+    Args:
+      lhs: [m, k], bfloat16 or float32, none of the sizes 0.
+      rhs: [e, k, n], or [e, n, k] if transposed, in lhs' dtype.
+      starts: int32[e] first row of each group, as `visits.group_bounds` gives them.
+      ends: int32[e] row after each group's last.
+      transpose_rhs: Whether rhs' last axis is contracted.
+      interpret: Run by the interpreter, on any platform.
+
+    Returns:
+      [m, n] in lhs' dtype, zero in rows of no group.
+    """
+    rows, k = lhs.shape
+    groups = rhs.shape[0]
+    n = rhs.shape[1] if transpose_rhs else rhs.shape[2]
+    here = chip(interpret)
+    tm, tk, tn = _fewer_rows(matmul_block(k, n, lhs.dtype.itemsize, here), rows, groups)
+    group_starts, group_ends = visits.with_rest(starts, ends, rows)
+    group, tile, count = visits.tile_visits(group_starts, group_ends, rows, tm, visit_empty=False)
+    # Tiles past the last group are not read: a block that repeats is not fetched again.
+    lhs_tile = jnp.minimum(tile, jnp.maximum(ends[-1] - 1, 0) // tm)
+
+    def rhs_index(j: jax.Array, v: jax.Array, p: jax.Array, group: jax.Ref, *_: jax.Ref) -> tuple:
+        g = jnp.minimum(group[v], groups - 1)
+        return (g, j, p) if transpose_rhs else (g, p, j)
+
+    return pl.pallas_call(
+        functools.partial(_matmul_kernel, groups=groups, transpose_rhs=transpose_rhs),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=5,
+            grid=(pl.cdiv(n, tn), count, k // tk),
+            in_specs=[
+                pl.BlockSpec((tm, tk), lambda j, v, p, group, tile, lhs_tile, *_: (lhs_tile[v], p)),
+                pl.BlockSpec((None, tn, tk) if transpose_rhs else (None, tk, tn), rhs_index),
+            ],
+            out_specs=pl.BlockSpec((tm, tn), lambda j, v, p, group, tile, *_: (tile[v], j)),
+            scratch_shapes=[pltpu.VMEM((tm, tn), jnp.float32)] if tk < k else [],
+        ),
+        out_shape=visits.result((rows, n), lhs),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=here.vmem
+        ),
+        name="grouped_matmul_transposed" if transpose_rhs else "grouped_matmul",
+        interpret=interpret,
+    )(group, tile, lhs_tile, group_starts, group_ends, lhs, rhs)
+
+
+def _keep_rows(x: jax.Array, first: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    """Zeros the rows of a block outside of [start, end), whatever they hold."""
+    if x.dtype == jnp.float32:
+        return jnp.where(_rows_between(first, start, end, x.shape), x, 0)
+    # Two rows of bfloat16 share a word; masking words costs no conversion to float32.
+    words = pltpu.bitcast(x, jnp.uint32)
+    row = first + 2 * jax.lax.broadcasted_iota(jnp.int32, words.shape, 0)
+    even = jnp.where((row >= start) & (row < end), jnp.uint32(0xFFFF), jnp.uint32(0))
+    odd = jnp.where((row + 1 >= start) & (row + 1 < end), jnp.uint32(0xFFFF0000), jnp.uint32(0))
+    return pltpu.bitcast(words & (even | odd), x.dtype)
+
+
+def _outer_kernel(
+    group_ref: jax.Ref,
+    tile_ref: jax.Ref,
+    starts_ref: jax.Ref,
+    ends_ref: jax.Ref,
+    lhs_ref: jax.Ref,
+    grad_ref: jax.Ref,
+    out_ref: jax.Ref,
+    sum_ref: jax.Ref,
+) -> None:
+    """Adds one row tile's share to one group's product."""
+    visit, final = pl.program_id(2), pl.num_programs(2) - 1
+    group = group_ref[visit]
+    first = tile_ref[visit] * lhs_ref.shape[0]
+    start, end = starts_ref[group], ends_ref[group]
+    strips = functools.partial(pl.loop, 0, sum_ref.shape[0] // _STRIP * _STRIP, step=_STRIP)
+    rest = sum_ref.shape[0] % _STRIP
+
+    @pl.when((visit == 0) | (group_ref[jnp.maximum(visit - 1, 0)] != group))
+    def _first() -> None:
+        @strips()
+        def _strip(row: jax.Array) -> None:
+            sum_ref[pl.ds(row, _STRIP), :] = jnp.zeros((_STRIP, sum_ref.shape[1]), jnp.float32)
+
+        if rest:
+            sum_ref[-rest:, :] = jnp.zeros((rest, sum_ref.shape[1]), jnp.float32)
+
+    lhs = _keep_rows(lhs_ref[...], first, start, end)
+    grad = _keep_rows(grad_ref[...], first, start, end)
+    sum_ref[...] += _dot(lhs, grad, 0, 0)
+
+    @pl.when((visit == final) | (group_ref[jnp.minimum(visit + 1, final)] != group))
+    def _last() -> None:
+        @strips()
+        def _strip(row: jax.Array) -> None:
+            out_ref[pl.ds(row, _STRIP), :] = sum_ref[pl.ds(row, _STRIP), :].astype(out_ref.dtype)
+
+        if rest:
+            out_ref[-rest:, :] = sum_ref[-rest:, :].astype(out_ref.dtype)
+
+
+def outer(
+    lhs: jax.Array, grad: jax.Array, starts: jax.Array, ends: jax.Array, *, interpret: bool
+) -> jax.Array:
+    """Each group's rows of lhs, transposed, times its rows of grad.
+
+    Args:
+      lhs: [m, k], bfloat16 or float32, none of the sizes 0.
+      grad: [m, n] in lhs' dtype.
+      starts: int32[e] first row of each group, as `visits.group_bounds` gives them.
+      ends: int32[e] row after each group's last.
+      interpret: Run by the interpreter, on any platform.
+
+    Returns:
+      [e, k, n] in lhs' dtype, zero for groups without rows.
+    """
+    rows, k = lhs.shape
+    n = grad.shape[1]
+    groups = starts.shape[0]
+    here = chip(interpret)
+    tm, tk, tn = _fewer_rows(outer_block(k, n, lhs.dtype.itemsize, here), rows, groups)
+    group, tile, count = visits.tile_visits(starts, ends, rows, tm, visit_empty=True)
+    return pl.pallas_call(
+        _outer_kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(pl.cdiv(k, tk), pl.cdiv(n, tn), count),
+            in_specs=[
+                pl.BlockSpec((tm, tk), lambda i, j, v, group, tile, *_: (tile[v], i)),
+                pl.BlockSpec((tm, tn), lambda i, j, v, group, tile, *_: (tile[v], j)),
+            ],
+            out_specs=pl.BlockSpec((None, tk, tn), lambda i, j, v, group, *_: (group[v], i, j)),
+            scratch_shapes=[pltpu.VMEM((tk, tn), jnp.float32)],
+        ),
+        out_shape=visits.result((groups, k, n), lhs),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=here.vmem
+        ),
+        name="grouped_outer",
+        interpret=interpret,
+    )(group, tile, starts, ends, lhs, grad)

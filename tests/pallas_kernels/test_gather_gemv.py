@@ -1,0 +1,329 @@
+"""`gather_gemv` against NumPy in float64, and its promises about bits and bad input."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.gather_gemv import Scales, gather_gemv
+from pallas_kernels.gather_gemv.active import active_experts
+from pallas_kernels.gather_gemv.kernel_tpu import MAX_TOKENS, ffn_block, gather_gemv_tpu
+from pallas_kernels.tpu import Chip
+
+Array, Rng = jax.Array, np.random.Generator
+
+BOUND = {"float32": 1e-6, "bfloat16": 8e-3}
+HERE = ("xla", "tpu", "reference")  # the GPU's kernel has a file of its own
+
+
+@functools.partial(jax.jit, static_argnames="implementation")
+def call(*arguments: Array, implementation: str, scales: Scales | None = None) -> Array:
+    interpret = implementation == "tpu"
+    return gather_gemv(
+        *arguments, scales=scales, implementation=implementation, interpret=interpret
+    )
+
+
+@functools.partial(jax.jit, static_argnames="implementation")
+def value_and_gradients(
+    x: Array,
+    experts: Array,
+    weights: Array,
+    gate: Array,
+    up: Array,
+    down: Array,
+    cotangent: Array,
+    implementation: str,
+) -> tuple[Array, tuple[Array, ...]]:
+    def run(x: Array, weights: Array, gate: Array, up: Array, down: Array) -> Array:
+        interpret = implementation == "tpu"
+        return gather_gemv(
+            x, experts, weights, gate, up, down, implementation=implementation, interpret=interpret
+        )
+
+    out, pull = jax.vjp(run, x, weights, gate, up, down)
+    return out, pull(cotangent)
+
+
+def truth(
+    x: Array, experts: Array, weights: Array, gate: Array, up: Array, down: Array, cotangent: Array
+) -> tuple[np.ndarray, list[np.ndarray], float]:
+    """Value and gradients in float64, one token and one choice at a time.
+
+    And the size to hold the error of the router weights' gradient against: a few inner products
+    over d, which may cancel to nothing, so the sum of their terms' magnitudes.
+    """
+    x, weights, gate, up, down, cotangent = (
+        np.asarray(a, np.float64) for a in (x, weights, gate, up, down, cotangent)
+    )
+    terms, out, slopes = (
+        0.0,
+        np.zeros_like(x),
+        [np.zeros_like(a) for a in (x, weights, gate, up, down)],
+    )
+    for t, j in np.ndindex(*experts.shape):
+        e = int(experts[t, j])
+        if not 0 <= e < len(gate):
+            continue
+        a, b = x[t] @ gate[e], x[t] @ up[e]
+        s = 1 / (1 + np.exp(-a))
+        hidden = a * s * b
+        part = hidden @ down[e]
+        out[t] += weights[t, j] * part
+        terms = max(terms, np.sum(np.abs(part * cotangent[t])))
+        back = down[e] @ cotangent[t]
+        slopes[1][t, j] = hidden @ back
+        back = back * weights[t, j]
+        d_a, d_b = back * b * s * (1 + a * (1 - s)), back * a * s
+        slopes[0][t] += gate[e] @ d_a + up[e] @ d_b
+        slopes[2][e] += np.outer(x[t], d_a)
+        slopes[3][e] += np.outer(x[t], d_b)
+        slopes[4][e] += weights[t, j] * np.outer(hidden, cotangent[t])
+    return out, slopes, terms
+
+
+def layer(rng: Rng, e: int, d: int, f: int, dtype: str = "float32") -> tuple[Array, Array, Array]:
+    gate, up = (jnp.asarray(rng.normal(size=(e, d, f)) / np.sqrt(d), dtype) for _ in range(2))
+    return gate, up, jnp.asarray(rng.normal(size=(e, f, d)) / np.sqrt(f), dtype)
+
+
+def tokens(
+    rng: Rng, t: int, d: int, e: int, k: int, dtype: str = "float32", load: str = "any"
+) -> tuple[Array, Array, Array]:
+    if load == "stray":
+        experts = rng.choice([-7, -1, 0, e - 1, e, 1 << 30], size=(t, k))
+    elif load == "one":
+        experts = np.full((t, k), rng.integers(e))
+    else:
+        experts = np.argsort(rng.random((t, e)), axis=1)[:, :k]
+    x = jnp.asarray(rng.normal(size=(t, d)), dtype)
+    return x, jnp.asarray(experts, jnp.int32), jnp.asarray(rng.random((t, k)), jnp.float32)
+
+
+def error(got: Array, wanted: np.ndarray, size: float = 0.0) -> float:
+    got, size = np.asarray(got, np.float64), size or np.max(np.abs(wanted), initial=0)
+    assert got.shape == wanted.shape and np.all(np.isfinite(got))
+    return np.max(np.abs(got - wanted), initial=0) / max(size, 1e-30)
+
+
+@settings(max_examples=510, deadline=None, derandomize=True)
+@given(
+    implementation=st.sampled_from(HERE),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    t=st.sampled_from([0, 1, 3, 17]),
+    sizes=st.sampled_from([(1, 1, 16, 8), (5, 2, 33, 17), (8, 3, 32, 256)]),
+    load=st.sampled_from(["any", "one", "stray"]),
+    seed=st.integers(0, 1 << 30),
+)
+def test_equals_float64(
+    implementation: str, dtype: str, t: int, sizes: tuple[int, ...], load: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    e, k, d, f = sizes
+    arguments = (*tokens(rng, t, d, e, k, dtype, load), *layer(rng, e, d, f, dtype))
+    cotangent = jnp.asarray(rng.normal(size=(t, d)), dtype)
+    out, slopes = value_and_gradients(*arguments, cotangent, implementation=implementation)
+    wanted, wanted_slopes, terms = truth(*arguments, cotangent)
+    assert out.dtype == dtype and error(out, wanted) <= BOUND[dtype]
+    sizes = (0.0, terms, 0.0, 0.0, 0.0)
+    for slope, goal, size in zip(slopes, wanted_slopes, sizes, strict=True):
+        assert error(slope, goal, size) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("implementation", HERE)
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_eight_bit_weights(implementation: str, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    e, d, f = 4, 64, 128
+    x, experts, weights = tokens(rng, 9, d, e, 2, "bfloat16")
+    exact = layer(rng, e, d, f)
+    top = 127 if dtype == "int8" else 448
+    scales = Scales(*(jnp.max(jnp.abs(w), axis=1) / top for w in exact))
+    stored = [w / s[:, None] for w, s in zip(exact, scales, strict=True)]
+    stored = [jnp.asarray(jnp.round(w) if dtype == "int8" else w, dtype) for w in stored]
+    out = call(x, experts, weights, *stored, scales=scales, implementation=implementation)
+    pairs = zip(stored, scales, strict=True)
+    widened = [np.asarray(w, np.float64) * np.asarray(s)[:, None] for w, s in pairs]
+    wanted, *_ = truth(x, experts, weights, *widened, jnp.zeros_like(x))
+    assert error(out, wanted) <= BOUND["bfloat16"]
+    slope = jax.grad(
+        lambda s: jnp.sum(
+            call(x, experts, weights, *stored, scales=s, implementation=implementation) ** 2
+        )
+    )(scales)
+    assert all(bool(jnp.any(s != 0)) for s in slope)
+
+
+@pytest.mark.parametrize("implementation", HERE)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_token_s_bits_are_its_own(implementation: str, dtype: str, k: int) -> None:
+    rng = np.random.default_rng(1)
+    weights = layer(rng, 8, 48, 256, dtype)
+    whole = tokens(rng, 19, 48, 8, k, dtype)
+    out = np.asarray(call(*whole, *weights, implementation=implementation), np.float32)
+    for rows in ([0], [18, 3], [5, 5, 5], list(range(7)), list(rng.permutation(19)), [2] * 40):
+        some = [a[np.array(rows)] for a in whole]
+        again = np.asarray(call(*some, *weights, implementation=implementation), np.float32)
+        np.testing.assert_array_equal(again, out[rows])
+
+
+@pytest.mark.parametrize("implementation", HERE)
+def test_another_token_s_expert_stays_out(implementation: str) -> None:
+    """NaN weights reach the tokens that chose them and nobody else."""
+    rng = np.random.default_rng(2)
+    x, experts, weights = tokens(rng, 6, 16, 3, 1)
+    experts = jnp.asarray([[0], [1], [7], [-1], [1], [0]], jnp.int32)
+    gate, up, down = layer(rng, 3, 16, 8)
+    sound = call(x, experts, weights, gate, up, down, implementation=implementation)
+    poisoned = (gate.at[1].set(jnp.nan), up, down.at[1].set(jnp.nan))
+    out = call(x, experts, weights, *poisoned, implementation=implementation)
+    others = np.array([0, 2, 3, 5])
+    np.testing.assert_array_equal(np.asarray(out)[others], np.asarray(sound)[others])
+    assert np.all(np.isnan(np.asarray(out)[[1, 4]]))
+    nobody = jnp.full_like(experts, 3)
+    poisoned = [jnp.full_like(w, jnp.nan) for w in (gate, up, down)]
+    out = call(x, nobody, weights, *poisoned, implementation=implementation)
+    np.testing.assert_array_equal(np.asarray(out), 0)
+
+
+@pytest.mark.parametrize("implementation", HERE)
+def test_sessions_join(implementation: str) -> None:
+    rng = np.random.default_rng(3)
+    weights = layer(rng, 5, 16, 8)
+    batch = [tokens(rng, 3, 16, 5, 2) for _ in range(4)]
+    stacked = [jnp.stack(parts) for parts in zip(*batch, strict=True)]
+    run = functools.partial(call, implementation=implementation)
+    out = jax.vmap(run, in_axes=(0, 0, 0, None, None, None))(*stacked, *weights)
+    alone = [run(*session, *weights) for session in batch]
+    np.testing.assert_array_equal(np.asarray(out), np.asarray(jnp.stack(alone)))
+    layers = [jnp.stack([w, 2 * w]) for w in weights]
+    own = jax.vmap(run, in_axes=(None, None, None, 0, 0, 0))(*batch[0], *layers)
+    alone = [run(*batch[0], *(n * w for w in weights)) for n in (1, 2)]
+    np.testing.assert_array_equal(np.asarray(own), np.asarray(jnp.stack(alone)))
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tpu"])
+def test_inside_shard_map(implementation: str) -> None:
+    rng = np.random.default_rng(4)
+    weights, some = layer(rng, 5, 16, 8), tokens(rng, 16, 16, 5, 2)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    run = functools.partial(call, implementation=implementation)
+    split = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(spec("data"),) * 3 + (spec(),) * 3,
+        out_specs=spec("data"),
+        check_vma=False,
+    )
+    whole = run(*some, *weights)
+    np.testing.assert_array_equal(np.asarray(jax.jit(split)(*some, *weights)), np.asarray(whole))
+
+
+def test_the_kernel_races_with_nobody() -> None:
+    """On the simulated TPU: memory full of NaN, out-of-bounds accesses and races raise."""
+    rng = np.random.default_rng(5)
+    arguments = (*tokens(rng, 5, 128, 4, 2), *layer(rng, 4, 128, 256))
+    params = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    out = gather_gemv_tpu(*arguments, None, interpret=params)
+    wanted, *_ = truth(*arguments, jnp.zeros_like(arguments[0]))
+    assert error(out, wanted) <= BOUND["float32"]
+
+
+def test_many_tokens_take_several_launches() -> None:
+    rng = np.random.default_rng(6)
+    arguments = (*tokens(rng, 2 * MAX_TOKENS + 3, 16, 4, 2), *layer(rng, 4, 16, 8))
+    wanted, *_ = truth(*arguments, jnp.zeros_like(arguments[0]))
+    for implementation in HERE:
+        assert error(call(*arguments, implementation=implementation), wanted) <= BOUND["float32"]
+
+
+@given(st.lists(st.integers(-2, 9), max_size=12), st.integers(1, 8))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_active_experts(ids: list[int], num_experts: int) -> None:
+    ids = np.asarray(ids, np.int32).reshape(-1, 1)
+    found, count = active_experts(jnp.asarray(ids), num_experts)
+    wanted = sorted({int(i) for i in ids[:, 0] if 0 <= i < num_experts})
+    assert found.shape == (min(num_experts, ids.size),)
+    assert found[:count].tolist() == wanted
+    assert all(int(i) == (wanted or [0])[-1] for i in found[count:])
+
+
+def test_blocks_fit_the_chip() -> None:
+    bfloat16 = jnp.dtype("bfloat16")
+    v4, v5p = Chip("v4", 4, 16 << 20, 1), Chip("v5p", 5, 64 << 20, 2)
+
+    def shaped(d: int, f: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((8, d, f), bfloat16)
+
+    assert ffn_block(bfloat16, shaped(4096, 2048), v5p) == 512
+    assert ffn_block(bfloat16, shaped(4096, 2048), v4) == 128
+    assert ffn_block(bfloat16, shaped(192, 48), v5p) == 48
+    assert ffn_block(bfloat16, shaped(8192, 2048), v4) is None
+
+
+def good() -> dict[str, Any]:
+    rng = np.random.default_rng(7)
+    x, experts, weights = tokens(rng, 4, 16, 3, 2)
+    gate, up, down = layer(rng, 3, 16, 8)
+    return {
+        "x": x,
+        "experts": experts,
+        "weights": weights,
+        "gate": gate,
+        "up": up,
+        "down": down,
+        "scales": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": jnp.zeros((2, 4, 16))}, r"x is float32\[2, 4, 16\], wanted .*\[t, d\]"),
+        ({"x": jnp.zeros((4, 16), jnp.float16)}, "x is float16"),
+        ({"experts": jnp.zeros((4, 2))}, r"experts is float32\[4, 2\], wanted int32\[4, k\]"),
+        ({"experts": jnp.zeros((3, 2), jnp.int32)}, r"experts is int32\[3, 2\]"),
+        ({"weights": jnp.zeros((4, 3))}, r"weights is float32\[4, 3\], wanted float32\[4, 2\]"),
+        ({"gate": jnp.zeros((3, 15, 8))}, r"gate has shape \[3, 15, 8\], wanted \[e, d=16, f\]"),
+        ({"gate": jnp.zeros((3, 16, 8), jnp.int4)}, "gate is int4"),
+        ({"up": jnp.zeros((3, 16, 9))}, r"up is float32\[3, 16, 9\]"),
+        ({"down": jnp.zeros((3, 16, 8))}, r"down is float32\[3, 16, 8\], wanted .*\[3, 8, 16\]"),
+        (
+            {n: jnp.zeros(s, jnp.int8) for n, s in (("gate", (3, 16, 8)), ("up", (3, 16, 8)))}
+            | {"down": jnp.zeros((3, 8, 16), jnp.int8)},
+            "scales=None with int8 weights",
+        ),
+        ({"scales": Scales(*(jnp.ones((3, n)) for n in (8, 8, 16)))}, "scales=given with float32"),
+        ({"implementation": "cuda"}, "wanted one of tpu, gpu, xla, reference"),
+        ({"implementation": "tpu"}, "it runs on tpu, this is cpu .* possible: xla, reference"),
+    ],
+)
+def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gather_gemv(**(good() | change))
+
+
+def test_bad_scales_are_refused() -> None:
+    eight = {n: good()[n].astype(jnp.int8) for n in ("gate", "up", "down")}
+    scales = Scales(jnp.ones((3, 8)), jnp.ones((3, 8)), jnp.ones((3, 8)))
+    with pytest.raises(
+        ValueError, match=r"scales.down is float32\[3, 8\], wanted float32\[3, 16\]"
+    ):
+        gather_gemv(**(good() | eight | {"scales": scales}))
+
+
+def test_an_expert_that_no_block_fits_is_refused() -> None:
+    big = jax.ShapeDtypeStruct((2, 1 << 15, 1 << 15), jnp.bfloat16)
+    few = jax.ShapeDtypeStruct((4, 1 << 15), jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((4, 2), jnp.int32)
+    share = jax.ShapeDtypeStruct((4, 2), jnp.float32)
+    run = functools.partial(gather_gemv, implementation="tpu", interpret=True)
+    with pytest.raises(ValueError, match="no block that fits the 16 MiB of VMEM"):
+        jax.eval_shape(run, few, ids, share, big, big, big)
