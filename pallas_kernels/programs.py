@@ -368,7 +368,7 @@ class Program:
         k, n = self._widths()
         tile = self.tiles[0] if self.tiles else None
         sizes = self.sizes(self.tokens)
-        rows = self.tokens * self.layer.experts_per_token
+        rows = int(sizes.sum())
         rows += -rows % (tile[0] if tile else 1)
         arguments = [self.implementation, self.direction, rows, k, n, len(sizes), tile]
         return _builder(build_product), arguments

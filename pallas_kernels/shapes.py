@@ -44,19 +44,16 @@ def choose(tokens: int, layer: Layer, seed: int = 0) -> np.ndarray:
 
 
 def group_sizes(tokens: int, layer: Layer, experts: int, seed: int = 0) -> np.ndarray:
-    """Rows that each of a device's experts gets in training: skewed, and some experts get none.
+    """Rows of each of a device's experts in a training step, with the layer's skewed load.
 
     Args:
-      tokens: Tokens routed on a device.
+      tokens: Tokens a device routes; with its peers, to all of the layer's experts.
       layer: The layer's shape.
-      experts: Experts on a device, of the layer's.
+      experts: Experts on a device, a divisor of the layer's; the share of the first is drawn.
       seed: Of the draw.
 
     Returns:
-      int32[experts] with sum tokens * experts_per_token.
+      int32[experts]; the sum is about tokens * experts_per_token, and that if there are no peers.
     """
-    share = dataclasses.replace(layer, experts=experts)
-    share = dataclasses.replace(share, experts_per_token=min(share.experts_per_token, experts))
-    rows = tokens * layer.experts_per_token
-    chosen = choose(-(-rows // share.experts_per_token), share, seed).reshape(-1)[:rows]
-    return np.bincount(chosen, minlength=experts).astype(np.int32)
+    chosen = choose(tokens * (layer.experts // experts), layer, seed)
+    return np.bincount(chosen.reshape(-1), minlength=layer.experts)[:experts].astype(np.int32)

@@ -121,7 +121,7 @@ def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
         spectrum = jnp.fft.rfft(frame(piece, cfg.n_fft, hop)[0] * window)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         magnitude = jnp.sqrt(jnp.maximum(power, _LEAST_POWER))
-        return jnp.log10(jnp.maximum(dense(magnitude, bank), cfg.floor))
+        return jnp.log10(jnp.maximum(dense(magnitude, jnp.asarray(bank)), cfg.floor))
 
     row, first = np.divmod(np.arange(b * tiles), tiles)
     mel = jax.lax.map(tile, (row, first * _TILE * hop))

@@ -36,8 +36,8 @@ def cheaper_dispatch(
     tokens * (dim * itemsize + 4 * k) bytes, however skewed the load. An all-to-all brings a row
     for each pair of a token and an expert here, twice if the token chose two experts here:
     under an even load (n - 1) / n * tokens * k * dim * itemsize bytes, and more on the device
-    of a popular expert. Both gather the counts. So, with wide rows, the all-gather pays on up
-    to k devices.
+    of a popular expert. Both gather the counts. So, with wide rows, the all-gather pays on fewer
+    than k devices.
 
     Args:
       tokens: Tokens of a device, t.

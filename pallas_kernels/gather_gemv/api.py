@@ -11,6 +11,7 @@ from pallas_kernels.gather_gemv.kernel_tpu import gather_gemv_tpu
 from pallas_kernels.gather_gemv.kernel_xla import gather_gemv_xla
 from pallas_kernels.gather_gemv.reference import Scales, reference
 from pallas_kernels.implementation import pick, platform
+from pallas_kernels.varying import vary, varying
 
 _FLOATS = ("bfloat16", "float32")
 _EIGHT_BITS = ("int8", "float8_e4m3fn")
@@ -58,7 +59,11 @@ def gather_gemv(
     name = pick("gather_gemv", implementation, _refusals(x, gate, interpret))
     if x.size == 0 or experts.size == 0 or gate.size == 0:
         return jnp.zeros_like(x)
-    return _apply(name, interpret, x, experts, weights, gate, up, down, scales)
+    arguments = (x, experts, weights, gate, up, down, scales)
+    # Inside of `shard_map` all operands vary over the axes that any of them varies over, which
+    # leaves the sums over replicas that gradients need to JAX.
+    axes = varying(*jax.tree.leaves(arguments))
+    return _apply(name, interpret, *jax.tree.map(lambda a: vary(a, axes), arguments))
 
 
 def _check_tokens(x: jax.Array, experts: jax.Array, weights: jax.Array) -> None:
@@ -169,7 +174,8 @@ def _backward(name: str, interpret: bool, arguments, cotangent):  # noqa: ANN001
     fixed = matrices if scales is not None else ()
 
     def values(x, weights, scales, matrices):  # noqa: ANN001, ANN202
-        return reference(x, experts, weights, *(fixed or matrices), scales)
+        gate, up, down = fixed or matrices
+        return reference(x, experts, weights, gate, up, down, scales)
 
     _, pull = jax.vjp(values, x, weights, scales, None if fixed else matrices)
     d_x, d_weights, d_scales, d_matrices = pull(cotangent)

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.gather_gemv.reference import Scales, precision
+from pallas_kernels.varying import result
 
 MAX_TOKENS = 128  # of one launch; more take several, which read the weights again
 _ALIGN = 16  # smallest side of a tensor core's tile
@@ -154,8 +155,7 @@ def _launch(kernel, name, ids, weights, rows, matrices, scales, dtype, interpret
     matrix = pl.BlockSpec((None, depth, block), lambda j, e: (e, 0, j))
     scale = pl.BlockSpec((None, block), lambda j, e: (e, j))
     # Inside of `shard_map` results vary as the tokens do.
-    axes = jax.typeof(rows).manual_axis_type
-    out_shape = jax.ShapeDtypeStruct((ids.size, width), dtype, manual_axis_type=axes)
+    out_shape = result((ids.size, width), dtype, rows)
     return pl.pallas_call(
         kernel,
         # Neighbouring programs read neighbouring columns of the same rows.

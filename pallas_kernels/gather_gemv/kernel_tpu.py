@@ -17,9 +17,11 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.gather_gemv.active import active_experts
 from pallas_kernels.gather_gemv.reference import Scales, precision
 from pallas_kernels.tpu import Chip, chip
+from pallas_kernels.varying import result
 
 MAX_TOKENS = 128  # of one launch; more take several, which read the weights again
 _ROWS = 16  # a bfloat16 tile's sublanes
+_SUBLANES = 8  # of a float32 tile
 _LANES = 128
 # Larger blocks of weights take the compiler minutes (4096 x 512 takes seconds).
 _MAX_BLOCK = 4096 * 512
@@ -75,28 +77,28 @@ def ffn_block(dtype: jnp.dtype, gate: jax.Array, target: Chip) -> int | None:
 def _kernel(active, x, experts, weights, *refs, scaled: bool):  # noqa: ANN001, ANN002, ANN202
     gate, up, down = refs[:3]
     gate_scale, up_scale, down_scale = refs[3:6] if scaled else (None, None, None)
-    out = refs[-1]
+    total = refs[-1]
     place, block = pl.program_id(1), pl.program_id(2)
 
     @pl.when((place == 0) & (block == 0))
     def _() -> None:
-        out[...] = jnp.zeros_like(out)
+        total[...] = jnp.zeros_like(total)
 
     def product(lhs, rhs, scale):  # noqa: ANN001, ANN202
-        result = jnp.dot(
+        out = jnp.dot(
             lhs,
             rhs[0].astype(lhs.dtype),
             precision=precision(lhs.dtype),
             preferred_element_type=jnp.float32,
         )
-        return result if scale is None else result * scale[0]
+        return out if scale is None else out * scale[pl.ds(active[place] % scale.shape[0], 1), :]
 
     mine = experts[...] == active[place]
     share = jnp.sum(jnp.where(mine, weights[...], 0.0), axis=1, keepdims=True)
     hidden = jax.nn.silu(product(x[...], gate, gate_scale)) * product(x[...], up, up_scale)
     part = product((hidden * share).astype(x.dtype), down, down_scale)
     chosen = jnp.max(jnp.where(mine, 1.0, 0.0), axis=1, keepdims=True) > 0.0
-    out[0] = jnp.where(chosen, out[0] + part, out[0])
+    total[0] = jnp.where(chosen, total[0] + part, total[0])
 
 
 def gather_gemv_tpu(
@@ -112,16 +114,11 @@ def gather_gemv_tpu(
     """See `gather_gemv`; x has at least one row."""
     t, d = x.shape
     if t > MAX_TOKENS:
+        starts = range(0, t, MAX_TOKENS)
+        chunks = [[a[i : i + MAX_TOKENS] for a in (x, experts, weights)] for i in starts]
         parts = [
-            gather_gemv_tpu(
-                *(a[start : start + MAX_TOKENS] for a in (x, experts, weights)),
-                gate,
-                up,
-                down,
-                scales,
-                interpret,
-            )
-            for start in range(0, t, MAX_TOKENS)
+            gather_gemv_tpu(one, ids, shares, gate, up, down, scales, interpret)
+            for one, ids, shares in chunks
         ]
         return jnp.concatenate(parts)
     f = gate.shape[2]
@@ -151,13 +148,12 @@ def gather_gemv_tpu(
     in_specs += [into, into, pl.BlockSpec((1, block, d), rows)]
     operands = [x, experts, weights, gate, up, down]
     if scales is not None:
-        scale = pl.BlockSpec((1, 1, block), columns)
-        in_specs += [
-            scale,
-            scale,
-            pl.BlockSpec((1, 1, d), lambda c, p, s, active: (active[p], 0, 0)),
-        ]
-        operands += [s[:, None, :] for s in scales]
+        # Eight experts' scales at once: a row alone is no tile, and padded rows would be copies.
+        group = min(_SUBLANES, len(gate))
+        scale = pl.BlockSpec((group, block), lambda c, p, s, a: (a[p] // group, c * steps + s))
+        in_specs += [scale, scale]
+        in_specs.append(pl.BlockSpec((group, d), lambda c, p, s, a: (a[p] // group, 0)))
+        operands += scales
     parts = pl.pallas_call(
         functools.partial(_kernel, scaled=scales is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -167,7 +163,7 @@ def gather_gemv_tpu(
             in_specs=in_specs,
             out_specs=pl.BlockSpec((1, len(x), d), lambda c, p, s, active: (c, 0, 0)),
         ),
-        out_shape=jax.ShapeDtypeStruct((cores, len(x), d), jnp.float32),
+        out_shape=result((cores, len(x), d), jnp.float32, x),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=int(target.vmem_bytes * _VMEM_SHARE),

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from pallas_kernels.gather_gemv.reference import Scales
 
-_AT_ONCE = 1 << 26  # bytes of gathered weights that may be alive, if XLA does not fuse them away
-_RUN = 256  # numbers summed one after the other: rounding errors grow with it
+# How XLA fuses and sums depends on shapes: give it the same one for any number of tokens.
+_TILE = 4
+_RUN = 32  # numbers summed one after the other
 
 
 def gather_gemv_xla(
@@ -23,20 +24,32 @@ def gather_gemv_xla(
     scales: Scales | None,
 ) -> jax.Array:
     """See `gather_gemv`; x has at least one row."""
-    t, k = experts.shape
-    _, d, f = gate.shape
-    chunk = max(2, _AT_ONCE // (3 * k * d * f * 4))
-    # One row alone would take another path through XLA, with other bits.
-    pad = ((0, max(t, 2) - t if t <= chunk else -t % chunk), (0, 0))
+    t, d = x.shape
+    pad = ((0, -t % _TILE), (0, 0))
     tokens = (jnp.pad(x, pad), jnp.pad(experts, pad, constant_values=-1), jnp.pad(weights, pad))
 
-    def run(tokens: tuple[jax.Array, ...]) -> jax.Array:
-        return _choices(*tokens, gate, up, down, scales)
+    def run(tile: tuple[jax.Array, ...]) -> jax.Array:
+        # Nothing before or after is fused with a tile: that too would change the order.
+        x, experts, weights = jax.lax.optimization_barrier(tile)
+        out = _choices(x, experts, weights, gate, up, down, scales)
+        return jax.lax.optimization_barrier(out)
 
-    if t <= chunk:
-        return run(tokens)[:t]
-    chunks = jax.tree.map(lambda a: a.reshape(-1, chunk, a.shape[1]), tokens)
-    return jax.lax.map(run, chunks).reshape(-1, d)[:t]
+    tiles = jax.tree.map(lambda a: a.reshape(-1, _TILE, a.shape[1]), tokens)
+    return jax.lax.map(run, tiles).reshape(-1, d)[:t]
+
+
+def _sum_rows(terms: jax.Array) -> jax.Array:
+    """Sums [s, i, o] over i in an order that depends on i alone, as [s, o].
+
+    XLA cuts sums of more than 32 numbers in two as it sees fit; shorter ones it leaves alone.
+    """
+    while (size := terms.shape[1]) > 1:
+        run = next(n for n in range(min(size, _RUN), 0, -1) if size % n == 0)
+        if run == 1:  # a prime
+            terms = jnp.pad(terms, ((0, 0), (0, -size % _RUN), (0, 0)))
+            run = _RUN
+        terms = jnp.sum(terms.reshape(len(terms), -1, run, terms.shape[2]), axis=2)
+    return terms[:, 0]
 
 
 def _choices(
@@ -52,12 +65,9 @@ def _choices(
     ids = jnp.clip(experts, 0, len(gate) - 1).reshape(-1)
 
     def product(rows: jax.Array, matrix: jax.Array, scale: jax.Array | None) -> jax.Array:
-        _, i, o = matrix.shape
-        block = next(b for b in range(min(i, _RUN), 0, -1) if i % b == 0)
-        rows = rows.astype(jnp.float32).reshape(t * k, -1, block)
-        chosen = matrix[ids].astype(jnp.float32).reshape(t * k, -1, block, o)
-        out = jnp.einsum("sbi,sbio->sbo", rows, chosen, precision=jax.lax.Precision.HIGHEST)
-        out = jnp.sum(out, axis=1)
+        # Not a dot: XLA would copy the gathered weights for it.
+        terms = rows.astype(jnp.float32)[:, :, None] * matrix[ids].astype(jnp.float32)
+        out = _sum_rows(terms)
         return out if scale is None else out * scale[ids]
 
     gate_scale, up_scale, down_scale = scales or (None, None, None)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pallas_kernels import implementation as choice
 from pallas_kernels.grouped_matmul import kernel_gpu, kernel_tpu, kernel_xla, reference, visits
+from pallas_kernels.varying import vary, varying
 
 _KERNELS: dict[str, ModuleType] = {"tpu": kernel_tpu, "gpu": kernel_gpu, "xla": kernel_xla}
 _DTYPES = (jnp.bfloat16, jnp.float32)
@@ -50,8 +51,8 @@ def grouped_matmul(
     name = choice.pick("grouped_matmul", implementation, _refusals(lhs, rhs, interpret))
     # Inside of `shard_map` all operands vary over the axes that any of them varies over, which
     # leaves the sums over replicas that gradients need to JAX.
-    axes = visits.varying(lhs, rhs, sizes)
-    lhs, rhs, sizes = (visits.vary(x, axes) for x in (lhs, rhs, sizes))
+    axes = varying(lhs, rhs, sizes)
+    lhs, rhs, sizes = (vary(x, axes) for x in (lhs, rhs, sizes))
     starts, ends = visits.group_bounds(sizes, lhs.shape[0])
     if name == "reference":
         return reference.grouped_matmul(lhs, rhs, starts, ends)
@@ -107,7 +108,7 @@ def _matmul(
 ) -> jax.Array:
     n = rhs.shape[1] if transpose_rhs else rhs.shape[2]
     if 0 in lhs.shape or 0 in rhs.shape:
-        return visits.vary(jnp.zeros((lhs.shape[0], n), lhs.dtype), visits.varying(lhs))
+        return vary(jnp.zeros((lhs.shape[0], n), lhs.dtype), varying(lhs))
     kernel = functools.partial(
         _KERNELS[name].matmul, transpose_rhs=transpose_rhs, interpret=interpret
     )
@@ -124,7 +125,7 @@ def _outer(
 ) -> jax.Array:
     shape = (starts.shape[0], lhs.shape[1], grad.shape[1])
     if 0 in shape or lhs.shape[0] == 0:
-        return visits.vary(jnp.zeros(shape, lhs.dtype), visits.varying(lhs))
+        return vary(jnp.zeros(shape, lhs.dtype), varying(lhs))
     kernel = functools.partial(_KERNELS[name].outer, interpret=interpret)
     return jax.custom_batching.sequential_vmap(kernel)(lhs, grad, starts, ends)
 

@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.grouped_matmul import visits
+from pallas_kernels.varying import result
 
 _BAND = 8  # row tiles that take turns over the same columns, so that weights stay in the L2 cache
 _LEAST_ROWS, _MOST_ROWS = 64, 128  # of a row tile; Hopper's matrix instruction takes 64
@@ -124,7 +125,7 @@ def matmul(
     return pl.pallas_call(
         functools.partial(_matmul_kernel, tile=tile, transpose_rhs=transpose_rhs),
         grid=(group.shape[0] * pl.cdiv(n, tile[2]),),
-        out_shape=visits.result((rows, n), lhs),
+        out_shape=result((rows, n), lhs.dtype, lhs),
         compiler_params=_params(lhs.dtype.itemsize),
         name="grouped_matmul_transposed" if transpose_rhs else "grouped_matmul",
         interpret=interpret,
@@ -184,7 +185,7 @@ def outer(
     return pl.pallas_call(
         functools.partial(_outer_kernel, tile=tile),
         grid=(pl.cdiv(n, tile[2]), pl.cdiv(k, tile[1]), groups),
-        out_shape=visits.result((groups, k, n), lhs),
+        out_shape=result((groups, k, n), lhs.dtype, lhs),
         compiler_params=_params(lhs.dtype.itemsize),
         name="grouped_outer",
         interpret=interpret,

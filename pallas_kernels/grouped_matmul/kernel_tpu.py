@@ -15,10 +15,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul import visits
+from pallas_kernels.varying import result
 
 _SIDES = (2048, 1024, 512, 256, 128)  # of a block; rows and columns that are free to choose
 _LEAST_ROWS = 128  # of a tile, however few rows a group has
-_STRIP = 16  # rows handled at a time where no matrix unit is used, which keeps the program short
+_STRIP = 64  # rows handled at a time where no matrix unit is used, which keeps the program short
 _MAX_K = 8192  # contraction in one block, where it can be split
 _INTERPRETED_VMEM = 16 * 2**20  # bytes assumed where there is no chip
 
@@ -38,7 +39,7 @@ class Chip(NamedTuple):
     volume: int  # multiply-adds in one grid step; beyond, kernels compile for minutes
 
 
-def chip(interpret: bool) -> Chip:
+def chip(interpret: bool | pltpu.InterpretParams) -> Chip:
     """The chip that is traced for."""
     if interpret:
         return Chip(_INTERPRETED_VMEM * 15 // 16, 2**30)
@@ -65,6 +66,7 @@ def matmul_block(k: int, n: int, itemsize: int, chip: Chip) -> Block:
       ValueError: Not even the smallest block fits.
     """
     found = None
+    volume = _volume(itemsize, chip)
     parts = [k] + [p for p in range(_MAX_K, 0, -128) if k % p == 0 and p < k]
     for tk in parts:
         fits = [
@@ -72,7 +74,7 @@ def matmul_block(k: int, n: int, itemsize: int, chip: Chip) -> Block:
             for tm in _SIDES[1:]
             for tn in {min(n, side) for side in _SIDES[1:]}
             if _matmul_bytes(tm, tk, tn, itemsize, tk < k) <= chip.vmem
-            and (tm * tk * tn <= chip.volume or tm == _LEAST_ROWS)
+            and (tm * tk * tn <= volume or tm == _LEAST_ROWS)
         ]
         if fits:
             best = max(fits, key=lambda b: (b.rows * b.n, min(b.rows, b.n), b.n))
@@ -108,7 +110,8 @@ def outer_block(k: int, n: int, itemsize: int, chip: Chip) -> Block:
         for tm in _SIDES[1:]
         for tk in {min(k, side) for side in _SIDES}
         for tn in {min(n, side) for side in _SIDES[1:]}
-        if _outer_bytes(tm, tk, tn, itemsize) <= chip.vmem and tm * tk * tn <= chip.volume
+        if _outer_bytes(tm, tk, tn, itemsize) <= chip.vmem
+        and tm * tk * tn <= _volume(itemsize, chip)
     ]
     if not fits:
         least = _outer_bytes(_LEAST_ROWS, min(k, 128), min(n, 128), itemsize)
@@ -120,15 +123,24 @@ def outer_block(k: int, n: int, itemsize: int, chip: Chip) -> Block:
 
 
 def _matmul_bytes(tm: int, tk: int, tn: int, itemsize: int, split: bool) -> int:
-    """VMEM of the forward kernel: blocks twice, the compiler's copy of lhs, float32 result."""
-    operands = 3 * tm * _lanes(tk) + 2 * tk * _lanes(tn)
+    """VMEM of the forward kernel: blocks twice, the compiler's copies, float32 result.
+
+    It copies lhs, or, to take float32 apart into bfloat16, both operands twice.
+    """
+    lhs, rhs = (3, 2) if itemsize == 2 else (4, 4)
+    operands = lhs * tm * _lanes(tk) + rhs * tk * _lanes(tn)
     return operands * itemsize + tm * _lanes(tn) * (2 * itemsize + 4 + 4 * split)
 
 
 def _outer_bytes(tm: int, tk: int, tn: int, itemsize: int) -> int:
     """VMEM of the weights' gradient: blocks twice, masked copies, float32 sum."""
-    operands = 3 * tm * (_lanes(tk) + _lanes(tn))
+    operands = (3 if itemsize == 2 else 4) * tm * (_lanes(tk) + _lanes(tn))
     return operands * itemsize + tk * _lanes(tn) * (2 * itemsize + 4)
+
+
+def _volume(itemsize: int, chip: Chip) -> int:
+    """Multiply-adds in one grid step; a float32 product is six of bfloat16."""
+    return chip.volume if itemsize == 2 else chip.volume // 8
 
 
 def _lanes(size: int) -> int:
@@ -233,7 +245,7 @@ def matmul(
     ends: jax.Array,
     *,
     transpose_rhs: bool,
-    interpret: bool,
+    interpret: bool | pltpu.InterpretParams,
 ) -> jax.Array:
     """Rows times their group's weights.
 
@@ -274,7 +286,7 @@ def matmul(
             out_specs=pl.BlockSpec((tm, tn), lambda j, v, p, group, tile, *_: (tile[v], j)),
             scratch_shapes=[pltpu.VMEM((tm, tn), jnp.float32)] if tk < k else [],
         ),
-        out_shape=visits.result((rows, n), lhs),
+        out_shape=result((rows, n), lhs.dtype, lhs),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=here.vmem
         ),
@@ -337,7 +349,12 @@ def _outer_kernel(
 
 
 def outer(
-    lhs: jax.Array, grad: jax.Array, starts: jax.Array, ends: jax.Array, *, interpret: bool
+    lhs: jax.Array,
+    grad: jax.Array,
+    starts: jax.Array,
+    ends: jax.Array,
+    *,
+    interpret: bool | pltpu.InterpretParams,
 ) -> jax.Array:
     """Each group's rows of lhs, transposed, times its rows of grad.
 
@@ -369,7 +386,7 @@ def outer(
             out_specs=pl.BlockSpec((None, tk, tn), lambda i, j, v, group, *_: (group[v], i, j)),
             scratch_shapes=[pltpu.VMEM((tk, tn), jnp.float32)],
         ),
-        out_shape=visits.result((groups, k, n), lhs),
+        out_shape=result((groups, k, n), lhs.dtype, lhs),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=here.vmem
         ),

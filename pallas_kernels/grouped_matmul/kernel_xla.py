@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.grouped_matmul import visits
+from pallas_kernels.varying import vary, varying
 
 # Rows of a tile. All products have this many, because XLA's dot on CPUs takes other paths for few
 # rows, with other bits; a multiple of 16 lets it treat all rows of a tile alike.
@@ -47,7 +48,7 @@ def matmul(
         return jax.lax.dynamic_update_slice(out, product.astype(out.dtype), (first[visit], 0))
 
     out = jnp.zeros((rows + _TILE, weights.shape[2]), lhs.dtype)
-    out = jax.lax.fori_loop(0, count, tile, visits.vary(out, visits.varying(lhs)))
+    out = jax.lax.fori_loop(0, count, tile, vary(out, varying(lhs)))
     return jnp.where(jnp.arange(rows)[:, None] < ends[-1], out[:rows], 0)
 
 
@@ -83,5 +84,5 @@ def outer(
         return out.at[group[visit]].add(product)
 
     out = jnp.zeros((starts.shape[0], lhs.shape[1], grad.shape[1]), jnp.float32)
-    out = jax.lax.fori_loop(0, count, tile, visits.vary(out, visits.varying(lhs)))
+    out = jax.lax.fori_loop(0, count, tile, vary(out, varying(lhs)))
     return out.astype(lhs.dtype)

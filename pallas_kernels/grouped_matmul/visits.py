@@ -20,23 +20,6 @@ def group_bounds(group_sizes: jax.Array, rows: int) -> tuple[jax.Array, jax.Arra
     return jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]]), ends
 
 
-def varying(*arrays: jax.Array) -> frozenset:
-    """Mesh axes of a `shard_map` that any of the arrays varies over."""
-    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
-
-
-def vary(x: jax.Array, axes: frozenset) -> jax.Array:
-    """`x` as a value that varies over `axes`, over some of which it may do so already."""
-    return jax.lax.pcast(x, tuple(sorted(axes - varying(x))), to="varying")
-
-
-def result(shape: tuple[int, ...], like: jax.Array) -> jax.ShapeDtypeStruct:
-    """A kernel's result: of that shape, in the dtype and varying over the axes of `like`."""
-    return jax.ShapeDtypeStruct(
-        shape, like.dtype, manual_axis_type=jax.typeof(like).manual_axis_type
-    )
-
-
 def with_rest(starts: jax.Array, ends: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
     """Bounds with one more group at the end: the rows that belong to no group.
 

@@ -336,7 +336,6 @@ def test_with_grouped_matmul() -> None:
             mesh=mesh,
             in_specs=(ON_EXPERTS,) * 4,
             out_specs=ON_EXPERTS,
-            check_vma=False,  # of the matmul's own loops
         )
         def layer(x, ids, share, matrices):  # noqa: ANN001, ANN202
             def ffn(rows, sizes):  # noqa: ANN001, ANN202
