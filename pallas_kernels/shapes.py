@@ -55,5 +55,7 @@ def group_sizes(tokens: int, layer: Layer, experts: int, seed: int = 0) -> np.nd
     Returns:
       int32[experts]; the sum is about tokens * experts_per_token, and that if there are no peers.
     """
-    chosen = choose(tokens * (layer.experts // experts), layer, seed)
-    return np.bincount(chosen.reshape(-1), minlength=layer.experts)[:experts].astype(np.int32)
+    chosen = choose(tokens, layer, seed)
+    popularity = np.bincount(chosen.reshape(-1), minlength=layer.experts) / chosen.size
+    rows = chosen.size * (layer.experts // experts)
+    return np.random.default_rng(seed).multinomial(rows, popularity)[:experts].astype(np.int32)

@@ -7,6 +7,7 @@ number, and a contraction is split by the weights' shape alone.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -322,17 +323,20 @@ def _outer_kernel(
     group = group_ref[visit]
     first = tile_ref[visit] * lhs_ref.shape[0]
     start, end = starts_ref[group], ends_ref[group]
-    strips = functools.partial(pl.loop, 0, sum_ref.shape[0] // _STRIP * _STRIP, step=_STRIP)
-    rest = sum_ref.shape[0] % _STRIP
+
+    def each_strip(do: Callable[[jax.Array | int, int], None]) -> None:
+        whole = sum_ref.shape[0] // _STRIP * _STRIP
+        if whole:
+            pl.loop(0, whole, step=_STRIP)(lambda row: do(row, _STRIP))
+        if whole < sum_ref.shape[0]:
+            do(whole, sum_ref.shape[0] - whole)
 
     @pl.when((visit == 0) | (group_ref[jnp.maximum(visit - 1, 0)] != group))
     def _first() -> None:
-        @strips()
-        def _strip(row: jax.Array) -> None:
-            sum_ref[pl.ds(row, _STRIP), :] = jnp.zeros((_STRIP, sum_ref.shape[1]), jnp.float32)
+        def zero(row: jax.Array | int, size: int) -> None:
+            sum_ref[pl.ds(row, size), :] = jnp.zeros((size, sum_ref.shape[1]), jnp.float32)
 
-        if rest:
-            sum_ref[-rest:, :] = jnp.zeros((rest, sum_ref.shape[1]), jnp.float32)
+        each_strip(zero)
 
     lhs = _keep_rows(lhs_ref[...], first, start, end)
     grad = _keep_rows(grad_ref[...], first, start, end)
@@ -340,12 +344,10 @@ def _outer_kernel(
 
     @pl.when((visit == final) | (group_ref[jnp.minimum(visit + 1, final)] != group))
     def _last() -> None:
-        @strips()
-        def _strip(row: jax.Array) -> None:
-            out_ref[pl.ds(row, _STRIP), :] = sum_ref[pl.ds(row, _STRIP), :].astype(out_ref.dtype)
+        def store(row: jax.Array | int, size: int) -> None:
+            out_ref[pl.ds(row, size), :] = sum_ref[pl.ds(row, size), :].astype(out_ref.dtype)
 
-        if rest:
-            out_ref[-rest:, :] = sum_ref[-rest:, :].astype(out_ref.dtype)
+        each_strip(store)
 
 
 def outer(
