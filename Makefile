@@ -24,10 +24,11 @@ test: engines $(VENV)/.test ## runs the tests on the CPU
 parity: $(VENV)/.test $(VENV)/.bench ## the model against an independent PyTorch implementation
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_torch_parity.py
 
-bench: $(VENV)/.bench ## step and training beside PyTorch; writes out/bench_*.json
+bench: $(VENV)/.bench ## step, training and kernels beside PyTorch; writes out/*.json
 	mkdir -p out
 	$(BIN)/python -m experiments.bench_step --preset=demo --json=out/bench_step.json
 	$(BIN)/python -m experiments.bench_train --preset=demo --json=out/bench_train.json
+	$(BIN)/python -m pallas_kernels.bench --json=out/kernels.json --plot=out/kernels.png
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
