@@ -22,7 +22,7 @@ test: engines $(VENV)/.test ## runs the tests on the CPU
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
 parity: $(VENV)/.test $(VENV)/.bench ## the model against an independent PyTorch implementation
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_torch_parity.py
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_torch_parity.py tests/pallas_kernels/test_torch_parity.py
 
 bench: $(VENV)/.bench ## step, training and kernels beside PyTorch; writes out/*.json
 	mkdir -p out

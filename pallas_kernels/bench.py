@@ -27,9 +27,6 @@ from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.shapes import PRESETS, STEP_TOKENS, choose, group_sizes
 from pallas_kernels.timing import Candidate, Case, Row, in_one_program, median_times
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the rows.")
-_PLOT = flags.DEFINE_string("plot", None, "Where to draw the times, for example out/kernels.png.")
-
 _DEMO_TOKENS = (3, 24)  # of a step of one session, and of eight
 _REPETITIONS = 50
 _CALLS = 32  # in one program, so that what it takes to start one hardly counts
@@ -219,15 +216,19 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"no benchmark for {backend}; see pallas_kernels.compile_report")
     rows = cpu_rows(_REPETITIONS) if backend == "cpu" else gpu_rows(_REPETITIONS)
     print(table(rows))
-    for path in (_JSON.value, _PLOT.value):
+    to_json, to_plot = (
+        name and pathlib.Path(name) for name in (flags.FLAGS.json, flags.FLAGS.plot)
+    )
+    for path in (to_json, to_plot):
         if path:
-            pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if _JSON.value:
-        text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
-        pathlib.Path(_JSON.value).write_text(text + "\n")
-    if _PLOT.value:
-        draw(rows, pathlib.Path(_PLOT.value))
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if to_json:
+        to_json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
+    if to_plot:
+        draw(rows, to_plot)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("json", None, "Where to write the rows.")
+    flags.DEFINE_string("plot", None, "Where to draw the times, for example out/kernels.png.")
     app.run(main)

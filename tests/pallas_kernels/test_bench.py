@@ -8,7 +8,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from pallas_kernels import bench, bench_baselines as baselines
 from pallas_kernels.gather_gemv import gather_gemv
@@ -27,7 +26,6 @@ def error(got: object, wanted: jax.Array) -> float:
     return float(np.abs(np.asarray(got) - np.asarray(wanted)).max() / np.abs(wanted).max())
 
 
-@pytest.fixture(scope="module")
 def step() -> tuple[jax.Array, ...]:
     layer, rng = PRESETS["demo"], np.random.default_rng(0)
     e, d, f = layer.experts, layer.dim, layer.ffn
@@ -57,34 +55,18 @@ def test_a_short_run_on_cpu(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "times.png").stat().st_size > 0
 
 
-def test_other_forms_compute_the_same(step: tuple[jax.Array, ...]) -> None:
-    wanted = gather_gemv(*step, implementation="reference")
-    assert error(jax.jit(baselines.gather_gemv_all_rows)(*step), wanted) <= CLOSE
-    assert error(jax.jit(baselines.gather_gemv_ragged_dot)(*step), wanted) <= CLOSE
+def test_other_forms_compute_the_same() -> None:
+    some = step()
+    wanted = gather_gemv(*some, implementation="reference")
+    assert error(jax.jit(baselines.gather_gemv_all_rows)(*some), wanted) <= CLOSE
+    assert error(jax.jit(baselines.gather_gemv_ragged_dot)(*some), wanted) <= CLOSE
     layer = PRESETS["demo"]
     sizes = group_sizes(60, layer, layer.experts)
-    lhs = jnp.resize(step[0], (sizes.sum(), layer.dim))
-    wanted = grouped_matmul(lhs, step[3], jnp.asarray(sizes), implementation="reference")
+    lhs = jnp.resize(some[0], (sizes.sum(), layer.dim))
+    wanted = grouped_matmul(lhs, some[3], jnp.asarray(sizes), implementation="reference")
     known = functools.partial(baselines.grouped_matmul_known_sizes, group_sizes=sizes)
-    assert error(jax.jit(known)(lhs, step[3]), wanted) <= CLOSE
-    assert error(jax.jit(jax.lax.ragged_dot)(lhs, step[3], jnp.asarray(sizes)), wanted) <= CLOSE
-
-
-def test_pytorchs_forms_compute_the_same(step: tuple[jax.Array, ...]) -> None:
-    pytest.importorskip("torch")
-    x, ids, *others = step
-    wanted = gather_gemv(*step, implementation="reference")
-    calls = baselines.torch_gather_gemv(x, [ids, ids], *others, compiled=False)
-    assert {"torch eager, gathered", "torch eager, dense"} <= set(calls)
-    for name, run in calls.items():
-        assert error(run(), wanted) <= CLOSE, name
-    layer = PRESETS["demo"]
-    sizes = jnp.asarray(group_sizes(60, layer, layer.experts))
-    lhs = jnp.resize(x, (int(sizes.sum()), layer.dim))
-    wanted = grouped_matmul(lhs, others[1], sizes, implementation="reference")
-    ends = jnp.cumsum(sizes, dtype=jnp.int32)
-    for name, run in baselines.torch_grouped_matmul(lhs, others[1], [ends]).items():
-        assert error(run(), wanted) <= CLOSE, name
+    assert error(jax.jit(known)(lhs, some[3]), wanted) <= CLOSE
+    assert error(jax.jit(jax.lax.ragged_dot)(lhs, some[3], jnp.asarray(sizes)), wanted) <= CLOSE
 
 
 def test_calls_in_one_program_are_all_made() -> None:
