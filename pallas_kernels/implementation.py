@@ -1,5 +1,6 @@
 """Which implementation of an op runs, and why another one does not."""
 
+import warnings
 from collections.abc import Mapping
 
 import jax
@@ -21,28 +22,32 @@ def pick(op: str, wanted: str | None, refusals: Mapping[str, str | None]) -> str
     """Chooses an implementation.
 
     Args:
-      op: The op's name, for the error.
-      wanted: An implementation's name, or None for the first that nothing speaks against.
-      refusals: Why an implementation cannot run here, or None where it can; best first.
+      op: The op's name, for messages.
+      wanted: An implementation's name, or None for the platform's kernel, or "xla" where there is
+        none or it cannot run; of the latter a warning tells.
+      refusals: Why an implementation cannot run here, or None where it can; with "xla", which
+        always can.
 
     Returns:
       The implementation's name.
 
     Raises:
-      ValueError: `wanted` is unknown or cannot run, or none can; the message says why.
+      ValueError: `wanted` is unknown or cannot run; the message says why.
     """
     if wanted is None:
-        for name, reason in refusals.items():
-            if reason is None:
-                return name
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
-        raise ValueError(f"{op} has no implementation for these arguments: {reasons}")
+        here = platform()
+        if here not in refusals:
+            return "xla"
+        if refusals[here] is None:
+            return here
+        warnings.warn(f"{op} takes 'xla', which is slow on {here}: {refusals[here]}", stacklevel=3)
+        return "xla"
     if wanted not in refusals:
         raise ValueError(f"{op}: implementation={wanted!r}, wanted one of {', '.join(refusals)}")
     if refusals[wanted] is not None:
         possible = ", ".join(name for name, reason in refusals.items() if reason is None)
         raise ValueError(
             f"{op}: implementation={wanted!r} cannot run here: {refusals[wanted]}; "
-            f"possible: {possible or 'none'}"
+            f"possible: {possible}"
         )
     return wanted

@@ -126,7 +126,7 @@ def test_sizes_that_do_not_fit_are_cut_at_run_time(implementation: str, sizes: A
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
-@pytest.mark.parametrize("implementation", ("tpu", "gpu", "xla"))
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_rows_bits_do_not_depend_on_other_rows(implementation: str, dtype: DTypeLike) -> None:
     groups, k, n = 2, 192, 48
     _, rhs, _ = operands(1, k, n, groups, dtype)

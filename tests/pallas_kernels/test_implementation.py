@@ -1,0 +1,33 @@
+"""Which implementation runs, and what is said of the others."""
+
+import warnings
+
+import pytest
+
+from pallas_kernels import implementation
+
+REFUSALS = {"tpu": "too wide", "gpu": None, "xla": None, "reference": None}
+
+
+@pytest.mark.parametrize(("here", "taken"), [("cpu", "xla"), ("gpu", "gpu")])
+def test_the_platform_s_own_comes_first(
+    here: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(implementation, "platform", lambda: here)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert implementation.pick("op", None, REFUSALS) == taken
+
+
+def test_a_kernel_that_cannot_run_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementation, "platform", lambda: "tpu")
+    with pytest.warns(UserWarning, match="op takes 'xla', which is slow on tpu: too wide"):
+        assert implementation.pick("op", None, REFUSALS) == "xla"
+
+
+def test_what_is_asked_for_runs_or_is_refused() -> None:
+    assert implementation.pick("op", "reference", REFUSALS) == "reference"
+    with pytest.raises(ValueError, match="too wide; possible: gpu, xla, reference"):
+        implementation.pick("op", "tpu", REFUSALS)
+    with pytest.raises(ValueError, match="implementation='cuda', wanted one of tpu, gpu"):
+        implementation.pick("op", "cuda", REFUSALS)
