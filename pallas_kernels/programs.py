@@ -26,6 +26,7 @@ Tile = tuple[int, int, int]  # rows, contracted, columns
 Product = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 DEVICE_EXPERTS = {"demo": 8, "base": 32, "small": 8}  # on one device, in training
+_ROWS = 1024  # of training, in whole tiles of this many
 PASSES = ("forward", "to_lhs", "to_rhs")
 
 
@@ -369,7 +370,7 @@ class Program:
         tile = self.tiles[0] if self.tiles else None
         sizes = self.sizes(self.tokens)
         rows = int(sizes.sum())
-        rows += -rows % (tile[0] if tile else 1)
+        rows += -rows % _ROWS  # XLA has its fast kernel for whole tiles only
         arguments = [self.implementation, self.direction, rows, k, n, len(sizes), tile]
         return _builder(build_product), arguments
 
