@@ -11,7 +11,7 @@ from pallas_kernels.gather_gemv.reference import Scales
 
 # How XLA fuses and sums depends on shapes: give it the same one for any number of tokens.
 _TILE = 4
-_RUN = 32  # numbers summed one after the other
+_RUN = 256  # numbers summed one after the other: rounding errors grow with it
 
 
 def gather_gemv_xla(
@@ -38,20 +38,6 @@ def gather_gemv_xla(
     return jax.lax.map(run, tiles).reshape(-1, d)[:t]
 
 
-def _sum_rows(terms: jax.Array) -> jax.Array:
-    """Sums [s, i, o] over i in an order that depends on i alone, as [s, o].
-
-    XLA cuts sums of more than 32 numbers in two as it sees fit; shorter ones it leaves alone.
-    """
-    while (size := terms.shape[1]) > 1:
-        run = next(n for n in range(min(size, _RUN), 0, -1) if size % n == 0)
-        if run == 1:  # a prime
-            terms = jnp.pad(terms, ((0, 0), (0, -size % _RUN), (0, 0)))
-            run = _RUN
-        terms = jnp.sum(terms.reshape(len(terms), -1, run, terms.shape[2]), axis=2)
-    return terms[:, 0]
-
-
 def _choices(
     x: jax.Array,
     experts: jax.Array,
@@ -65,9 +51,12 @@ def _choices(
     ids = jnp.clip(experts, 0, len(gate) - 1).reshape(-1)
 
     def product(rows: jax.Array, matrix: jax.Array, scale: jax.Array | None) -> jax.Array:
-        # Not a dot: XLA would copy the gathered weights for it.
-        terms = rows.astype(jnp.float32)[:, :, None] * matrix[ids].astype(jnp.float32)
-        out = _sum_rows(terms)
+        _, i, o = matrix.shape
+        run = next(n for n in range(min(i, _RUN), 0, -1) if i % n == 0)
+        rows = rows.astype(jnp.float32).reshape(t * k, -1, run)
+        chosen = matrix[ids].astype(jnp.float32).reshape(t * k, -1, run, o)
+        out = jnp.einsum("sbi,sbio->sbo", rows, chosen, precision=jax.lax.Precision.HIGHEST)
+        out = jnp.sum(out, axis=1)
         return out if scale is None else out * scale[ids]
 
     gate_scale, up_scale, down_scale = scales or (None, None, None)
