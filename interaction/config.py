@@ -3,6 +3,12 @@
 import dataclasses
 
 
+DTYPES = ("float32", "bfloat16")
+# Of a layer's activations the backward pass computes again: none, what is no product of a weight
+# (norms, attention's inside, dispatch), or all of them.
+REMAT = ("nothing", "all but products", "everything")
+
+
 def _require(ok: bool, field: str, got: object, wanted: str, fix: str) -> None:
     if not ok:
         raise ValueError(f"{field}: got {got!r}, wanted {wanted}; {fix}")
@@ -24,7 +30,6 @@ class AudioConfig:
     mels: int = 80  # channels
     fmin: float = 80.0  # Hz
     fmax: float = 7_600.0  # Hz
-    floor: float = 1e-10  # smallest mel magnitude before log10
     bins: int = 16  # dMel levels a channel
     bin_low: float = -7.0  # log10 magnitude of level 0
     bin_step: float = 0.6  # log10 magnitude between levels
@@ -62,9 +67,7 @@ class AudioConfig:
             "lower fmax or raise sample_rate",
         )
         _require(self.bins >= 2, "audio.bins", self.bins, ">= 2", "dMel needs levels")
-        for name in ("bin_step", "floor"):
-            value = getattr(self, name)
-            _require(value > 0, f"audio.{name}", value, "> 0", "raise it")
+        _require(self.bin_step > 0, "audio.bin_step", self.bin_step, "> 0", "raise it")
 
     @property
     def user_frames(self) -> int:
@@ -94,8 +97,8 @@ class TransformerConfig:
     long_window: int = 384  # keys a long layer sees
     long_every: int = 3  # the last of every n layers is a long one
     rope_base: float = 10_000.0
-    norm_eps: float = 1e-6
-    remat: bool = False  # recompute a layer's activations in the backward pass
+    dtype: str = "float32"  # of activations and of the weights that multiply them, or "bfloat16"
+    remat: str = "nothing"  # what the backward pass computes again, see REMAT
 
     def __post_init__(self) -> None:
         """Checks head, expert and layer counts."""
@@ -137,6 +140,9 @@ class TransformerConfig:
             f"at least 2 and a divisor of layers={self.layers}",
             "layers come in equal groups that end with a long one",
         )
+        for name, wanted in (("dtype", DTYPES), ("remat", REMAT)):
+            value = getattr(self, name)
+            _require(value in wanted, f"transformer.{name}", value, f"one of {wanted}", "choose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +187,6 @@ class VocoderConfig:
     dim: int = 192
     layers: int = 6
     kernel: int = 7  # frames seen by a causal depthwise convolution
-    expansion: int = 2  # hidden width of a block over dim
     delay_frames: int = 2  # output lags the mel by this many frames
     order: int = 80  # cepstral coefficients of a filter
     n_fft: int = 512  # samples in which a filter rings, >= twice the hop
@@ -191,7 +196,7 @@ class VocoderConfig:
 
     def __post_init__(self) -> None:
         """Checks counts and ranges."""
-        for name in ("dim", "layers", "kernel", "expansion", "order", "pitch_bins"):
+        for name in ("dim", "layers", "kernel", "order", "pitch_bins"):
             _require(
                 getattr(self, name) >= 1, f"vocoder.{name}", getattr(self, name), ">= 1", "raise it"
             )

@@ -16,6 +16,7 @@ from torch import Tensor
 from interaction.config import AudioConfig, ModelConfig, TransformerConfig
 
 Params = dict  # nested dict of tensors
+FLOOR, NORM_EPS = 1e-10, 1e-6  # of a mel magnitude; added to a mean square
 
 
 def to_torch(tree: Any) -> Any:  # noqa: ANN401
@@ -25,9 +26,9 @@ def to_torch(tree: Any) -> Any:  # noqa: ANN401
     return torch.tensor(np.asarray(tree, np.float32))
 
 
-def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     """Root-mean-square normalisation of the last axis."""
-    return F.rms_norm(x, (x.shape[-1],), scale, eps)
+    return F.rms_norm(x, (x.shape[-1],), scale, NORM_EPS)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def log_mel(pcm: Tensor, filters: Tensor, window: Tensor, hop: int, cfg: AudioCo
     """Log10 mel magnitude: [b, window - hop + frames * hop] -> [b, frames, m]."""
     frames = pcm.unfold(1, cfg.window, hop) * window
     magnitude = torch.fft.rfft(frames, n=cfg.n_fft).abs()
-    return (magnitude @ filters).clamp_min(cfg.floor).log10()
+    return (magnitude @ filters).clamp_min(FLOOR).log10()
 
 
 def dmel_bins(mel: Tensor, cfg: AudioConfig) -> Tensor:
@@ -59,7 +60,7 @@ def audio_in(p: Params, user: Tensor, own: Tensor, hear_own: Tensor, cfg: ModelC
     frames = bag(p["user_table"], user)
     frames = frames + bag(p["own_table"], own) * hear_own[:, :, None, None]
     patch = frames.reshape(*frames.shape[:2], cfg.audio_positions, -1)
-    hidden = gelu(rms_norm(patch, p["norm"], cfg.transformer.norm_eps) @ p["hidden"])
+    hidden = gelu(rms_norm(patch, p["norm"]) @ p["hidden"])
     return hidden @ p["out"] + p["position"]
 
 
@@ -82,8 +83,8 @@ def qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [b, t, h, k], keys and values [b, t, g, k] of normalised x [b, t, d]."""
     split = (*x.shape[:2], -1, cfg.head_dim)
-    q = rms_norm((x @ p["query"]).view(split), p["query_norm"], cfg.norm_eps)
-    k = rms_norm((x @ p["key"]).view(split), p["key_norm"], cfg.norm_eps)
+    q = rms_norm((x @ p["query"]).view(split), p["query_norm"])
+    k = rms_norm((x @ p["key"]).view(split), p["key_norm"])
     return rotate(q, turn), rotate(k, turn), (x @ p["value"]).view(split)
 
 
@@ -178,9 +179,9 @@ def speech_condition(
     x = said @ p["tokens_in"] + prefix.flatten(1) @ p["prefix_in"] + hidden @ p["hidden_in"]
     x = F.silu(x + p["bias_in"])
     for layer in range(sum(name.startswith("norm_") for name in p)):
-        normed = rms_norm(x, p[f"norm_{layer}"], 1e-6)
+        normed = rms_norm(x, p[f"norm_{layer}"])
         x = x + F.silu(normed @ p[f"up_{layer}"]) @ p[f"down_{layer}"]
-    x = rms_norm(x, p["norm"], 1e-6)
+    x = rms_norm(x, p["norm"])
     return tuple((x @ p[name]).unflatten(1, (frames, -1)) for name in ("features", "guess"))
 
 
@@ -193,9 +194,9 @@ def flow_estimate(
     for layer in range(cfg.speech.layers):
         adapt = clock @ p[f"adapt_{layer}"].flatten(1)
         shift, scale, gate, shift2, scale2, gate2 = adapt[:, None].chunk(6, dim=-1)
-        normed = rms_norm(x, p[f"mix_norm_{layer}"], 1e-6) * (1 + scale) + shift
+        normed = rms_norm(x, p[f"mix_norm_{layer}"]) * (1 + scale) + shift
         mixed = p[f"mix_out_{layer}"].T @ gelu(p[f"mix_in_{layer}"].T @ normed)
         x = x + (1 + gate) * mixed
-        normed = rms_norm(x, p[f"norm_{layer}"], 1e-6) * (1 + scale2) + shift2
+        normed = rms_norm(x, p[f"norm_{layer}"]) * (1 + scale2) + shift2
         x = x + (1 + gate2) * (gelu(normed @ p[f"up_{layer}"]) @ p[f"down_{layer}"])
-    return guess + rms_norm(x, p["norm"], 1e-6) @ p["out"]
+    return guess + rms_norm(x, p["norm"]) @ p["out"]

@@ -86,7 +86,7 @@ def read_out(
     p: Params, config: ModelConfig, x: Tensor, turns: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Text logits, heard logits and speech condition of the last layer's [b, t, d]."""
-    x = layers.rms_norm(x, p["norm"], config.transformer.norm_eps)
+    x = layers.rms_norm(x, p["norm"])
     x = x.view(x.shape[0], turns, -1, x.shape[-1])
     audio, text = x[:, :, :-1], x[:, :, -1]
     return text @ p["text"], audio @ p["heard"], text
@@ -111,10 +111,10 @@ def forward(p: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
     router_logits = []
     for number, layer in enumerate(p["layers"]):
         seen = (age >= 0) & (age < window_of(number, config))
-        normed = layers.rms_norm(x, layer["attention_norm"], cfg.norm_eps)
+        normed = layers.rms_norm(x, layer["attention_norm"])
         mixed = layers.attention(*layers.qkv(layer, normed, turn, cfg), seen, layer["sink"])
         x = x + mixed @ layer["attention_out"]
-        normed = layers.rms_norm(x, layer["ffn_norm"], cfg.norm_eps).flatten(0, 1)
+        normed = layers.rms_norm(x, layer["ffn_norm"]).flatten(0, 1)
         fed, logits = layers.experts(layer, normed, layer["bias"], cfg)
         x = x + fed.view(x.shape)
         router_logits.append(logits)
@@ -165,10 +165,10 @@ def step(
     x = embed(p, config, inputs)
     angle = layers.rope(clock(turn, 1, config), cfg)
     for layer, cache in zip(p["layers"], caches, strict=True):
-        normed = layers.rms_norm(x, layer["attention_norm"], cfg.norm_eps)
+        normed = layers.rms_norm(x, layer["attention_norm"])
         q, k, v = layers.qkv(layer, normed, angle, cfg)
         mixed = layers.attention_step(q, *cache.extend(k, v), layer["sink"])
         x = x + mixed @ layer["attention_out"]
-        normed = layers.rms_norm(x, layer["ffn_norm"], cfg.norm_eps).flatten(0, 1)
+        normed = layers.rms_norm(x, layer["ffn_norm"]).flatten(0, 1)
         x = x + layers.experts(layer, normed, layer["bias"], cfg)[0].view(x.shape)
     return read_out(p["read_out"], config, x, 1)

@@ -47,5 +47,5 @@ class AudioIn(nn.Module):
         offset = self.param(
             "position", nn.initializers.normal(0.02), (cfg.audio_positions, cfg.transformer.dim)
         )
-        hidden = jax.nn.gelu(dense(rms_norm(patch, scale, cfg.transformer.norm_eps), first))
+        hidden = jax.nn.gelu(dense(rms_norm(patch, scale), first))
         return dense(hidden, second) + offset

@@ -50,10 +50,10 @@ class Block(nn.Module):
           [b, t, d], what `attend` carried out, and the layer's report.
         """
         cfg = self.config
-        normed = rms_norm(x, self._scale("attention_norm", cfg.dim), cfg.norm_eps)
+        normed = rms_norm(x, self._scale("attention_norm", cfg.dim))
         mixed, carry = self._attention(normed, turn, attend)
         x = x + mixed
-        normed = rms_norm(x, self._scale("ffn_norm", cfg.dim), cfg.norm_eps)
+        normed = rms_norm(x, self._scale("ffn_norm", cfg.dim))
         fed, aux = self._experts(normed, valid, bias)
         return x + fed, carry, aux
 
@@ -75,8 +75,8 @@ class Block(nn.Module):
         q = dense(x, self._weight("query", (cfg.dim, cfg.heads * cfg.head_dim))).reshape(split)
         k = dense(x, self._weight("key", (cfg.dim, cfg.kv_heads * cfg.head_dim))).reshape(split)
         v = dense(x, self._weight("value", (cfg.dim, cfg.kv_heads * cfg.head_dim))).reshape(split)
-        q = rms_norm(q, self._scale("query_norm", cfg.head_dim), cfg.norm_eps)
-        k = rms_norm(k, self._scale("key_norm", cfg.head_dim), cfg.norm_eps)
+        q = rms_norm(q, self._scale("query_norm", cfg.head_dim))
+        k = rms_norm(k, self._scale("key_norm", cfg.head_dim))
         sink = self.param("sink", nn.initializers.zeros, (cfg.heads,))
         mixed, carry = attend(rope.rotate(q, turn), rope.rotate(k, turn), v, sink)
         out = self._weight("attention_out", (cfg.heads * cfg.head_dim, cfg.dim), residual=True)

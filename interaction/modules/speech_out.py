@@ -56,10 +56,10 @@ class SpeechCondition(nn.Module):
         x = x + dense(hidden, self.param("hidden_in", _ZERO, (hidden.shape[1], width)))
         x = jax.nn.silu(x + self.param("bias_in", _ZERO, (width,)))
         for layer in range(cfg.condition_layers):
-            normed = rms_norm(x, self.param(f"norm_{layer}", _ONE, (width,)), 1e-6)
+            normed = rms_norm(x, self.param(f"norm_{layer}", _ONE, (width,)))
             up = jax.nn.silu(dense(normed, self.param(f"up_{layer}", _DENSE, (width, width))))
             x = x + dense(up, self.param(f"down_{layer}", _DENSE, (width, width)))
-        x = rms_norm(x, self.param("norm", _ONE, (width,)), 1e-6)
+        x = rms_norm(x, self.param("norm", _ONE, (width,)))
         frames = audio.speech_frames
         features = dense(x, self.param("features", _DENSE, (width, frames * cfg.feature_dim)))
         guess = dense(x, self.param("guess", _ZERO, (width, frames * audio.mels)))
@@ -96,7 +96,7 @@ class FlowNet(nn.Module):
         clock = jax.nn.silu(dense(time_features(time, 64), self.param("time_in", _DENSE, (64, 64))))
         for layer in range(cfg.layers):
             x = self._layer(x, clock, layer)
-        x = rms_norm(x, self.param("norm", _ONE, (cfg.dim,)), 1e-6)
+        x = rms_norm(x, self.param("norm", _ONE, (cfg.dim,)))
         return guess + dense(x, self.param("out", _ZERO, (cfg.dim, point.shape[-1])))
 
     def _layer(self, x: Array, clock: Array, layer: int) -> Array:
@@ -107,11 +107,11 @@ class FlowNet(nn.Module):
         )
         mix_in = self.param(f"mix_in_{layer}", _DENSE, (frames, 2 * frames))
         mix_out = self.param(f"mix_out_{layer}", _DENSE, (2 * frames, frames))
-        normed = rms_norm(x, self.param(f"mix_norm_{layer}", _ONE, (dim,)), 1e-6)
+        normed = rms_norm(x, self.param(f"mix_norm_{layer}", _ONE, (dim,)))
         normed = normed * (1 + scale) + shift
         mixed = dense(jax.nn.gelu(dense(normed.swapaxes(1, 2), mix_in)), mix_out)
         x = x + (1 + gate) * mixed.swapaxes(1, 2)
-        normed = rms_norm(x, self.param(f"norm_{layer}", _ONE, (dim,)), 1e-6)
+        normed = rms_norm(x, self.param(f"norm_{layer}", _ONE, (dim,)))
         normed = normed * (1 + scale2) + shift2
         up = self.param(f"up_{layer}", _DENSE, (dim, 3 * dim))
         down = self.param(f"down_{layer}", _DENSE, (3 * dim, dim))

@@ -63,8 +63,8 @@ class ReadOut(nn.Module):
         dim = cfg.transformer.dim
         init = nn.initializers.normal(dim**-0.5)
         scale = self.param("norm", nn.initializers.ones, (dim,))
-        text = rms_norm(text, scale, cfg.transformer.norm_eps)
-        audio = rms_norm(audio, scale, cfg.transformer.norm_eps)
+        text = rms_norm(text, scale)
+        audio = rms_norm(audio, scale)
         text_logits = dense(text, self.param("text", init, (dim, cfg.vocab)))
         heard_logits = dense(audio, self.param("heard", init, (dim, cfg.vocab)))
         return text_logits.astype(jnp.float32), heard_logits.astype(jnp.float32), text

@@ -61,6 +61,6 @@ class VideoIn(nn.Module):
             x = dense(x, kernel)
             if level < len(STRIDES) - 1:
                 scale = self.param(f"norm_{level}", nn.initializers.ones, (width,))
-                x = jax.nn.gelu(rms_norm(x, scale, self.config.transformer.norm_eps))
+                x = jax.nn.gelu(rms_norm(x, scale))
         position = self.param("position", nn.initializers.normal(0.02), (self.config.patches, dim))
         return x.reshape(x.shape[0], x.shape[1], dim) + position

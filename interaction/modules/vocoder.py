@@ -16,6 +16,7 @@ from interaction.ops.mel import mel_filterbank
 from interaction.types import Array, Params
 
 _LAYERED = ("conv", "norm", "up", "up_bias", "down")  # parameters with a leading layer axis
+_EXPANSION = 2  # hidden width of a block over dim
 _INPUT_FRAMES = 3  # mel frames that the input layer sees
 _MEL_FLOOR, _MEL_MEAN, _MEL_STD = -5.0, -2.0, 1.2  # log10 magnitude
 _RANGE = 0.2  # scale of the network's cepstra, which sum up in the exponent of a gain
@@ -177,7 +178,7 @@ class Vocoder(nn.Module):
         return vocoder_full(self._params(), mel, self.cfg, self.audio)
 
     def _params(self) -> Params:
-        cfg, width = self.cfg, self.cfg.dim * self.cfg.expansion
+        cfg, width = self.cfg, _EXPANSION * self.cfg.dim
         zeros, ones, normal = nn.initializers.zeros, nn.initializers.ones, nn.initializers.normal
 
         seen = _INPUT_FRAMES * self.audio.mels

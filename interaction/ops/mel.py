@@ -16,6 +16,7 @@ from interaction.config import AudioConfig
 from interaction.ops.dense import dense
 from interaction.types import Array
 
+FLOOR = 1e-10  # smallest mel magnitude before log10
 _TILE = 16  # frames of one session whose spectra are taken at a time
 _LEAST_POWER = 1e-30  # or the gradient of silence is not a number
 _LINEAR_HZ = 200.0 / 3.0  # Hz a mel below the break (Slaney, Auditory Toolbox, 1998)
@@ -102,7 +103,7 @@ def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
       cfg: Front end.
 
     Returns:
-      float32[b, frames, mels], log10 of the mel-weighted magnitude, at least log10(floor).
+      float32[b, frames, mels], log10 of the mel-weighted magnitude, at least log10(FLOOR).
 
     Raises:
       ValueError: `pcm` does not hold its context and at least one whole hop.
@@ -121,7 +122,7 @@ def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
         spectrum = jnp.fft.rfft(frame(piece, cfg.n_fft, hop)[0] * window)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         magnitude = jnp.sqrt(jnp.maximum(power, _LEAST_POWER))
-        return jnp.log10(jnp.maximum(dense(magnitude, jnp.asarray(bank)), cfg.floor))
+        return jnp.log10(jnp.maximum(dense(magnitude, jnp.asarray(bank)), FLOOR))
 
     row, first = np.divmod(np.arange(b * tiles), tiles)
     mel = jax.lax.map(tile, (row, first * _TILE * hop))

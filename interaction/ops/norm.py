@@ -5,18 +5,19 @@ import jax.numpy as jnp
 
 from interaction.types import Array
 
+NORM_EPS = 1e-6
 
-def rms_norm(x: Array, scale: Array, eps: float) -> Array:
+
+def rms_norm(x: Array, scale: Array) -> Array:
     """Normalises the last axis in float32.
 
     Args:
       x: [..., d].
       scale: [d].
-      eps: Added to the mean square.
 
     Returns:
       [..., d] in x's dtype.
     """
     wide = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + NORM_EPS)
     return (wide * inverse * scale).astype(x.dtype)

@@ -22,7 +22,10 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     workdir: str = ""  # "" means runs/<name>
     seed: int = 0  # of initialisation, order of the data, and noise
-    batch: int = 16  # sessions a step
+    batch: int = 16  # sessions a step, on all devices together
+    accumulate: int = 1  # parts of a batch that a device takes one after another
+    # Devices on each axis of `sharding.AXES`, 1 where not named; {} trains on one device.
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
     steps: int = 10_000
     minutes: float = 0.0  # wall-clock limit of one call, 0 means none
     learning_rate: float = 1e-3  # at its peak
@@ -43,7 +46,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        for field in ("batch", "steps", "log_every", "keep"):
+        for field in ("batch", "accumulate", "steps", "log_every", "keep"):
             _check(getattr(self, field) >= 1, field, getattr(self, field), ">= 1")
         for field in ("warmup", "sample_every", "minutes", "save_every_s", "weight_decay"):
             _check(getattr(self, field) >= 0, field, getattr(self, field), ">= 0")
