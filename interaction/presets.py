@@ -1,4 +1,11 @@
-"""Named model sizes."""
+"""Named model sizes, and the background models beside them.
+
+Windows are as long as a ring of so many slots allows (`ring_capacity` would double it one key
+later). Audio alone takes 15 positions a second: a ring of 2,048 holds 2.2 minutes of talk, one of
+32,768 holds 36 minutes, one of 131,072 holds 2.4 hours.
+"""
+
+import dataclasses
 
 from interaction.config import (
     ModelConfig,
@@ -39,4 +46,169 @@ def demo() -> ModelConfig:
     return ModelConfig()
 
 
-PRESETS = {"tiny": tiny, "demo": demo}
+def base() -> ModelConfig:
+    """1.0B parameters, 0.27B active: fits one accelerator, training included."""
+    return _windows(
+        ModelConfig(
+            transformer=TransformerConfig(
+                dim=1_024,
+                layers=16,
+                heads=8,
+                kv_heads=4,
+                head_dim=128,
+                experts=32,
+                experts_per_token=4,
+                expert_ffn=512,
+                shared_ffn=512,
+                long_every=4,
+                rope_base=1e6,
+                dtype="bfloat16",
+                remat="all but products",
+            ),
+            speech=SpeechConfig(
+                dim=256,
+                layers=4,
+                condition_dim=1_024,
+                feature_dim=128,
+                token_dim=128,
+                token_window=16,
+            ),
+            vocoder=VocoderConfig(dim=256, layers=8),
+            vocab=32_768,
+            text_slots=8,
+            patches=16,
+            frame_dim=128,
+        ),
+        sliding=2_048,
+        long=32_768,
+    )
+
+
+def small() -> ModelConfig:
+    """276B parameters, 12B active.
+
+    Few wide layers, because what a layer costs beside its weights is paid once a layer; every
+    size is a multiple of 256. There are two read-outs (text, and what the user is heard to say),
+    both active: with them a vocabulary of 65,536 keeps to 12B.
+    """
+    return _large(
+        TransformerConfig(dim=4_096, layers=42, heads=32, expert_ffn=2_048, shared_ffn=2_048),
+        patches=36,
+    )
+
+
+def medium() -> ModelConfig:
+    """661B parameters, 29B active.
+
+    Ours: of the announced larger siblings nothing is known. From `small` on each size has 2.3
+    times the active parameters of the one before, as sparse (8 of 256 experts, of half the width
+    of a token or less, and one shared), wider rather than deeper, and with the same KV heads, so
+    that a session's state grows with depth alone. The weights take two fifths of the HBM of a
+    slice of twice as many chips: tpu7x-16 for `small`, tpu7x-32 here, tpu7x-64 for `large`.
+    """
+    return _large(
+        TransformerConfig(dim=6_144, layers=54, heads=48, expert_ffn=2_560, shared_ffn=2_560),
+        patches=64,
+    )
+
+
+def large() -> ModelConfig:
+    """1.3T parameters, 56B active: the next step of the row that `medium` describes."""
+    return _large(
+        TransformerConfig(dim=8_192, layers=66, heads=64, expert_ffn=3_072, shared_ffn=3_072),
+        patches=64,
+    )
+
+
+def background_demo() -> ModelConfig:
+    """Reasons beside `demo`: wider, deeper, and remembers 2.2 minutes instead of 25 seconds."""
+    transformer = TransformerConfig(
+        dim=256, layers=8, heads=4, kv_heads=2, expert_ffn=128, shared_ffn=256, long_every=4
+    )
+    return _windows(_beside(demo(), transformer), sliding=512, long=2_048)
+
+
+def background_base() -> ModelConfig:
+    """4.2B parameters, reasons beside `base`: twice as wide, half as deep again."""
+    transformer = dataclasses.replace(
+        base().transformer, dim=2_048, layers=24, heads=16, expert_ffn=768, shared_ffn=768
+    )
+    return _windows(_beside(base(), transformer), sliding=4_096, long=131_072)
+
+
+def background_small() -> ModelConfig:
+    """661B parameters, reasons beside `small`: the transformer of `medium`."""
+    return _windows(_beside(small(), medium().transformer), sliding=4_096, long=131_072)
+
+
+def _large(transformer: TransformerConfig, patches: int) -> ModelConfig:
+    """What the sizes for many accelerators share."""
+    transformer = dataclasses.replace(
+        transformer,
+        kv_heads=8,
+        head_dim=128,
+        experts=256,
+        experts_per_token=8,
+        long_every=6,
+        rope_base=1e6,
+        dtype="bfloat16",
+        remat="everything",
+    )
+    config = ModelConfig(
+        transformer=transformer,
+        speech=SpeechConfig(
+            dim=1_024,
+            layers=6,
+            condition_dim=2_048,
+            feature_dim=256,
+            token_dim=256,
+            token_window=16,
+        ),
+        vocoder=VocoderConfig(dim=512, layers=8),
+        vocab=65_536,
+        text_slots=8,
+        patches=patches,
+        frame_dim=256,
+    )
+    return _windows(config, sliding=2_048, long=32_768)
+
+
+def _beside(live: ModelConfig, transformer: TransformerConfig) -> ModelConfig:
+    """A model that reads the record of `live` (its positions and its vocabulary), and is mute.
+
+    Its speech parts are small: nothing runs them.
+    """
+    silent = SpeechConfig(
+        dim=16,
+        layers=1,
+        condition_dim=256,
+        condition_layers=1,
+        feature_dim=16,
+        token_dim=16,
+        token_window=16,
+    )
+    return dataclasses.replace(
+        live, transformer=transformer, speech=silent, vocoder=VocoderConfig(dim=16, layers=1)
+    )
+
+
+def _windows(config: ModelConfig, sliding: int, long: int) -> ModelConfig:
+    """The longest windows for rings of so many slots, powers of two."""
+    spare = config.turn_span - 1  # slots that a micro-turn may overwrite while it is read
+    transformer = dataclasses.replace(
+        config.transformer, window=sliding - spare, long_window=long - spare
+    )
+    return dataclasses.replace(config, transformer=transformer)
+
+
+PRESETS = {
+    "tiny": tiny,
+    "demo": demo,
+    "base": base,
+    "small": small,
+    "medium": medium,
+    "large": large,
+    "background_demo": background_demo,
+    "background_base": background_base,
+    "background_small": background_small,
+}

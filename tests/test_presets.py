@@ -1,0 +1,96 @@
+"""Sizes of the presets: parameters, windows, and the shapes that the kernels are tuned for."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import pytest
+
+from interaction.live import init_model_params
+from interaction.ops.ring import ring_capacity
+from interaction.presets import PRESETS
+from pallas_kernels import shapes
+
+TOTAL = {
+    "tiny": 328_976,
+    "demo": 12_288_594,
+    "base": 1_010_315_616,
+    "small": 274_449_340_960,
+    "medium": 661_186_826_496,
+    "large": 1_292_720_654_688,
+    "background_demo": 12_133_232,
+    "background_base": 4_213_080_400,
+    "background_small": 661_064_339_696,
+}
+LIVE = {"background_demo": "demo", "background_base": "base", "background_small": "small"}
+
+
+@functools.cache
+def parts(preset: str) -> dict[str, int]:
+    """Parameters of each part of the tree, from shapes."""
+    init = functools.partial(init_model_params, PRESETS[preset]())
+    tree = jax.eval_shape(init, jax.random.key(0))
+    tree = {**tree.pop("trunk"), **tree}
+    return {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+        for name, part in tree.items()
+    }
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_total(preset: str) -> None:
+    assert sum(parts(preset).values()) == TOTAL[preset]
+
+
+def test_sizes_are_as_named() -> None:
+    assert TOTAL["base"] == pytest.approx(1e9, rel=0.02)
+    assert TOTAL["small"] == pytest.approx(276e9, rel=0.01)
+    assert TOTAL["medium"] == pytest.approx(661e9, rel=0.01)
+    assert TOTAL["large"] == pytest.approx(1_293e9, rel=0.01)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_one_more_key_would_double_a_ring(preset: str) -> None:
+    config = PRESETS[preset]()
+    for window in (config.transformer.window, config.transformer.long_window):
+        capacity = ring_capacity(window, config.turn_span)
+        if preset not in ("tiny", "demo"):
+            assert ring_capacity(window + 1, config.turn_span) == 2 * capacity
+        assert window <= capacity < 2 * window + config.turn_span
+
+
+@pytest.mark.parametrize("preset", ["base", "small", "medium", "large"])
+def test_minutes_that_are_remembered(preset: str) -> None:
+    config = PRESETS[preset]()
+    turns_a_minute = 60 * config.audio.sample_rate / config.audio.turn_samples
+    positions = turns_a_minute * (config.audio_positions + 1)
+    assert config.transformer.window / positions > 2
+    assert config.transformer.long_window / positions > 30
+
+
+@pytest.mark.parametrize("preset", sorted(shapes.PRESETS))
+def test_kernels_know_the_shapes(preset: str) -> None:
+    cfg, layer = PRESETS[preset]().transformer, shapes.PRESETS[preset]
+    ours = (cfg.dim, cfg.experts, cfg.experts_per_token, cfg.expert_ffn)
+    assert ours == (layer.dim, layer.experts, layer.experts_per_token, layer.ffn)
+
+
+@pytest.mark.parametrize("preset", ["base", "small", "medium", "large"])
+def test_sizes_are_multiples_of_256(preset: str) -> None:
+    config = PRESETS[preset]()
+    cfg = config.transformer
+    widths = (cfg.dim, cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim)
+    assert not any(size % 256 for size in (*widths, cfg.expert_ffn, cfg.shared_ffn, config.vocab))
+
+
+@pytest.mark.parametrize("preset", sorted(LIVE))
+def test_background_reads_the_record_of_its_live_model(preset: str) -> None:
+    config, live = PRESETS[preset](), PRESETS[LIVE[preset]]()
+    own = ("transformer", "speech", "vocoder")
+    for field in dataclasses.fields(config):
+        if field.name not in own:
+            assert getattr(config, field.name) == getattr(live, field.name)
+    assert config.transformer.long_window > live.transformer.long_window
+    layers = [parts(name)["sliding"] + parts(name)["long"] for name in (preset, LIVE[preset])]
+    assert layers[0] > 2 * layers[1]
