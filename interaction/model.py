@@ -20,9 +20,17 @@ from interaction.modules.speech_out import FlowNet, SpeechCondition
 from interaction.modules.text import ReadOut, TextIn
 from interaction.modules.video_in import VideoIn
 from interaction.ops import rope
-from interaction.ops.attention import attention_batch, window_mask
+from interaction.ops.attention import (
+    LONG as LONG_INPUT,
+    attention_batch,
+    attention_long,
+    window_mask,
+)
 from interaction.ops.layers import run_stack, unstack
+from interaction.parallel import AXES, SEQUENCE, axis_index, axis_size, gather, take_part
+from interaction.sharding import whole
 from interaction.types import Array, Params, Special
+from pallas_kernels.implementation import platform
 
 SLIDING, LONG = "sliding", "long"
 CPU_SESSIONS = 4  # that a CPU takes at once in `forward`: what they hold stays in its cache
@@ -134,11 +142,14 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
       The positions, [b, n * positions of the variant].
     """
     b, n = inputs.last.shape
-    audio = AudioIn(config).apply(
-        {"params": trunk["audio_in"]}, inputs.user, inputs.own, inputs.hear_own
-    )
+    dtype = config.transformer.dtype
+
+    def weights(part: str) -> dict[str, Params]:
+        return {"params": whole(trunk[part], part, dtype)}
+
+    audio = AudioIn(config).apply(weights("audio_in"), inputs.user, inputs.own, inputs.hear_own)
     arrived, heard, own = TextIn(config).apply(
-        {"params": trunk["text_in"]}, inputs.text, inputs.heard, inputs.last
+        weights("text_in"), inputs.text, inputs.heard, inputs.last
     )
     parts, valid, offsets = [], [], []
     text_at, video_at, audio_at = 0, config.text_slots, config.text_slots + config.patches
@@ -148,7 +159,7 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
         offsets.append(text_at + jnp.arange(config.text_slots))
     if inputs.frame is not None:
         flat = inputs.frame.reshape(b * n, *inputs.frame.shape[2:])
-        video = VideoIn(config).apply({"params": trunk["video_in"]}, flat)
+        video = VideoIn(config).apply(weights("video_in"), flat)
         parts.append(video.reshape(b, n, config.patches, -1))
         has_frame = inputs.has_frame
         if has_frame is None:
@@ -163,21 +174,31 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
     time = turn[:, :, None] * jnp.uint32(config.turn_span)
     time = time + jnp.concatenate(offsets).astype(jnp.uint32)
     exists = jnp.concatenate(valid, axis=2)
-    x = jnp.where(exists[..., None], x, 0)  # what is absent may be anything, NaN included
+    # What is absent may be anything, NaN included.
+    x = jnp.where(exists[..., None], x, 0).astype(dtype)
     flat = (b, n * x.shape[2])
     return Positions(x.reshape(*flat, -1), exists.reshape(flat), time.reshape(flat))
 
 
-def read_out(
-    config: ModelConfig, trunk: Params, x: Array, turns: int
-) -> tuple[Array, Array, Array]:
-    """Logits and speech condition from the last layer, see `ReadOut`."""
+def last_positions(config: ModelConfig, x: Array, turns: int) -> Array:
+    """Of all positions [b, t, d] those that are read out: [b, n, audio_positions + 1, d]."""
     b, t, d = x.shape
-    audio = config.audio_positions
-    tail = x.reshape(b, turns, t // turns, d)[:, :, -(audio + 1) :]
-    return ReadOut(config).apply(
-        {"params": trunk["read_out"]}, tail[:, :, :audio], tail[:, :, audio]
-    )
+    return x.reshape(b, turns, t // turns, d)[:, :, -(config.audio_positions + 1) :]
+
+
+def read_out(config: ModelConfig, params: Params, tail: Array) -> tuple[Array, Array, Array]:
+    """Logits and speech condition from the last layer, see `ReadOut`.
+
+    Args:
+      config: The model's.
+      params: Its read-out, `whole`.
+      tail: [b, n, audio_positions + 1, d], from `last_positions`.
+
+    Returns:
+      Text logits float32[b, n, v], heard logits float32[b, n, audio_positions, v], and the
+      normalised hidden state [b, n, d].
+    """
+    return ReadOut(config).apply({"params": params}, tail[:, :, :-1], tail[:, :, -1])
 
 
 # (kind, index among the layers of its kind, carry, q, k, v, sink) -> (mixed, carry)
@@ -214,6 +235,8 @@ def run_layers(
     def layer(
         kind: str, state: tuple[Array, Any], params: Params, bias: Array, index: Array
     ) -> tuple[tuple[Array, Any], BlockAux]:
+        params = whole(params, kind, cfg.dtype)
+
         def sessions(rows: tuple) -> tuple[tuple[Array, Any], BlockAux]:
             x, carry, turn, valid = rows
             mix = partial(attend, kind, index, carry)
@@ -223,8 +246,10 @@ def run_layers(
         rows = (*state, turn, positions.valid)
         return sessions(rows) if not at_once else _map_sessions(sessions, rows, at_once)
 
-    if cfg.remat:
-        layer = jax.checkpoint(layer, static_argnums=0)
+    if cfg.remat != "nothing":
+        products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = products if cfg.remat == "all but products" else None
+        layer = jax.checkpoint(layer, static_argnums=0, policy=policy)
 
     def sliding_layer(state: tuple, xs: tuple) -> tuple[tuple, BlockAux]:
         return layer(SLIDING, state, *xs)
@@ -257,8 +282,13 @@ def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) ->
     return state, jax.tree.map(lambda a: jnp.sum(a, axis=0), aux)
 
 
-def forward(config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs) -> Outputs:
-    """Runs n micro-turns from the start of a session at once, teacher-forced.
+def encode(
+    config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs
+) -> tuple[Array, BlockAux]:
+    """Runs the layers on n micro-turns from the start of a session at once, teacher-forced.
+
+    On a mesh whose axis `sequence` is longer than one, `inputs` are this device's n of all the
+    micro-turns; each layer's keys and values are gathered.
 
     Args:
       config: The model's.
@@ -267,25 +297,37 @@ def forward(config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs)
       inputs: n micro-turns.
 
     Returns:
-      What n calls of the step would compute.
+      The last layer's positions that are read out, [b, n, audio_positions + 1, d], and the
+      layers' reports, of this device's tokens alone.
     """
     cfg = config.transformer
     b, n = inputs.last.shape
-    positions = embed(config, trunk, inputs, jnp.zeros(b, jnp.uint32))
-    order = jnp.cumsum(positions.valid, axis=1, dtype=jnp.uint32) - jnp.uint32(1)
+    start = jnp.asarray(axis_index(SEQUENCE) * n, jnp.uint32)
+    positions = embed(config, trunk, inputs, jnp.full(b, start))
+    valid = gather(positions.valid, SEQUENCE, dim=1)
+    order = jnp.cumsum(valid, axis=1, dtype=jnp.uint32) - jnp.uint32(1)
     window = {SLIDING: cfg.window, LONG: cfg.long_window}
 
     def attend(
         kind: str, index: Array, place: tuple, q: Array, k: Array, v: Array, sink: Array
     ) -> tuple[Array, tuple]:
         order, valid = place
-        mask = window_mask(order, order, valid, window[kind])
+        mine = take_part(order, SEQUENCE, dim=1)
+        k, v = gather(k, SEQUENCE, dim=1), gather(v, SEQUENCE, dim=1)
+        if k.shape[1] > LONG_INPUT:
+            return attention_long(q, k, v, mine, order, valid, window[kind], sink), place
+        mask = window_mask(mine, order, valid, window[kind])
         return attention_batch(q, k, v, mask, sink), place
 
     at_once = 0
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu" and axis_size(*AXES) == 1:
         at_once, trunk = math.gcd(b, CPU_SESSIONS), separate_layers(trunk)
-    place = (order, positions.valid)
-    x, _, aux = run_layers(cfg, trunk, bias, positions, attend, place, at_once)
-    text, heard, hidden = read_out(config, trunk, x, n)
-    return Outputs(text, heard, hidden, aux)
+    x, _, aux = run_layers(cfg, trunk, bias, positions, attend, (order, valid), at_once)
+    return last_positions(config, x, n), aux
+
+
+def forward(config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs) -> Outputs:
+    """`encode` and `read_out`: what n calls of the step would compute, teacher-forced."""
+    tail, aux = encode(config, trunk, bias, inputs)
+    params = whole(trunk["read_out"], "read_out", config.transformer.dtype)
+    return Outputs(*read_out(config, params, tail), aux)

@@ -11,7 +11,6 @@ out. So a number is computed by the same sum on any mesh.
 import math
 
 import jax
-import jax.numpy as jnp
 
 from interaction.types import Array
 

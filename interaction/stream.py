@@ -12,11 +12,22 @@ import jax
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
-from interaction.model import LONG, SLIDING, Outputs, TurnInputs, embed, read_out, run_layers
+from interaction.model import (
+    LONG,
+    SLIDING,
+    Outputs,
+    TurnInputs,
+    embed,
+    last_positions,
+    read_out,
+    run_layers,
+)
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel, ring, sampling
 from interaction.ops.attention import attention_batch, window_mask
+from interaction.parallel import TENSOR, local
+from interaction.sharding import whole
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 PCM_LIMIT = 2.0  # a sample beyond this is no PCM in [-1, 1] with an overshoot
@@ -64,8 +75,8 @@ def init_state(config: ModelConfig, keys: Array) -> StreamState:
 
     def cache(layers: int, window: int) -> Cache:
         capacity = ring.ring_capacity(window, config.turn_span)
-        shape = (b, layers, capacity, cfg.kv_heads, cfg.head_dim)
-        return Cache(jnp.zeros(shape), jnp.zeros(shape))
+        shape = (b, layers, capacity, local(cfg.kv_heads, TENSOR), cfg.head_dim)
+        return Cache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
 
     return StreamState(
         key=keys,
@@ -137,7 +148,8 @@ def listen(
     x, caches, aux = run_layers(
         cfg, params["trunk"], params["router_bias"], positions, attend, state.caches
     )
-    outputs = Outputs(*read_out(config, params["trunk"], x, 1), aux)
+    weights = whole(params["trunk"]["read_out"], "read_out", cfg.dtype)
+    outputs = Outputs(*read_out(config, weights, last_positions(config, x, 1)), aux)
     state = state._replace(
         clock=state.clock + jnp.uint32(1),
         rings=rings,

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from interaction.config import TransformerConfig
 from interaction.ops import experts, rope, router
-from interaction.ops.dense import dense
+from interaction.ops.dense import column_dense, dense
 from interaction.ops.norm import rms_norm
+from interaction.parallel import EXPERTS, TENSOR, gather, local
 from interaction.types import Array
 
 Carry = TypeVar("Carry")
@@ -25,7 +26,7 @@ class BlockAux(NamedTuple):
 
 
 class Block(nn.Module):
-    """A pre-norm decoder layer.
+    """A pre-norm decoder layer; inside of a mesh, one device's heads, columns and experts of it.
 
     The caller supplies `attend(q, k, v, sink) -> (mixed, carry)`: over the whole sequence in
     training, through a ring cache in the step. Everything else is one code path.
@@ -72,15 +73,17 @@ class Block(nn.Module):
         cfg = self.config
         b, t, _ = x.shape
         split = (b, t, -1, cfg.head_dim)
-        q = dense(x, self._weight("query", (cfg.dim, cfg.heads * cfg.head_dim))).reshape(split)
-        k = dense(x, self._weight("key", (cfg.dim, cfg.kv_heads * cfg.head_dim))).reshape(split)
-        v = dense(x, self._weight("value", (cfg.dim, cfg.kv_heads * cfg.head_dim))).reshape(split)
+        heads, kv_heads = local(cfg.heads, TENSOR), local(cfg.kv_heads, TENSOR)
+        q = dense(x, self._weight("query", (cfg.dim, heads * cfg.head_dim))).reshape(split)
+        k = dense(x, self._weight("key", (cfg.dim, kv_heads * cfg.head_dim))).reshape(split)
+        v = dense(x, self._weight("value", (cfg.dim, kv_heads * cfg.head_dim))).reshape(split)
         q = rms_norm(q, self._scale("query_norm", cfg.head_dim))
         k = rms_norm(k, self._scale("key_norm", cfg.head_dim))
-        sink = self.param("sink", nn.initializers.zeros, (cfg.heads,))
+        sink = self.param("sink", nn.initializers.zeros, (heads,))
         mixed, carry = attend(rope.rotate(q, turn), rope.rotate(k, turn), v, sink)
-        out = self._weight("attention_out", (cfg.heads * cfg.head_dim, cfg.dim), residual=True)
-        return dense(mixed.reshape(b, t, -1), out), carry
+        shape = (cfg.heads * cfg.head_dim, local(cfg.dim, TENSOR))
+        out = self._weight("attention_out", shape, residual=True)
+        return column_dense(gather(mixed.reshape(b, t, -1), TENSOR), out), carry
 
     @jax.named_scope("experts")
     def _experts(self, x: Array, valid: Array, bias: Array) -> tuple[Array, BlockAux]:
@@ -89,15 +92,16 @@ class Block(nn.Module):
         router_weight = self._weight("router", (cfg.dim, cfg.experts))
         logits = dense(x.astype(jnp.float32), router_weight).reshape(len(flat), -1)
         chosen, weights = router.route(logits, bias, cfg.experts_per_token)
-        gate = self._weight("gate", (cfg.experts, cfg.dim, cfg.expert_ffn))
-        up = self._weight("up", (cfg.experts, cfg.dim, cfg.expert_ffn))
-        down = self._weight("down", (cfg.experts, cfg.expert_ffn, cfg.dim), residual=True)
+        mine = local(cfg.experts, *EXPERTS)
+        gate = self._weight("gate", (mine, cfg.dim, cfg.expert_ffn))
+        up = self._weight("up", (mine, cfg.dim, cfg.expert_ffn))
+        down = self._weight("down", (mine, cfg.expert_ffn, cfg.dim), residual=True)
         routed = experts.chosen_experts(flat, chosen, weights, gate, up, down)
         shared = experts.swiglu(
             x,
-            self._weight("shared_gate", (cfg.dim, cfg.shared_ffn)),
-            self._weight("shared_up", (cfg.dim, cfg.shared_ffn)),
-            self._weight("shared_down", (cfg.shared_ffn, cfg.dim), residual=True),
+            self._weight("shared_gate", (cfg.dim, local(cfg.shared_ffn, TENSOR))),
+            self._weight("shared_up", (cfg.dim, local(cfg.shared_ffn, TENSOR))),
+            self._weight("shared_down", (cfg.shared_ffn, local(cfg.dim, TENSOR)), residual=True),
         )
         aux = BlockAux(
             load=router.load(chosen, valid.reshape(-1), cfg.experts),

@@ -12,6 +12,7 @@ from interaction.config import ModelConfig
 from interaction.ops import flow
 from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
+from interaction.sharding import whole
 from interaction.types import Array
 
 _ONE = nn.initializers.ones
@@ -149,8 +150,9 @@ def generate_mel(
       float32[b, speech_frames, m], log10 mel, at least the floor of speech.
     """
     cfg = config.speech
+    weights = whole(params["condition"], "condition", config.transformer.dtype)
     features, guess = SpeechCondition(config).apply(
-        {"params": params["condition"]}, hidden, tokens, standardise(prefix, config)
+        {"params": weights}, hidden, tokens, standardise(prefix, config)
     )
 
     def move(point: Array, time: Array) -> Array:

@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
-from interaction.ops.dense import dense
+from interaction.ops.dense import column_dense
 from interaction.ops.norm import rms_norm
+from interaction.parallel import TENSOR, local
 from interaction.types import Array
 
 
@@ -65,6 +66,7 @@ class ReadOut(nn.Module):
         scale = self.param("norm", nn.initializers.ones, (dim,))
         text = rms_norm(text, scale)
         audio = rms_norm(audio, scale)
-        text_logits = dense(text, self.param("text", init, (dim, cfg.vocab)))
-        heard_logits = dense(audio, self.param("heard", init, (dim, cfg.vocab)))
-        return text_logits.astype(jnp.float32), heard_logits.astype(jnp.float32), text
+        shape = (dim, local(cfg.vocab, TENSOR))
+        text_logits = column_dense(text, self.param("text", init, shape), jnp.float32)
+        heard_logits = column_dense(audio, self.param("heard", init, shape), jnp.float32)
+        return text_logits, heard_logits, text

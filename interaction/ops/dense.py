@@ -1,7 +1,9 @@
 """Matrix product with a weight over the last axis."""
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from interaction.parallel import TENSOR, gather
 from interaction.types import Array
 
 # XLA's dot on CPUs takes the rows left over from tiles of a few rows along another path, with
@@ -9,11 +11,16 @@ from interaction.types import Array
 _ROWS = 12
 
 
-def dense(x: Array, weight: Array) -> Array:
+def dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
     """Multiplies [..., d] by [d, f], as one product of two matrices.
 
     Flattening first keeps XLA's CPU backend from transposing the activations to form the
     weight's gradient, which took twice as long. The leading axis counts sessions.
+
+    Args:
+      x: [..., d].
+      weight: [d, f].
+      dtype: Of the result, rounded to once; None takes that of the operands.
 
     Returns:
       [..., f].
@@ -21,4 +28,22 @@ def dense(x: Array, weight: Array) -> Array:
     rows = x.reshape(-1, x.shape[-1])
     left_over = -len(rows) % _ROWS if len(x) > 1 else 0
     padded = jnp.pad(rows, ((0, left_over), (0, 0))) if left_over else rows
-    return (padded @ weight)[: len(rows)].reshape(*x.shape[:-1], weight.shape[-1])
+    out = jnp.matmul(padded, weight, preferred_element_type=dtype)
+    return out[: len(rows)].reshape(*x.shape[:-1], weight.shape[-1])
+
+
+def column_dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
+    """`dense` with a weight whose columns are split over the mesh axis `tensor`.
+
+    Each device multiplies all of x with its columns, then the results are gathered: no sum is
+    split (column parallelism of Megatron-LM, arXiv 1909.08053 §3, without its row-parallel half).
+
+    Args:
+      x: [..., d].
+      weight: [d, f / devices].
+      dtype: As in `dense`.
+
+    Returns:
+      [..., f].
+    """
+    return gather(dense(x, weight, dtype), TENSOR)

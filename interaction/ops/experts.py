@@ -1,10 +1,22 @@
-"""Feed-forward experts: which kernel runs them is decided here, by shape."""
+"""Feed-forward experts: which kernel runs them, and on which devices, is decided here, by shape."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from interaction.ops.dense import dense
+from interaction.ops.dense import column_dense, dense
+from interaction.parallel import (
+    EXPERT,
+    EXPERTS,
+    TENSOR,
+    axis_index,
+    axis_size,
+    gather,
+    take_part,
+)
 from interaction.types import Array
+from pallas_kernels.expert_exchange import exchange_layer
 from pallas_kernels.gather_gemv import gather_gemv
 from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.implementation import platform
@@ -13,11 +25,17 @@ from pallas_kernels.implementation import platform
 # of a small model are in its cache, sorting the tokens pays earlier.
 _FEW = 128
 _FEW_ON_CPU = 32
+# Bytes of a device's rows that are exchanged at a time. There is room for the worst case, that
+# all tokens choose one device's experts, so a long input goes in several parts.
+_EXCHANGED = 1 << 30
 
 
 def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
-    """SwiGLU feed-forward (arXiv 2002.05202): x [b, t, d], gate and up [d, f], down [f, d]."""
-    return dense(jax.nn.silu(dense(x, gate)) * dense(x, up), down)
+    """SwiGLU feed-forward (arXiv 2002.05202): x [b, t, d], gate and up [d, f], down [f, d].
+
+    The weights' columns are split over the mesh axis `tensor`.
+    """
+    return column_dense(gather(jax.nn.silu(dense(x, gate)) * dense(x, up), TENSOR), down)
 
 
 def chosen_experts(
@@ -26,10 +44,10 @@ def chosen_experts(
     """Each token through the experts it chose, weighted and summed in ascending order.
 
     Args:
-      x: [t, d].
+      x: [t, d]; on a mesh this device's tokens, the same along `tensor`.
       chosen: int32[t, k], ascending.
       weights: float32[t, k].
-      gate: [e, d, f].
+      gate: [e, d, f]; on a mesh this device's experts, split over `parallel.EXPERTS`.
       up: [e, d, f].
       down: [e, f, d].
 
@@ -37,8 +55,58 @@ def chosen_experts(
       [t, d] in x's dtype.
     """
     few = _FEW_ON_CPU if platform() == "cpu" else _FEW
-    dispatch = gather_gemv if len(x) <= few else _sorted_by_expert
+    if axis_size(*EXPERTS) > 1:
+        dispatch = _tokens_everywhere if len(x) * axis_size(EXPERT) <= few else _exchanged
+    else:
+        dispatch = gather_gemv if len(x) <= few else _sorted_by_expert
     return dispatch(x, chosen, weights, gate, up, down)
+
+
+def _tokens_everywhere(
+    x: Array, chosen: Array, weights: Array, gate: Array, up: Array, down: Array
+) -> Array:
+    """Few tokens: all of them go to all devices, whose experts stay where they are.
+
+    A device sums its own experts' parts of each token; at home these are summed in the order of
+    the devices, which is that of the experts.
+    """
+    t, d = x.shape
+    homes = axis_size(EXPERT)
+    x, chosen, weights = (gather(a, EXPERT, dim=0) for a in (x, chosen, weights))
+    mine = chosen - axis_index(*EXPERTS) * len(gate)  # outside of this device's experts: nobody's
+    parts = gather_gemv(x, mine, weights, gate, up, down).reshape(homes, t, d)
+    if homes > 1:
+        with jax.named_scope("combine"):
+            parts = jax.lax.all_to_all(parts, EXPERT, split_axis=0, concat_axis=0)
+    parts = gather(parts[:, None], TENSOR, dim=1).reshape(-1, t, d)
+    total = parts[0].astype(jnp.float32)
+    for part in parts[1:]:
+        total = total + part.astype(jnp.float32)
+    return total.astype(x.dtype)
+
+
+def _exchanged(
+    x: Array, chosen: Array, weights: Array, gate: Array, up: Array, down: Array
+) -> Array:
+    """Many tokens: each goes to the devices of its experts and back; along `tensor` they share."""
+    t, d = x.shape
+    devices, sharing = axis_size(*EXPERTS), axis_size(TENSOR)
+    room = -(-t // sharing) * devices * min(chosen.shape[1], len(gate)) * d * x.dtype.itemsize
+    parts = -(-room // _EXCHANGED)
+    pad = ((0, -t % (sharing * parts)), (0, 0))
+    tokens = (jnp.pad(x, pad), jnp.pad(chosen, pad, constant_values=-1), jnp.pad(weights, pad))
+    tokens = jax.tree.map(lambda a: take_part(a, TENSOR, dim=0), tokens)
+
+    def exchange(tokens: tuple[Array, Array, Array]) -> Array:
+        feed = partial(_feed_forward, gate, up, down)
+        return exchange_layer(feed, *tokens, num_experts=devices * len(gate), axis=EXPERTS)[0]
+
+    if parts == 1:
+        out = exchange(tokens)
+    else:  # in the backward pass the rows of one part at a time, too
+        split = jax.tree.map(lambda a: a.reshape(parts, -1, a.shape[1]), tokens)
+        out = jax.lax.map(jax.checkpoint(exchange), split).reshape(-1, d)
+    return gather(out, TENSOR, dim=0)[:t]
 
 
 def _sorted_by_expert(
@@ -49,9 +117,15 @@ def _sorted_by_expert(
     back = jnp.argsort(order)
     sizes = jnp.sum(chosen.reshape(-1, 1) == jnp.arange(len(gate)), axis=0, dtype=jnp.int32)
     rows = _permute(jnp.repeat(x, k, axis=0), order, back)
-    hidden = jax.nn.silu(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
-    parts = _permute(grouped_matmul(hidden, down, sizes), back, order).reshape(t, k, -1)
+    fed = _feed_forward(gate, up, down, rows, sizes)
+    parts = _permute(fed, back, order).reshape(t, k, -1)
     return jnp.sum(parts.astype(jnp.float32) * weights[..., None], axis=1).astype(x.dtype)
+
+
+def _feed_forward(gate: Array, up: Array, down: Array, rows: Array, sizes: Array) -> Array:
+    """SwiGLU of rows sorted by expert, `sizes` of them each."""
+    hidden = jax.nn.silu(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
+    return grouped_matmul(hidden, down, sizes)
 
 
 @jax.custom_vjp

@@ -1,0 +1,195 @@
+"""Which device holds what: meshes, and one table of rules from a parameter's path to mesh axes.
+
+Every parameter of the project, on its own or inside an optimizer's state, is split by `RULES`; a
+path that no rule matches, or a size that its axes do not divide, is refused by name. Model code
+runs inside `jax.shard_map`, see `interaction.parallel`: `whole` is where a layer brings together
+the weights that fully-sharded data parallelism has split.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from interaction.parallel import AXES, EXPERTS, FSDP, SESSIONS, TENSOR, gather
+from interaction.types import Array, Params
+
+Axes = tuple[str | tuple[str, ...] | None, ...]
+
+# Path (the end of it) -> mesh axes of the last dimensions; those before them (layers) are whole.
+# Products are never split along the dimension they sum over (`fsdp` parts are gathered first):
+# matrices [in, out] stand as (fsdp, tensor), experts [e, in, out] as (experts, fsdp, whole).
+RULES: tuple[tuple[str, Axes], ...] = (
+    (r"(sliding|long)/(gate|up|down)", (EXPERTS, FSDP, None)),
+    (r"(sliding|long)/(query|key|value|attention_out)", (FSDP, TENSOR)),
+    (r"(sliding|long)/shared_(gate|up|down)", (FSDP, TENSOR)),
+    (r"(sliding|long)/router", (FSDP, None)),
+    (r"(sliding|long)/sink", (TENSOR,)),
+    (r"(sliding|long)/(attention|ffn|query|key)_norm", (None,)),
+    (r"read_out/(text|heard)", (FSDP, TENSOR)),
+    (r"read_out/norm", (None,)),
+    (r"text_in/table", (FSDP, None)),
+    (r"text_in/(slot|out_slot)", (None,)),
+    (r"audio_in/(hidden|out)", (FSDP, None)),
+    (r"audio_in/((user|own)_table|norm|position)", (None,)),
+    (r"video_in/(fold_\d+|norm_\d+|position)", (None,)),
+    (r"condition/(table|(tokens|prefix|hidden)_in|(up|down)_\d+|features|guess)", (FSDP, None)),
+    (r"condition/(bias_in|norm|norm_\d+)", (None,)),
+    (r"flow/\w+", (None,)),
+    (r"vocoder/\w+", (None,)),
+    (r"router_bias", (None,)),
+)
+_FLOAT32 = re.compile(r"(^|/)router$")  # a matrix that is not multiplied in the computing dtype
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with every axis of `parallel.AXES`, of size 1 where `axes` does not name it.
+
+    Neighbouring devices are neighbours along the last axes: tensor, sequence, then expert.
+
+    Args:
+      axes: Axis to size.
+      devices: To take, all of them; None takes this machine's (all processes') first ones.
+
+    Raises:
+      ValueError: An unknown axis, a size below 1, or another number of devices.
+    """
+    shape = mesh_shape(axes)
+    wanted = math.prod(shape)
+    found = list(jax.devices()) if devices is None else list(devices)
+    if devices is None and wanted == 1:
+        found = found[:1]
+    if len(found) != wanted:
+        raise ValueError(
+            f"mesh: got axes {dict(axes)} of {wanted} devices, wanted the {len(found)} that are "
+            "here; change a size"
+        )
+    if found[0].platform == "tpu":
+        from jax.experimental import mesh_utils
+
+        return Mesh(mesh_utils.create_device_mesh(shape, found), AXES)
+    return Mesh(np.reshape(np.array(found), shape), AXES)
+
+
+def abstract_mesh(axes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh without devices, on which shapes and shardings of any size are checked."""
+    return AbstractMesh(mesh_shape(axes), AXES)
+
+
+def mesh_shape(axes: Mapping[str, int]) -> tuple[int, ...]:
+    """Sizes of all axes, in order.
+
+    Raises:
+      ValueError: An unknown axis or a size below 1.
+    """
+    unknown = sorted(set(axes) - set(AXES))
+    if unknown or any(size < 1 for size in axes.values()):
+        raise ValueError(
+            f"mesh: got {dict(axes)}, wanted sizes of at least 1 for axes among {AXES}; correct it"
+        )
+    return tuple(axes.get(axis, 1) for axis in AXES)
+
+
+def rule(path: str) -> Axes:
+    """Mesh axes of the last dimensions of the array at a path, "…/sliding/query".
+
+    Raises:
+      ValueError: No rule matches, or more than one.
+    """
+    found = [axes for pattern, axes in RULES if re.search(rf"(^|/)({pattern})$", path)]
+    if len(found) != 1:
+        raise ValueError(
+            f"sharding: {path!r} matches {len(found)} rules, wanted one; add or mend a rule in "
+            "interaction/sharding.py"
+        )
+    return found[0]
+
+
+def param_specs(tree: Any) -> Any:  # noqa: ANN401
+    """`PartitionSpec`s of a tree of parameters, of buffers, or of a state that holds such trees.
+
+    Numbers ([] shapes) are the same everywhere.
+    """
+
+    def spec(path: tuple, leaf: Array) -> PartitionSpec:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not leaf.ndim:
+            return PartitionSpec()
+        axes = rule(name)
+        return PartitionSpec(*[None] * (leaf.ndim - len(axes)), *axes)
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:  # noqa: ANN401
+    """`NamedSharding`s of a tree of parameters, see `param_specs`.
+
+    Raises:
+      ValueError: No rule for a path, or a dimension that its axes do not divide.
+    """
+
+    def place(path: tuple, leaf: Array, spec: PartitionSpec) -> NamedSharding:
+        for size, axes in zip(leaf.shape, spec, strict=False):
+            names = (axes,) if isinstance(axes, str) else axes or ()
+            devices = math.prod(mesh.shape[name] for name in names)
+            if size % devices:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"sharding: {name}{list(leaf.shape)} has a dimension of {size}, wanted a "
+                    f"multiple of the {devices} devices on {axes}; change the mesh or the model"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, tree, param_specs(tree))
+
+
+def session_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """Of arrays whose leading axis counts sessions: batches, chunks, replies."""
+    return NamedSharding(mesh, PartitionSpec(SESSIONS))
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """Of arrays that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def whole(params: Params, part: str, dtype: str) -> Params:
+    """Weights as they are multiplied: in the computing dtype, their `fsdp` parts brought together.
+
+    Args:
+      params: A flat dict of one layer's or module's parameters, this device's parts.
+      part: Path that its names follow in `RULES`, "sliding" or "read_out".
+      dtype: Of matrices, but for the router; vectors stay float32.
+
+    Returns:
+      The same dict; dimensions split over other axes are still parts.
+    """
+
+    def one(name: str, leaf: Array) -> Array:
+        path = f"{part}/{name}"
+        leaf = leaf.astype(_dtype(path, dtype))
+        for dim, axes in enumerate(rule(path), leaf.ndim - len(rule(path))):
+            if axes == FSDP:
+                leaf = gather(leaf, FSDP, dim=dim)
+        return leaf
+
+    return {name: one(name, leaf) for name, leaf in params.items()}
+
+
+def cast_params(params: Params, dtype: str) -> Params:
+    """Parameters as serving keeps them: matrices in the computing dtype, the rest float32."""
+
+    def cast(path: tuple, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf.astype(_dtype(name, dtype))
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _dtype(path: str, dtype: str) -> str:
+    """The computing dtype for what the rules know as a matrix, but for the router."""
+    return dtype if len(rule(path)) > 1 and not _FLOAT32.search(path) else "float32"
