@@ -23,6 +23,7 @@ from absl import app, flags
 
 from experiments.baselines.torch_train import TorchTrainer
 from experiments.compilation import use_compilation_cache
+from interaction import sharding
 from interaction.config import ModelConfig
 from interaction.training import state as train_state
 from interaction.training.config import TrainConfig
@@ -72,7 +73,8 @@ def both_sides(config: TrainConfig, batch: Batch) -> dict[str, Step]:
         name: torch.tensor(leaf if leaf.dtype == np.int16 else leaf.astype(np.int64))
         for name, leaf in batch.items()
     }
-    train_step = train_state.make_train_step(objective, optimizer, config.ema_decay)
+    mesh = sharding.make_mesh({})
+    train_step = train_state.make_train_step(objective, optimizer, config, mesh)
 
     def ours() -> float:
         nonlocal state

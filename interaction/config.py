@@ -2,7 +2,6 @@
 
 import dataclasses
 
-
 DTYPES = ("float32", "bfloat16")
 # Of a layer's activations the backward pass computes again: none, what is no product of a weight
 # (norms, attention's inside, dispatch), or all of them.

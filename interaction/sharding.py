@@ -94,6 +94,11 @@ def mesh_shape(axes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(axes.get(axis, 1) for axis in AXES)
 
 
+def size(mesh: Mesh | AbstractMesh, *axes: str) -> int:
+    """Devices along axes of a mesh."""
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def rule(path: str) -> Axes:
     """Mesh axes of the last dimensions of the array at a path, "…/sliding/query".
 
@@ -133,13 +138,12 @@ def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:  # noqa: ANN401
     """
 
     def place(path: tuple, leaf: Array, spec: PartitionSpec) -> NamedSharding:
-        for size, axes in zip(leaf.shape, spec, strict=False):
-            names = (axes,) if isinstance(axes, str) else axes or ()
-            devices = math.prod(mesh.shape[name] for name in names)
-            if size % devices:
+        for length, axes in zip(leaf.shape, spec, strict=False):
+            devices = size(mesh, *((axes,) if isinstance(axes, str) else axes or ()))
+            if length % devices:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
-                    f"sharding: {name}{list(leaf.shape)} has a dimension of {size}, wanted a "
+                    f"sharding: {name}{list(leaf.shape)} has a dimension of {length}, wanted a "
                     f"multiple of the {devices} devices on {axes}; change the mesh or the model"
                 )
         return NamedSharding(mesh, spec)

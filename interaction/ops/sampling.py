@@ -40,6 +40,16 @@ def sample_tokens(keys: Array, logits: Array, temperature: float) -> Array:
     return draw(keys, logits / temperature).astype(jnp.int32)
 
 
+def split_keys(keys: Array, count: int) -> Array:
+    """Splits each of typed PRNG keys [b]: [count, b], to be unpacked by use."""
+    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
+
+
+def uniform(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform in [0, 1), float32[b, *shape], each row from its own key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+
+
 def normal(keys: Array, shape: tuple[int, ...]) -> Array:
     """Standard normal float32[b, *shape], each row from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

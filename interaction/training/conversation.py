@@ -7,21 +7,24 @@ import jax
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
-from interaction.model import TurnInputs, forward, init_params
-from interaction.ops import dmel, router
+from interaction.model import TurnInputs, encode, init_params, read_out
+from interaction.ops import dmel, router, sampling
+from interaction.parallel import SEQUENCE, take_part
+from interaction.sharding import whole
 from interaction.training import features
-from interaction.training.objective import Batch, Buffers, Metrics, Objective
+from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
 from interaction.training.samples import conversation_samples
-from interaction.training.speech import flow_loss
+from interaction.training.speech import flow_loss, flow_totals
 from interaction.types import Array, Params, Special
 
 HEARD_WEIGHT, ROUTER_Z_WEIGHT = 0.5, 1e-4
 BLANK_OWN = 0.6  # share of sessions in which the trunk does not hear the model's own speech
 BIAS_RATE = 1e-3  # step of the router's selection bias
+LOGITS = 1 << 27  # numbers that exist at once; with more, micro-turns are read out in parts
 
 
 class Aux(NamedTuple):
-    """Losses and rates of a training forward, each float32[] unless said otherwise."""
+    """Shares of losses and rates that add up to those of a batch, each float32[]."""
 
     text: Array  # cross-entropy of the text stream, nats a word, start or stop
     heard: Array  # cross-entropy of the user's transcription, nats a word
@@ -30,26 +33,53 @@ class Aux(NamedTuple):
     text_accuracy: Array  # of word tokens
     switch_accuracy: Array  # of micro-turns in which speech starts or stops
     heard_accuracy: Array  # of the user's word tokens
-    busiest_expert: Array  # largest share of a layer's assignments that one expert took
 
 
-def cross_entropy(logits: Array, target: Array, events: Array) -> Array:
-    """Cross-entropy in nats an event: its sum over all entries by the number of events.
+class Targets(NamedTuple):
+    """What n micro-turns should say, and which of them count for what."""
+
+    text: Array  # int32[b, n]
+    heard: Array  # int32[b, n, audio_positions]
+    word: Array  # bool[b, n], the model says a word
+    switch: Array  # bool[b, n], its speech starts or stops
+
+
+def make_targets(batch: Batch) -> Targets:
+    """Targets of whole sessions."""
+    text, last = batch["text"], features.delayed(batch["text"], Special.SILENT)
+    switch = (text == Special.SILENT) != (last == Special.SILENT)
+    return Targets(text, batch["heard"], text >= Special.COUNT, switch)
+
+
+def conversation_totals(config: ModelConfig, speech_weight: float, batch: Batch) -> dict:
+    """What the losses of a batch are divided by, see `Objective`."""
+    targets = make_targets(batch)
+    positions = targets.text.size * (config.audio_positions + 1)
+    if "text_in" in batch:
+        positions += jnp.sum(batch["text_in"] != Special.PAD)
+    counts = {
+        "events": targets.word | targets.switch,
+        "words": targets.word,
+        "switches": targets.switch,
+        "heard": targets.heard != Special.NONE,
+    }
+    found = {name: jnp.sum(counted, dtype=jnp.float32) for name, counted in counts.items()}
+    flow = flow_totals(batch) if speech_weight else {}
+    return {**found, "positions": jnp.float32(positions), **flow}
+
+
+def negative_log_likelihood(logits: Array, target: Array) -> Array:
+    """Sum over all entries, in nats, of float32[..., v] and int32[...].
 
     Every entry weighs the same, or the likeliest token would not be the best guess at when to
-    speak; but most entries are silence, and a mean over them would make the words' part small.
-
-    Args:
-      logits: float32[..., v].
-      target: int32[...].
-      events: bool[...], the entries that are counted.
+    speak; but most entries are silence, so the sum is divided by the number of words, starts and
+    stops: a mean over all entries would make the words' part small.
 
     Returns:
       float32[].
     """
     top = jax.nn.logsumexp(logits, axis=-1)
-    value = top - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    return jnp.sum(value) / jnp.maximum(jnp.sum(events), 1)
+    return jnp.sum(top - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0])
 
 
 def likeliest(logits: Array, token: Array) -> Array:
@@ -59,29 +89,78 @@ def likeliest(logits: Array, token: Array) -> Array:
     return chosen >= jnp.max(logits, axis=-1)
 
 
-def share(hit: Array, among: Array) -> Array:
-    """Share of true entries of `hit` where `among` holds."""
-    return jnp.sum(hit & among) / jnp.maximum(jnp.sum(among), 1)
+def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, keys: Array) -> TurnInputs:
+    """What the transformer reads of a batch in training, augmented.
 
+    Args:
+      config: The model's.
+      batch: See `features`.
+      speech: float32[b, n, speech_frames, m], from `features.speech_mel`.
+      keys: Typed PRNG keys [b].
 
-def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, key: Array) -> TurnInputs:
-    """What the transformer reads of a batch in training, augmented."""
-    user_key, blank_key, noise_key, mishear_key = jax.random.split(key, 4)
+    Returns:
+      n micro-turns of each session.
+    """
+    user_keys, blank_keys, noise_keys, mishear_keys = sampling.split_keys(keys, 4)
     b, n = batch["text"].shape
     user = features.stream_mel(batch["user"], config.audio.user_hop, config.audio)
-    user = features.augment_user(user, user_key)
+    user = features.augment_user(user, user_keys)
     own = features.own_bins(speech, config)
-    jitter = jnp.round(jax.random.normal(noise_key, own.shape)).astype(jnp.int32)
+    jitter = jnp.round(sampling.normal(noise_keys, own.shape[1:])).astype(jnp.int32)
     own = jnp.where(own > 0, jnp.clip(own + jitter, 0, config.audio.bins - 1), own)
-    hear_own = (jax.random.uniform(blank_key, (b, 1)) > BLANK_OWN).astype(jnp.float32)
+    hear_own = (sampling.uniform(blank_keys, (1,)) > BLANK_OWN).astype(jnp.float32)
     return TurnInputs(
         user=dmel.dmel_bins(user, config.audio),
         own=own,
         hear_own=jnp.broadcast_to(hear_own, (b, n)),
-        heard=features.delayed(features.misheard(batch["heard"], mishear_key), Special.NONE),
+        heard=features.delayed(features.misheard(batch["heard"], mishear_keys), Special.NONE),
         last=features.delayed(batch["text"], Special.SILENT),
         text=batch.get("text_in"),
     )
+
+
+def read_losses(
+    config: ModelConfig, trunk: Params, tail: Array, targets: Targets
+) -> tuple[dict[str, Array], Array]:
+    """Losses and hits of n micro-turns, without all logits ever being there.
+
+    Args:
+      config: The model's.
+      trunk: Its parameters.
+      tail: [b, n, audio_positions + 1, d], from `model.encode`.
+      targets: Of the same micro-turns.
+
+    Returns:
+      Sums over micro-turns, float32[] each, and the hidden states [b, n, d] of the text positions.
+    """
+    weights = whole(trunk["read_out"], "read_out", config.transformer.dtype)
+
+    def read(part: tuple[Array, Targets]) -> tuple[dict[str, Array], Array]:
+        tail, (text, heard, word, switch) = part
+        text_logits, heard_logits, hidden = read_out(config, weights, tail)
+        silent = jnp.full_like(text, Special.SILENT)
+        hits = {
+            "text": word & likeliest(text_logits, text),
+            "switch": switch & (likeliest(text_logits, silent) == (text == silent)),
+            "heard": (heard != Special.NONE) & likeliest(heard_logits, heard),
+        }
+        sums = {f"{name}_hits": jnp.sum(hit, dtype=jnp.float32) for name, hit in hits.items()}
+        sums["text"] = negative_log_likelihood(text_logits, text)
+        sums["heard"] = negative_log_likelihood(heard_logits, heard)
+        return sums, hidden
+
+    b, n, positions, _ = tail.shape
+    parts = max(1, b * n * positions * config.vocab // LOGITS)
+    parts = next(count for count in range(parts, n + 1) if n % count == 0)
+    if parts == 1:
+        return read((tail, targets))
+
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(b, parts, n // parts, *x.shape[2:]), 1, 0)
+
+    sums, hidden = jax.lax.map(jax.checkpoint(read), jax.tree.map(split, (tail, targets)))
+    hidden = jnp.moveaxis(hidden, 0, 1).reshape(b, n, -1)
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), hidden
 
 
 def conversation_loss(
@@ -90,37 +169,46 @@ def conversation_loss(
     params: Params,
     buffers: Buffers,
     batch: Batch,
-    key: Array,
-) -> tuple[Array, tuple[Metrics, Buffers]]:
-    """The whole loss, see `Objective.loss`."""
-    input_key, speech_key = jax.random.split(key)
+    totals: dict[str, Array],
+    keys: Array,
+) -> tuple[Array, Sums]:
+    """The whole loss, see `Objective.loss`.
+
+    Along the mesh axis `sequence` a device runs the layers on its part of each session's turns.
+    """
+    input_keys, speech_keys = sampling.split_keys(keys, 2)
     speech = features.speech_mel(batch, config)
-    inputs = turn_inputs(config, batch, speech, input_key)
-    bias = buffers["router_bias"]
-    out = forward(config, params["trunk"], bias, inputs)
-    text, heard = batch["text"], batch["heard"]
-    silent = jnp.full_like(text, Special.SILENT)
-    word = text >= Special.COUNT
-    switch = (text == Special.SILENT) != (inputs.last == Special.SILENT)
-    said = heard != Special.NONE
+    turns = turn_inputs(config, batch, speech, input_keys), make_targets(batch)
+    inputs, targets = jax.tree.map(lambda x: take_part(x, SEQUENCE, dim=1), turns)
+    tail, reports = encode(config, params["trunk"], buffers["router_bias"], inputs)
+    sums, hidden = read_losses(config, params["trunk"], tail, targets)
     flow = jnp.zeros(())
     if speech_weight:
-        flow = flow_loss(config, params["speech"], out.hidden, batch, speech, speech_key)
-    tokens = jnp.sum(out.aux.load, axis=-1, keepdims=True)
+        flow = flow_loss(config, params["speech"], hidden, batch, speech, totals, speech_keys)
+    at_least_one = {name: jnp.maximum(count, 1) for name, count in totals.items()}
     aux = Aux(
-        text=cross_entropy(out.text_logits, text, word | switch),
-        heard=cross_entropy(out.heard_logits, heard, said),
+        text=sums["text"] / at_least_one["events"],
+        heard=sums["heard"] / at_least_one["heard"],
         flow=flow,
-        router_z=jnp.sum(out.aux.router_z / tokens[:, 0]) * config.transformer.experts_per_token,
-        text_accuracy=share(likeliest(out.text_logits, text), word),
-        switch_accuracy=share(likeliest(out.text_logits, silent) == (text == silent), switch),
-        heard_accuracy=share(likeliest(out.heard_logits, heard), said),
-        busiest_expert=jnp.max(out.aux.load / tokens),
+        router_z=jnp.sum(reports.router_z) / totals["positions"],
+        text_accuracy=sums["text_hits"] / at_least_one["words"],
+        switch_accuracy=sums["switch_hits"] / at_least_one["switches"],
+        heard_accuracy=sums["heard_hits"] / at_least_one["heard"],
     )
     loss = aux.text + HEARD_WEIGHT * aux.heard + speech_weight * aux.flow
     loss = loss + ROUTER_Z_WEIGHT * aux.router_z
-    buffers = {"router_bias": router.update_bias(bias, out.aux.load, BIAS_RATE)}
-    return loss, (aux._asdict(), buffers)
+    return loss, {"aux": aux, "load": reports.load}
+
+
+def conversation_finish(buffers: Buffers, sums: Sums) -> tuple[Metrics, Buffers]:
+    """Metrics of a step, and the routers' selection bias after it.
+
+    `busiest_expert` is the largest share of a layer's assignments that one expert took.
+    """
+    load = sums["load"]
+    busiest = jnp.max(load / jnp.sum(load, axis=-1, keepdims=True))
+    bias = router.update_bias(buffers["router_bias"], load, BIAS_RATE)
+    return {**sums["aux"]._asdict(), "busiest_expert": busiest}, {"router_bias": bias}
 
 
 def conversation_objective(config: ModelConfig, speech_weight: float = 0.0) -> Objective:
@@ -134,7 +222,13 @@ def conversation_objective(config: ModelConfig, speech_weight: float = 0.0) -> O
     def show(params: Params, buffers: Buffers, batch: Batch) -> dict:
         return conversation_samples(config, params, buffers["router_bias"], batch)
 
-    return Objective(init, partial(conversation_loss, config, speech_weight), show)
+    return Objective(
+        init=init,
+        loss=partial(conversation_loss, config, speech_weight),
+        totals=partial(conversation_totals, config, speech_weight),
+        finish=conversation_finish,
+        samples=show,
+    )
 
 
 def joint_objective(config: ModelConfig) -> Objective:

@@ -58,7 +58,7 @@ def token_windows(text: Array, window: int) -> Array:
     return jnp.stack([padded[:, i : i + n] for i in range(window)], axis=-1)
 
 
-def augment_user(frames: Array, key: Array) -> Array:
+def augment_user(frames: Array, keys: Array) -> Array:
     """Makes unheard speakers and rooms out of heard ones, one draw a session.
 
     Warps the channel axis (vocal tract length, Jaitly & Hinton 2013), tilts and lifts the spectrum,
@@ -66,46 +66,53 @@ def augment_user(frames: Array, key: Array) -> Array:
 
     Args:
       frames: float32[b, n, frames, m], log10 mel of the user.
-      key: Typed PRNG key.
+      keys: Typed PRNG keys [b].
 
     Returns:
       The same shape.
     """
-    b, mels = frames.shape[0], frames.shape[-1]
+    return jax.vmap(_augment_session)(frames, keys)
+
+
+def _augment_session(frames: Array, key: Array) -> Array:
+    mels = frames.shape[-1]
     keys = jax.random.split(key, 7)
     channel = jnp.arange(mels, dtype=jnp.float32)
-    warp = jax.random.uniform(keys[0], (b, 1), minval=0.9, maxval=1.1)
-    shift = jax.random.uniform(keys[1], (b, 1), minval=-1.5, maxval=1.5)
+    warp = jax.random.uniform(keys[0], minval=0.9, maxval=1.1)
+    shift = jax.random.uniform(keys[1], minval=-1.5, maxval=1.5)
     source = jnp.clip(channel * warp + shift, 0, mels - 1)
-    weights = jnp.maximum(0.0, 1.0 - jnp.abs(source[:, :, None] - channel))  # b, to, from
-    flat = frames.reshape(b, -1, mels)
-    out = jnp.einsum("btm,bcm->btc", flat, weights)
-    tilt = jax.random.uniform(keys[2], (b, 1, 1), minval=-0.3, maxval=0.3)
-    lift = jax.random.uniform(keys[3], (b, 1, 1), minval=-0.25, maxval=0.25)
+    weights = jnp.maximum(0.0, 1.0 - jnp.abs(source[:, None] - channel))  # to, from
+    out = frames.reshape(-1, mels) @ weights.T
+    tilt = jax.random.uniform(keys[2], minval=-0.3, maxval=0.3)
+    lift = jax.random.uniform(keys[3], minval=-0.25, maxval=0.25)
     out = out + tilt * (channel / mels - 0.5) * 2 + lift
-    low = jax.random.uniform(keys[4], (b, 1, 1), maxval=mels)
-    width = jax.random.uniform(keys[5], (b, 1, 1), minval=-8.0, maxval=8.0)  # none in half of them
+    low = jax.random.uniform(keys[4], maxval=mels)
+    width = jax.random.uniform(keys[5], minval=-8.0, maxval=8.0)  # none in half of them
     hidden = (channel >= low) & (channel < low + width)
-    out = jnp.where(hidden, jnp.min(out, axis=(1, 2), keepdims=True), out)
-    scale = 0.15 * jax.random.uniform(keys[6], (b, 1, 1))
+    out = jnp.where(hidden, jnp.min(out), out)
+    scale = 0.15 * jax.random.uniform(keys[6])
     out = out + scale * jax.random.normal(keys[6], out.shape)
     return out.reshape(frames.shape)
 
 
-def misheard(heard: Array, key: Array) -> Array:
+def misheard(heard: Array, keys: Array) -> Array:
     """Makes a transcription faulty, as the model's own is, at a rate drawn for each session.
 
-    Of the wrong words, half are missed and half are other words of the batch; none are invented.
+    Of the wrong words, half are missed and half are other words of the session; none are invented.
 
     Args:
       heard: int32[b, n, a], NONE where nothing was said.
-      key: Typed PRNG key.
+      keys: Typed PRNG keys [b].
 
     Returns:
       The same shape.
     """
+    return jax.vmap(_misheard_session)(heard, keys)
+
+
+def _misheard_session(heard: Array, key: Array) -> Array:
     rate_key, wrong_key, missed_key, other_key = jax.random.split(key, 4)
-    rate = MISHEARD * jnp.square(jax.random.uniform(rate_key, (heard.shape[0], 1, 1)))
+    rate = MISHEARD * jnp.square(jax.random.uniform(rate_key))
     said = heard != Special.NONE
     wrong = said & (jax.random.uniform(wrong_key, heard.shape) < rate)
     missed = jax.random.bernoulli(missed_key, 0.5, heard.shape)

@@ -1,12 +1,20 @@
-"""Batches of stored sessions, in an order that a seed fixes and a checkpoint can continue."""
+"""Batches of stored sessions, in an order that a seed fixes and a checkpoint can continue.
+
+Each process reads the rows of a batch that its devices need. The order is that of whole batches and
+the position counts them, so a run goes on with the same data on any number of processes.
+"""
 
 import hashlib
 import pathlib
+import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from flax import serialization
+from jax.sharding import NamedSharding
 
 _SUFFIXES = (".arrayrecord", ".array_record")
 
@@ -14,11 +22,30 @@ _SUFFIXES = (".arrayrecord", ".array_record")
 class Feed(NamedTuple):
     """An endless iterator of batches, with what identifies the data behind it."""
 
-    batches: grain.DatasetIterator  # dict of numpy arrays, leading axis = batch
+    batches: grain.DatasetIterator  # dict of numpy arrays, leading axis = `rows`
+    rows: Sequence[int]  # of whole batches that it gives, ascending
     identity: dict[str, Any]  # must be equal where an iterator's state is restored
 
+    def take(self, where: NamedSharding) -> dict[str, jax.Array]:
+        """The next whole batch, of which each device gets its rows.
+
+        Args:
+          where: Of the leading axis; the devices of this process need `rows` at most.
+        """
+        local, batch = next(self.batches), self.identity["batch"]
+        first = {row: at for at, row in enumerate(self.rows)}
+
+        def place(leaf: np.ndarray) -> jax.Array:
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                start, stop, _ = index[0].indices(batch)
+                return leaf[first[start] : first[start] + stop - start]
+
+            return jax.make_array_from_callback((batch, *leaf.shape[1:]), where, part)
+
+        return {name: place(leaf) for name, leaf in local.items()}
+
     def state(self) -> dict[str, Any]:
-        """The position, as JSON types."""
+        """The position, as JSON types; the same on every process."""
         return {**self.identity, "position": self.batches.get_state()}
 
     def restore(self, state: dict[str, Any], source: str) -> None:
@@ -60,11 +87,26 @@ def parse(record: bytes) -> dict[str, np.ndarray]:
     return {name: value for name, value in fields.items() if name != "meta"}
 
 
-def make_feed(path: str, batch: int, seed: int, threads: int = 2) -> Feed:
-    """Sessions at `path`, shuffled anew each epoch, parsed on `threads` threads, without end.
+def local_rows(batch: int, where: NamedSharding) -> list[int]:
+    """Rows of a batch that the devices of this process hold, ascending."""
+    held = where.addressable_devices_indices_map((batch,)).values()
+    return sorted({row for index in held if index for row in range(*index[0].indices(batch))})
+
+
+def make_feed(
+    path: str, batch: int, seed: int, rows: Sequence[int] | None = None, threads: int = 2
+) -> Feed:
+    """Sessions at `path`, shuffled anew each epoch, without end.
+
+    Args:
+      path: ArrayRecord file, or a folder of them.
+      batch: Sessions of a whole batch.
+      seed: Of the order.
+      rows: Of each batch that are read and parsed here, ascending; None means all.
+      threads: That read and parse.
 
     Raises:
-      ValueError: no data, or fewer sessions than `batch`.
+      ValueError: no data, fewer sessions than `batch`, or no rows.
     """
     source = grain.sources.ArrayRecordDataSource(record_files(path))
     if len(source) < batch:
@@ -72,9 +114,17 @@ def make_feed(path: str, batch: int, seed: int, threads: int = 2) -> Feed:
             f"batch: got {batch}, wanted at most the {len(source)} sessions in {path!r}; "
             "make more sessions or lower it"
         )
+    mine = range(batch) if rows is None else rows
+    if not mine:
+        raise ValueError(
+            f"mesh: process {jax.process_index()} of {jax.process_count()} holds no device of it, "
+            "wanted devices of each; change train.mesh"
+        )
     sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(parse)
+    places = grain.MapDataset.range(sys.maxsize // batch)  # rows that are read here, in order
+    read = places.map(lambda at: sessions[at // len(mine) * batch + mine[at % len(mine)]])
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    batches = sessions.batch(batch, drop_remainder=True).to_iter_dataset(options)
+    batches = read.batch(len(mine), drop_remainder=True).to_iter_dataset(options)
     first = hashlib.sha256(source[0]).hexdigest()[:16]
     identity = {"sessions": len(source), "first": first, "batch": batch, "seed": seed}
-    return Feed(iter(batches), identity)
+    return Feed(iter(batches), mine, identity)

@@ -3,12 +3,14 @@
 import pathlib
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from interaction import sharding
 from interaction.checkpoint import config_to_json, differences, flatten
 from interaction.config import ModelConfig
 from interaction.training.checkpoints import Checkpoints, load_part
@@ -17,7 +19,7 @@ from interaction.training.feed import make_feed
 from interaction.training.objective import Metrics, Objective
 from interaction.training.optimizer import learning_rate, make_optimizer
 from interaction.training.report import Report
-from interaction.training.state import TrainState, init_state, make_train_step
+from interaction.training.state import TrainState, abstract_state, init_state, make_train_step
 
 
 class NotFiniteError(RuntimeError):
@@ -42,17 +44,20 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     feed = make_feed(config.data, config.batch, config.seed)
     optimizer = make_optimizer(config)
-    train_step = make_train_step(objective, optimizer, config.ema_decay)
+    mesh = sharding.make_mesh(config.mesh)
+    train_step = make_train_step(objective, optimizer, config, mesh)
     init_key, noise_key = jax.random.split(jax.random.key(config.seed))
 
+    abstract = abstract_state(objective, optimizer, mesh)
+    noise_key = jax.device_put(noise_key, sharding.replicated(mesh))
     checkpoints = Checkpoints(config.run_dir, config.keep)
     start = checkpoints.latest()
     if start is None:
         start = 0
-        state = jax.jit(lambda key: init_state(objective, optimizer, key))(init_key)
-        state = load_parts(state, dict(config.init_from))
+        where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        init = jax.jit(partial(init_state, objective, optimizer), out_shardings=where)
+        state = load_parts(init(init_key), dict(config.init_from))
     else:
-        abstract = jax.eval_shape(lambda key: init_state(objective, optimizer, key), init_key)
         state = checkpoints.restore(start, abstract, feed)
     _keep_config(run_dir / "config.json", config.model, resumed=start > 0)
     report = Report(run_dir, start)
@@ -64,7 +69,7 @@ def train(
     step, done = start, start >= config.steps
     try:
         while not done:
-            batch = jax.device_put(next(feed.batches))
+            batch = jax.device_put(next(feed.batches), sharding.session_sharding(mesh))
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch, noise_key)
             position = feed.state()
@@ -174,5 +179,8 @@ def load_parts(state: TrainState, sources: dict[str, str]) -> TrainState:
 
 def _replaced(tree: dict, loaded: dict[str, np.ndarray]) -> dict:
     names = flatten(tree)
-    leaves = [jax.device_put(loaded[name]) if name in loaded else names[name] for name in names]
+    leaves = [
+        jax.device_put(loaded[name], leaf.sharding) if name in loaded else leaf
+        for name, leaf in names.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)

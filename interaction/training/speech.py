@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from interaction.config import ModelConfig
 from interaction.model import init_speech
 from interaction.modules.speech_out import FlowNet, SpeechCondition, standardise
-from interaction.ops import flow
+from interaction.ops import flow, sampling
+from interaction.parallel import SEQUENCE, axis_size, gather, take_part
+from interaction.sharding import whole
 from interaction.training import features
-from interaction.training.objective import Batch, Buffers, Metrics, Objective
+from interaction.training.objective import Batch, Buffers, Objective, Sums
 from interaction.training.samples import speech_samples
 from interaction.types import Array, Params, Special
 
@@ -37,8 +39,30 @@ def spliced(tokens: Array, key: Array) -> Array:
     return jnp.where(jnp.arange(window) < cut, jnp.roll(tokens, 1, axis=0), tokens)
 
 
+def flow_rows(turns: int) -> tuple[int, int]:
+    """Micro-turns of a session that a batch has room for, and how many of them train the flow."""
+    count = max(int(SPEAKING_SHARE * turns), 1)
+    return count, max(count // FLOW_ROWS, 1)
+
+
+def flow_totals(batch: Batch) -> dict[str, Array]:
+    """Micro-turns that count in `flow_loss`, of a batch."""
+    count, some = flow_rows(batch["text"].shape[1])
+    speaking = jnp.sum(batch["text"] != Special.SILENT, axis=1)
+    return {
+        "guessed": jnp.sum(jnp.minimum(speaking, count), dtype=jnp.float32),
+        "flowed": jnp.sum(jnp.minimum(speaking, some), dtype=jnp.float32),
+    }
+
+
 def flow_loss(
-    config: ModelConfig, params: Params, hidden: Array, batch: Batch, speech: Array, key: Array
+    config: ModelConfig,
+    params: Params,
+    hidden: Array,
+    batch: Batch,
+    speech: Array,
+    totals: dict[str, Array],
+    keys: Array,
 ) -> Array:
     """Mean squared errors of the mel over micro-turns with speech: of the flow and of its guess.
 
@@ -48,28 +72,38 @@ def flow_loss(
     Args:
       config: The model's.
       params: Of the speech head.
-      hidden: [b, n, d], the trunk's text-out positions.
+      hidden: [b, n, d], the trunk's text-out positions; along the mesh axis `sequence` a part.
       batch: See `features`.
       speech: float32[b, n, speech_frames, m], from `features.speech_mel`.
-      key: Typed PRNG key.
+      totals: Of the whole batch, see `flow_totals`.
+      keys: Typed PRNG keys [b].
 
     Returns:
-      float32[].
+      float32[], these sessions' share of it.
     """
     cfg = config.speech
-    keys = jax.random.split(key, 7)
-    pick_key, prefix_key, level_key, self_key, noise_key, time_key, splice_key = keys
-    speaking = (batch["text"] != Special.SILENT).reshape(-1)
-    count = int(SPEAKING_SHARE * speaking.size)
-    chance = jax.random.uniform(pick_key, speaking.shape)
-    weight, picked = jax.lax.top_k(speaking + chance, count)
+    pick, prefixes, levels, selves, noises, times, splices = sampling.split_keys(keys, 7)
+    hidden = gather(hidden, SEQUENCE, dim=1)
+    speaking = batch["text"] != Special.SILENT
+    count, some = flow_rows(speaking.shape[1])
+    chance = sampling.uniform(pick, speaking.shape[1:])
+    weight, picked = jax.lax.top_k(speaking + chance, count)  # [b, count], in random order
     weight = (weight >= 1.0).astype(jnp.float32)
+    weights = whole(params["condition"], "condition", config.transformer.dtype)
 
     def rows(turns: Array) -> Array:
-        return turns.reshape(-1, *turns.shape[2:])[picked]
+        return jax.vmap(lambda turns, picked: turns[picked])(turns, picked).reshape(
+            -1, *turns.shape[2:]
+        )
 
-    def condition(params: Params, *inputs: Array) -> tuple[Array, Array]:
-        return SpeechCondition(config).apply({"params": params["condition"]}, *inputs)
+    def first(rows: Array) -> Array:  # of each session
+        return rows.reshape(-1, count, *rows.shape[1:])[:, :some].reshape(-1, *rows.shape[1:])
+
+    def flat(draws: Array) -> Array:
+        return draws.reshape(-1, *draws.shape[2:])
+
+    def condition(weights: Params, *inputs: Array) -> tuple[Array, Array]:
+        return SpeechCondition(config).apply({"params": weights}, *inputs)
 
     floor = standardise(jnp.array(cfg.mel_floor), config)
     target = standardise(speech, config)
@@ -77,34 +111,35 @@ def flow_loss(
     tokens = features.token_windows(batch["text"], cfg.token_window)
     prefix = rows(before)[:, -cfg.prefix_frames :]
     _, own = condition(
-        jax.lax.stop_gradient(params),
+        jax.lax.stop_gradient(weights),
         rows(features.delayed(jax.lax.stop_gradient(hidden), 0)),
         rows(features.delayed(tokens, Special.SILENT)),
         rows(features.delayed(before, floor))[:, -cfg.prefix_frames :],
     )
     spoke = rows(features.delayed(batch["text"], Special.SILENT)) != Special.SILENT
-    self_fed = spoke & jax.random.bernoulli(self_key, SELF_FED, (count,))
+    self_fed = spoke & (flat(sampling.uniform(selves, (count,))) < SELF_FED)
     own = jnp.maximum(own[:, -cfg.prefix_frames :], floor)
     prefix = jnp.where(self_fed[:, None, None], own, prefix)
-    level = 0.4 * jnp.square(jax.random.uniform(level_key, (count, 1, 1)))
-    prefix = prefix + level * jax.random.normal(prefix_key, prefix.shape)
+    level = 0.4 * jnp.square(flat(sampling.uniform(levels, (count, 1, 1))))
+    prefix = prefix + level * flat(sampling.normal(prefixes, (count, *prefix.shape[1:])))
 
-    feature, guess = condition(params, rows(hidden), spliced(rows(tokens), splice_key), prefix)
+    window = jax.vmap(spliced)(rows(tokens).reshape(-1, count, cfg.token_window), splices)
+    feature, guess = condition(weights, rows(hidden), flat(window), prefix)
     target = rows(target)
-    some = max(count // FLOW_ROWS, 1)  # rows are in random order
-    noise = jax.random.normal(noise_key, (some, *target.shape[1:]))
-    time = jax.random.uniform(time_key, (some,))
-    point = flow.path(target[:some], noise, time)
+    noise = flat(sampling.normal(noises, (some, *target.shape[1:])))
+    time = flat(sampling.uniform(times, (some,)))
+    point = flow.path(first(target), noise, time)
     estimate = FlowNet(config).apply(
-        {"params": params["flow"]}, point, time, feature[:some], guess[:some]
+        {"params": params["flow"]}, point, time, first(feature), first(guess)
     )
 
-    def error(made: Array) -> Array:
-        square = jnp.mean(jnp.square(made - target[: len(made)]), axis=(1, 2))
-        among = weight[: len(made)]
-        return jnp.sum(square * among) / jnp.maximum(jnp.sum(among), 1.0)
+    def error(made: Array, target: Array, weight: Array, total: Array) -> Array:
+        square = jnp.mean(jnp.square(made - target), axis=(1, 2))
+        return jnp.sum(square * weight) / jnp.maximum(total, 1.0)
 
-    return error(guess) + error(estimate)
+    loss = error(guess, target, flat(weight), totals["guessed"])
+    loss += error(estimate, first(target), first(flat(weight)), totals["flowed"])
+    return loss / axis_size(SEQUENCE)  # along it all devices compute the same
 
 
 def speech_objective(config: ModelConfig) -> Objective:
@@ -114,14 +149,16 @@ def speech_objective(config: ModelConfig) -> Objective:
         return {"speech": init_speech(config, key)}, {}
 
     def loss(
-        params: Params, buffers: Buffers, batch: Batch, key: Array
-    ) -> tuple[Array, tuple[Metrics, Buffers]]:
+        params: Params, buffers: Buffers, batch: Batch, totals: dict[str, Array], keys: Array
+    ) -> tuple[Array, Sums]:
+        del buffers
         speech = features.speech_mel(batch, config)
         hidden = jnp.zeros((*batch["text"].shape, config.transformer.dim))
-        value = flow_loss(config, params["speech"], hidden, batch, speech, key)
-        return value, ({"flow": value}, buffers)
+        hidden = take_part(hidden, SEQUENCE, dim=1)
+        value = flow_loss(config, params["speech"], hidden, batch, speech, totals, keys)
+        return value, {"flow": value}
 
     def show(params: Params, buffers: Buffers, batch: Batch) -> dict:
         return speech_samples(config, params, batch)
 
-    return Objective(init, loss, show)
+    return Objective(init, loss, flow_totals, samples=show)

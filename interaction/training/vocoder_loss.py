@@ -10,7 +10,8 @@ import numpy as np
 from interaction.config import AudioConfig, ModelConfig, VocoderConfig
 from interaction.modules import vocoder
 from interaction.ops import mel, source_filter
-from interaction.training.objective import Batch, Buffers, Metrics, Objective
+from interaction.parallel import SEQUENCE, axis_size
+from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
 from interaction.types import Array, Params
 
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))  # window and hop, samples
@@ -218,15 +219,17 @@ def vocoder_objective(model: ModelConfig) -> Objective:
         return {"vocoder": vocoder.Vocoder(cfg, audio).init(key, blank)["params"]}, {}
 
     def loss(
-        params: Params, buffers: Buffers, batch: Batch, key: Array
-    ) -> tuple[Array, tuple[Metrics, Buffers]]:
-        crop_key, gain_key, loss_key = jax.random.split(key, 3)
+        params: Params, buffers: Buffers, batch: Batch, totals: dict[str, Array], keys: Array
+    ) -> tuple[Array, Sums]:
+        del buffers
+        crop_key, gain_key, loss_key = jax.random.split(keys[0], 3)
         pcm = batch["model"].astype(jnp.float32) / 32_768.0
         crops = pick_crops(pcm, length, _CROPS_PER_SESSION, audio.speech_hop, crop_key)
         gain = jax.random.uniform(gain_key, (crops.shape[0], 1), minval=-_GAIN, maxval=_GAIN)
         crops = crops * jnp.exp(gain)
         value, metrics = crop_loss(params["vocoder"], crops, loss_key, cfg, audio)
-        return value, (metrics, buffers)
+        share = len(pcm) / totals["sessions"] / axis_size(SEQUENCE)
+        return value * share, {name: metric * share for name, metric in metrics.items()}
 
     def samples(params: Params, buffers: Buffers, batch: Batch) -> dict[str, np.ndarray]:
         pcm = jnp.asarray(batch["model"][:1], jnp.float32) / 32_768.0
@@ -235,4 +238,4 @@ def vocoder_objective(model: ModelConfig) -> Objective:
         rendered = vocoder.vocoder_full(params["vocoder"], frames, cfg, audio)
         return {"vocoder/original": np.asarray(pcm[0]), "vocoder/rendered": np.asarray(rendered[0])}
 
-    return Objective(init, loss, samples)
+    return Objective(init, loss, samples=samples)

@@ -26,10 +26,14 @@ def _batch(sessions: int, turns: int) -> dict[str, jax.Array]:
     }
 
 
+def _keys(sessions: int) -> jax.Array:
+    return jax.random.split(jax.random.key(0), sessions)
+
+
 def test_inputs_are_one_micro_turn_behind_their_targets() -> None:
     batch = _batch(8, 10)
     mel = jnp.full((8, 10, CONFIG.audio.speech_frames, CONFIG.audio.mels), -3.0)
-    inputs = conversation.turn_inputs(CONFIG, batch, mel, jax.random.key(0))
+    inputs = conversation.turn_inputs(CONFIG, batch, mel, _keys(len(mel)))
     heard, target = np.asarray(inputs.heard), np.asarray(batch["heard"])
     assert (heard[:, 0] == Special.NONE).all()
     right = heard[:, 1:] == target[:, :-1]
@@ -43,7 +47,7 @@ def test_inputs_are_one_micro_turn_behind_their_targets() -> None:
 def test_groups_of_sessions_equal_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
     params, batch = random_params(CONFIG), _batch(6, 6)
     mel = jnp.full((6, 6, CONFIG.audio.speech_frames, CONFIG.audio.mels), -3.0)
-    inputs = conversation.turn_inputs(CONFIG, batch, mel, jax.random.key(0))
+    inputs = conversation.turn_inputs(CONFIG, batch, mel, _keys(len(mel)))
     found = []
     for at_once in (2, 6):
         monkeypatch.setattr(model, "CPU_SESSIONS", at_once)
@@ -61,7 +65,9 @@ def test_every_part_of_the_trunk_learns() -> None:
     learnt = {name: params[name] for name in ("trunk", "speech")}
     buffers = {"router_bias": params["router_bias"]}
     grad = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
-    (loss, (metrics, moved)), grads = grad(learnt, buffers, batch, jax.random.key(1))
+    totals = objective.totals(batch)
+    (loss, sums), grads = grad(learnt, buffers, batch, totals, _keys(2))
+    metrics, moved = objective.finish(buffers, sums)
     parts = metrics["text"] + conversation.HEARD_WEIGHT * metrics["heard"] + 0.5 * metrics["flow"]
     parts = parts + conversation.ROUTER_Z_WEIGHT * metrics["router_z"]
     np.testing.assert_allclose(loss, parts, rtol=1e-6)

@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from interaction.training.feed import Feed, make_feed
+from interaction.sharding import make_mesh, session_sharding
+from interaction.training.feed import Feed, local_rows, make_feed
 from tests.training import toy
 
 
@@ -54,3 +55,46 @@ def test_bad_data_is_named(tmp_path: pathlib.Path) -> None:
         make_feed(str(tmp_path / "none"), 4, 0)
     with pytest.raises(ValueError, match="batch: got 9, wanted at most the 8"):
         make_feed(str(toy.write_sessions(tmp_path, count=8)), 9, 0)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_same_batches_out(tmp_path: pathlib.Path, processes: int) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    wanted = make_feed(path, 8, 0)
+    share = 8 // processes
+    rows = [range(at * share, (at + 1) * share) for at in range(processes)]
+    parts = [make_feed(path, 8, 0, mine) for mine in rows]
+    got = [np.concatenate(turn) for turn in zip(*(_next(part, 7) for part in parts), strict=True)]
+    np.testing.assert_array_equal(got, _next(wanted, 7))
+    assert all(part.state() == wanted.state() for part in parts)
+
+
+def test_another_number_of_processes_goes_on_where_one_stopped(tmp_path: pathlib.Path) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    wanted = _next(make_feed(path, 4, 0), 9)
+    seen, state = [], None
+    for rows in ([[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0], [1], [2], [3]]):
+        feeds = [make_feed(path, 4, 0, mine) for mine in rows]
+        for feed in feeds:
+            if state is not None:
+                feed.restore(state, "test")
+        for _ in range(2):
+            batch = {}
+            for feed, mine in zip(feeds, rows, strict=True):
+                batch.update(zip(mine, next(feed.batches)["user"], strict=True))
+            seen.append([batch[row] for row in range(4)])
+        state = feeds[0].state()
+        assert all(feed.state() == state for feed in feeds)
+    np.testing.assert_array_equal(seen, wanted[:8])
+
+
+def test_devices_get_their_rows(tmp_path: pathlib.Path) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    mesh = make_mesh({"data": 2, "tensor": 2, "fsdp": 2})
+    where = session_sharding(mesh)
+    assert local_rows(8, where) == list(range(8))
+    wanted = next(make_feed(path, 8, 0).batches)
+    got = make_feed(path, 8, 0, local_rows(8, where)).take(where)
+    assert {len(shard.data) for shard in got["user"].addressable_shards} == {2}
+    for name, leaf in wanted.items():
+        np.testing.assert_array_equal(got[name], leaf)

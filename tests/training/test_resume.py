@@ -135,7 +135,7 @@ def test_time_limit_stops_and_saves(tmp_path: pathlib.Path) -> None:
 
 def test_divergence_names_the_metric_and_keeps_a_good_checkpoint(tmp_path: pathlib.Path) -> None:
     config = _config(tmp_path, "broken", objective="tests.training.toy:broken")
-    with pytest.raises(NotFiniteError, match=r"step 4: .*loss.*trunk/w"):
+    with pytest.raises(NotFiniteError, match=r"step 4: .*loss.*trunk/read_out/text"):
         _train(config)
     steps = sorted(int(place.name) for place in (tmp_path / "broken/checkpoints").iterdir())
     assert steps[-1] == 3
@@ -182,9 +182,13 @@ def test_a_part_starts_from_another_run(trained: pathlib.Path, tmp_path: pathlib
     sources = {"speech": str(trained / "run"), "router_bias": str(trained / "run")}
     config = _config(tmp_path, "second", seed=1, steps=1, learning_rate=1e-12, init_from=sources)
     second = _train(config)
-    wanted, got = jax.device_get((first.ema["speech"]["w"], second.params["speech"]["w"]))
+    wanted, got = jax.device_get(
+        (first.ema["speech"]["flow"]["w"], second.params["speech"]["flow"]["w"])
+    )
     np.testing.assert_allclose(got, wanted, atol=1e-9)  # one step at a rate of 1e-12
-    assert not np.allclose(first.params["trunk"]["w"], second.params["trunk"]["w"])
+    assert not np.allclose(
+        first.params["trunk"]["read_out"]["text"], second.params["trunk"]["read_out"]["text"]
+    )
     config = _config(tmp_path, "third", init_from={"voice": sources["speech"]})
     with pytest.raises(ValueError, match=r"no part 'voice', wanted one of .*speech"):
         _train(config)

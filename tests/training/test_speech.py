@@ -40,8 +40,8 @@ def _batch(spoken: tuple[int, ...]) -> dict[str, jax.Array]:
 
 def _loss(params: dict, batch: dict[str, jax.Array]) -> Callable[[jax.Array], float]:
     hidden = jnp.zeros((*batch["text"].shape, CONFIG.transformer.dim))
-    key = jax.random.key(3)
-    run = jax.jit(lambda mel: speech.flow_loss(CONFIG, params, hidden, batch, mel, key))
+    totals, keys = speech.flow_totals(batch), jax.random.split(jax.random.key(3), 2)
+    run = jax.jit(lambda mel: speech.flow_loss(CONFIG, params, hidden, batch, mel, totals, keys))
     return lambda mel: float(run(mel))
 
 

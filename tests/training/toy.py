@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
 
 from interaction.config import ModelConfig
-from interaction.training.objective import Batch, Metrics, Objective
+from interaction.ops import sampling
+from interaction.ops.dense import column_dense
+from interaction.parallel import SEQUENCE, axis_size
+from interaction.sharding import whole
+from interaction.training.objective import Batch, Metrics, Objective, Sums
 from interaction.types import Array, Params
 
 TURNS = 4
@@ -37,19 +42,25 @@ def write_sessions(folder: pathlib.Path, count: int = 24, seed: int = 0) -> path
 
 def _init(key: Array) -> tuple[Params, dict]:
     weights = 0.1 * jax.random.normal(key, (16, 16))
-    params = {"trunk": {"w": weights, "norm": jnp.ones((16,))}, "speech": {"w": weights[:4]}}
+    read_out = {"text": weights, "norm": jnp.ones((16,))}
+    params = {"trunk": {"read_out": read_out}, "speech": {"flow": {"w": weights[:4]}}}
     return params, {"router_bias": jnp.zeros((2, 4))}
 
 
 def _loss(
-    params: Params, buffers: dict, batch: Batch, key: Array
-) -> tuple[Array, tuple[Metrics, dict]]:
-    frames = batch["user"].astype(jnp.float32).reshape(-1, 16) / 32768
-    noised = frames + 0.1 * jax.random.normal(key, frames.shape)
-    out = jnp.tanh(noised @ params["trunk"]["w"] * params["trunk"]["norm"])
-    error = jnp.mean((out - frames) ** 2) + jnp.mean(params["speech"]["w"] ** 2)
-    buffers = {"router_bias": buffers["router_bias"] + jnp.mean(out)}
-    return error, ({"error": error, "load": jnp.mean(out, 0)[:4]}, buffers)
+    params: Params, buffers: dict, batch: Batch, totals: dict[str, Array], keys: Array
+) -> tuple[Array, Sums]:
+    frames = batch["user"].astype(jnp.float32).reshape(len(keys), -1, 16) / 32768
+    noised = frames + 0.1 * sampling.normal(keys, frames.shape[1:])
+    weights = whole(params["trunk"]["read_out"], "read_out", "float32")
+    out = jnp.tanh(column_dense(noised, weights["text"]) * weights["norm"])
+    error = jnp.mean((out - frames) ** 2) + jnp.mean(params["speech"]["flow"]["w"] ** 2)
+    share = len(keys) / totals["sessions"] / axis_size(SEQUENCE)
+    return error * share, {"error": error * share, "load": jnp.mean(out, (0, 1))[:4] * share}
+
+
+def _finish(buffers: dict, sums: Sums) -> tuple[Metrics, dict]:
+    return sums, {"router_bias": buffers["router_bias"] + jnp.mean(sums["load"])}
 
 
 def _samples(params: Params, buffers: dict, batch: Batch) -> dict:
@@ -60,23 +71,26 @@ def _samples(params: Params, buffers: dict, batch: Batch) -> dict:
 def objective(config: ModelConfig) -> Objective:
     """Denoises frames of sixteen samples."""
     del config
-    return Objective(_init, _loss, _samples)
+    return Objective(_init, _loss, finish=_finish, samples=_samples)
 
 
 def broken(config: ModelConfig) -> Objective:
     """Turns NaN from its fourth step on."""
     del config
 
-    def loss(params: Params, buffers: dict, batch: Batch, key: Array) -> tuple:
-        error, (metrics, new) = _loss(params, buffers, batch, key)
-        error = error * jnp.where(buffers["count"] >= 3, jnp.nan, 1.0)
-        return error, (metrics, {**new, "count": buffers["count"] + 1})
+    def loss(params: Params, buffers: dict, *rest: Any) -> tuple[Array, Sums]:  # noqa: ANN401
+        error, sums = _loss(params, buffers, *rest)
+        return error * jnp.where(buffers["count"] >= 3, jnp.nan, 1.0), sums
+
+    def finish(buffers: dict, sums: Sums) -> tuple[Metrics, dict]:
+        metrics, new = _finish(buffers, sums)
+        return metrics, {**new, "count": buffers["count"] + 1}
 
     def init(key: Array) -> tuple[Params, dict]:
         params, buffers = _init(key)
         return params, {**buffers, "count": jnp.zeros(())}
 
-    return Objective(init, loss, None)
+    return Objective(init, loss, finish=finish)
 
 
 def digest(tree: object) -> str:
