@@ -100,11 +100,11 @@ def small() -> ModelConfig:
 def medium() -> ModelConfig:
     """661B parameters, 29B active.
 
-    Ours: of the announced larger siblings nothing is known. From `small` on each size has 2.3
-    times the active parameters of the one before, as sparse (8 of 256 experts, of half the width
-    of a token or less, and one shared), wider rather than deeper, and with the same KV heads, so
-    that a session's state grows with depth alone. The weights take two fifths of the HBM of a
-    slice of twice as many chips: tpu7x-16 for `small`, tpu7x-32 here, tpu7x-64 for `large`.
+    Ours: of the announced larger siblings nothing is known. Each size has two to two and a half
+    times the active parameters of the one before, is as sparse (8 of 256 experts, of at most half
+    a token's width, and a shared one), grows in width more than in depth, and keeps its KV heads,
+    so that a session's state grows with depth alone. The weights take a third to two fifths of
+    the HBM of a slice: of tpu7x-16 for `small`, tpu7x-32 here, tpu7x-64 for `large`.
     """
     return _large(
         TransformerConfig(dim=6_144, layers=54, heads=48, expert_ffn=2_560, shared_ffn=2_560),

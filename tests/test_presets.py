@@ -10,6 +10,7 @@ import pytest
 from interaction.live import init_model_params
 from interaction.ops.ring import ring_capacity
 from interaction.presets import PRESETS
+from interaction.report import parameter_counts
 from pallas_kernels import shapes
 
 TOTAL = {
@@ -23,6 +24,7 @@ TOTAL = {
     "background_base": 4_213_080_400,
     "background_small": 661_064_339_696,
 }
+ACTIVE = {"base": 267_596_128, "small": 12_036_250_144}
 LIVE = {"background_demo": "demo", "background_base": "base", "background_small": "small"}
 
 
@@ -43,7 +45,14 @@ def test_total(preset: str) -> None:
     assert sum(parts(preset).values()) == TOTAL[preset]
 
 
+@pytest.mark.parametrize("preset", sorted(ACTIVE))
+def test_active(preset: str) -> None:
+    counts = parameter_counts(PRESETS[preset]())
+    assert (counts.total, counts.active) == (TOTAL[preset], ACTIVE[preset])
+
+
 def test_sizes_are_as_named() -> None:
+    assert ACTIVE["small"] == pytest.approx(12e9, rel=0.01)
     assert TOTAL["base"] == pytest.approx(1e9, rel=0.02)
     assert TOTAL["small"] == pytest.approx(276e9, rel=0.01)
     assert TOTAL["medium"] == pytest.approx(661e9, rel=0.01)
