@@ -24,7 +24,7 @@ from interaction.live import init_model_params
 from interaction.model import LONG, SLIDING
 from interaction.presets import PRESETS
 from interaction.sharding import cast_params
-from interaction.training.speech import FLOW_ROWS, SPEAKING_SHARE
+from interaction.training.speech import flow_rows
 
 LAYER_OVERHEAD = 0.30e-3  # s a layer above the floor: what servers of such models spend today
 HBM_SHARE = 0.9  # of a slice's memory that weights and sessions may take
@@ -303,10 +303,10 @@ def train_flops(
     seen = (_windowed(tokens, cfg.window), _windowed(tokens, cfg.long_window))
     products = _trunk_products(config, turns, seen, text, frame)
     flops = {part: 2.0 * _BACKWARD * count for part, count in products.items()}
-    rows = SPEAKING_SHARE * turns  # a condition each, and before it one that feeds it, not trained
+    rows, flowing = flow_rows(turns)  # a condition each, after one that feeds it and is not trained
     flow = _flow_products(config.speech, audio.speech_frames, audio.mels)
     flops["speech condition"] = 2.0 * (_BACKWARD + 1) * rows * _condition_products(config)
-    flops["speech flow"] = 2.0 * _BACKWARD * rows / FLOW_ROWS * flow
+    flops["speech flow"] = 2.0 * _BACKWARD * flowing * flow
     return flops
 
 
