@@ -11,23 +11,22 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _CPU_STEP_OPTIONS = {**_CPU_OPTIONS, "xla_disable_hlo_passes": "tree_reduction_rewriter"}
 
 
-def compiler_options() -> dict[str, str]:
-    """For `jax.jit` of training; {} where there is nothing to choose."""
-    return _accepted(tuple(_CPU_OPTIONS.items()))
+def compiler_options(platform: str) -> dict[str, str]:
+    """For `jax.jit` of training on a platform; {} where there is nothing to choose."""
+    return _accepted(tuple(_CPU_OPTIONS.items())) if platform == "cpu" else {}
 
 
-def step_compiler_options() -> dict[str, str]:
-    """For `jax.jit` of the step; {} where there is nothing to choose."""
-    return _accepted(tuple(_CPU_STEP_OPTIONS.items()))
+def step_compiler_options(platform: str) -> dict[str, str]:
+    """For `jax.jit` of the step on a platform; {} where there is nothing to choose."""
+    return _accepted(tuple(_CPU_STEP_OPTIONS.items())) if platform == "cpu" else {}
 
 
 @functools.cache
 def _accepted(options: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """The options on a CPU whose XLA knows them, otherwise none."""
-    if jax.default_backend() != "cpu":
-        return {}
+    """The options if XLA knows them, otherwise none."""
     try:
-        jax.jit(jnp.negative, compiler_options=dict(options)).lower(0.0).compile()
+        with jax.default_device(jax.devices("cpu")[0]):
+            jax.jit(jnp.negative, compiler_options=dict(options)).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
         return {}
     return dict(options)

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
-from interaction import checkpoint, stream
-from interaction.compiler import step_compiler_options
+from interaction import checkpoint, sharding, stream
 from interaction.config import ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.model import init_params, separate_layers
 from interaction.modules import vocoder
-from interaction.packing import Packed, pack
+from interaction.packing import LIMITS, pack
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 RELEASED = pathlib.Path(__file__).parent / "checkpoints"
@@ -33,16 +33,19 @@ def init_model_params(config: ModelConfig, key: Array) -> Params:
 class InteractionModel:
     """A model ready to stream; immutable, so one serves any number of states."""
 
-    def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer) -> None:
-        """Puts the parameters on the default device; the step is compiled when first called.
+    def __init__(
+        self, config: ModelConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh | None = None
+    ) -> None:
+        """Puts the parameters on the devices; the step is compiled when first called.
 
         Args:
           config: The model's.
-          params: As `init_model_params` lays them out.
+          params: As `init_model_params` lays them out; on the host, or wherever they are.
           tokenizer: With `config.vocab` ids at most.
+          mesh: From `sharding.make_mesh`; None takes the first device.
 
         Raises:
-          ValueError: The tokenizer has more ids than the model.
+          ValueError: The tokenizer has more ids than the model, or the mesh does not divide it.
         """
         if tokenizer.vocab > config.vocab:
             raise ValueError(
@@ -50,17 +53,24 @@ class InteractionModel:
                 "load the tokenizer that the model was trained with"
             )
         self.config = config
-        self.params = jax.device_put(params)
+        self.mesh = sharding.make_mesh({}) if mesh is None else mesh
+        params = sharding.cast_params(params, config.transformer.dtype)
+        self.params = jax.device_put(params, sharding.shardings(self.mesh, params))
         self.tokenizer = tokenizer
-        # What the step reads: the same, on CPU copied layer by layer, see `run_stack`.
-        on_cpu = jax.default_backend() == "cpu"
-        self._packed, unpack = pack(_separate(self.params) if on_cpu else self.params)
+        platform, alone = sharding.platform(self.mesh), self.mesh.size == 1
+        # What the step reads: the same, on one CPU copied layer by layer, see `run_stack`.
+        arranged = _separate(self.params) if platform == "cpu" and alone else self.params
+        specs = sharding.param_specs(arranged)
+        join, unpack, packed_specs = pack(arranged, specs, LIMITS[platform])
+        self._packed = jax.jit(join, out_shardings=self._place(packed_specs))(arranged)
+        self._step = stream.make_step(config, self.mesh, packed_specs, unpack)
+        self._init = jax.jit(
+            lambda seeds: stream.init_state(config, stream.session_keys(seeds)),
+            out_shardings=self._place(stream.state_specs(config)),
+        )
 
-        def step(packed: Packed, *rest: Any) -> tuple[stream.StreamState, Reply]:  # noqa: ANN401
-            return stream.step(config, unpack(packed), *rest)
-
-        self._step = jax.jit(step, donate_argnums=1, compiler_options=step_compiler_options())
-        self._init = jax.jit(lambda seeds: stream.init_state(config, stream.session_keys(seeds)))
+    def _place(self, specs: Any) -> Any:  # noqa: ANN401
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
     def init_state(self, sessions: int, seed: int | Sequence[int] = 0) -> stream.StreamState:
         """Fresh sessions.
@@ -142,8 +152,15 @@ def _separate(params: Params) -> Params:
     }
 
 
-def load(name: str = "demo") -> InteractionModel:
+def load(name: str = "demo", mesh: Mesh | None = None) -> InteractionModel:
     """Loads a released model by name, or from a folder that `checkpoint.save_model` wrote.
+
+    Args:
+      name: Of the model, or its folder.
+      mesh: Devices to run on, from `sharding.make_mesh`; None takes the first.
+
+    Returns:
+      The model, ready to stream.
 
     Raises:
       ValueError: There is no such model, or its files are damaged or foreign.
@@ -159,7 +176,7 @@ def load(name: str = "demo") -> InteractionModel:
         return jax.eval_shape(functools.partial(init_model_params, config), jax.random.key(0))
 
     config, params = checkpoint.load_model(folder, abstract)
-    return InteractionModel(config, params, load_tokenizer(folder / checkpoint.TOKENIZER))
+    return InteractionModel(config, params, load_tokenizer(folder / checkpoint.TOKENIZER), mesh)
 
 
 def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:

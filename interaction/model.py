@@ -26,13 +26,24 @@ from interaction.ops.attention import (
     attention_long,
     window_mask,
 )
+from interaction.ops.experts import Experts
 from interaction.ops.layers import run_stack, unstack
-from interaction.parallel import AXES, SEQUENCE, axis_index, axis_size, gather, take_part
+from interaction.parallel import (
+    AXES,
+    EXPERTS,
+    SEQUENCE,
+    axis_index,
+    axis_size,
+    gather,
+    local,
+    take_part,
+)
 from interaction.sharding import whole
 from interaction.types import Array, Params, Special
 from pallas_kernels.implementation import platform
 
 SLIDING, LONG = "sliding", "long"
+_FFN = ("gate", "up", "down")  # the experts' weights
 CPU_SESSIONS = 4  # that a CPU takes at once in `forward`: what they hold stays in its cache
 
 
@@ -213,6 +224,7 @@ def run_layers(
     attend: AttendLayer,
     carry: Any,  # noqa: ANN401
     at_once: int = 0,
+    in_place: bool = False,
 ) -> tuple[Array, Any, BlockAux]:
     """Runs all layers.
 
@@ -225,12 +237,21 @@ def run_layers(
       carry: Arrays of the sessions for `attend`, such as ring caches; axis 0 is the session.
       at_once: Sessions that a layer takes at once, a divisor of b; 0 means all. Otherwise a
         group's activations are computed again in the backward pass.
+      in_place: Whether stacked layers read their experts' weights where they are, instead of from
+        copies of their own; not for gradients.
 
     Returns:
       [b, t, d], the carry, and the layers' reports stacked in order.
     """
     turn = rope.rope_turn(positions.time, cfg.head_dim, cfg.rope_base)
     sliding = cfg.long_every - 1
+    stacks: dict[str, tuple] = {}
+    if in_place and not isinstance(trunk[LONG], tuple):
+        trunk, stacks = _split_off_experts(trunk)
+
+    def stacked(kind: str, index: Array) -> Experts | None:
+        count = local(cfg.experts, *EXPERTS)
+        return Experts(*stacks[kind], count, index * count) if kind in stacks else None
 
     def layer(
         kind: str, state: tuple[Array, Any], params: Params, bias: Array, index: Array
@@ -240,7 +261,9 @@ def run_layers(
         def sessions(rows: tuple) -> tuple[tuple[Array, Any], BlockAux]:
             x, carry, turn, valid = rows
             mix = partial(attend, kind, index, carry)
-            x, carry, aux = Block(cfg).apply({"params": params}, x, turn, valid, bias, mix)
+            x, carry, aux = Block(cfg).apply(
+                {"params": params}, x, turn, valid, bias, mix, stacked(kind, index)
+            )
             return (x, carry), aux
 
         rows = (*state, turn, positions.valid)
@@ -266,6 +289,19 @@ def run_layers(
     xs = (trunk[SLIDING], trunk[LONG], grouped_bias, np.arange(groups))
     (x, carry), aux = run_stack(group, (positions.x, carry), xs)
     return x, carry, jax.tree.map(lambda a: a.reshape(cfg.layers, *a.shape[2:]), aux)
+
+
+def _split_off_experts(trunk: Params) -> tuple[Params, dict[str, tuple]]:
+    """Stacked layers without their experts' weights, and these as [layers * e, ...]."""
+    stacks = {
+        kind: tuple(trunk[kind][name].reshape(-1, *trunk[kind][name].shape[-2:]) for name in _FFN)
+        for kind in (SLIDING, LONG)
+    }
+    rest = {
+        kind: {name: leaf for name, leaf in trunk[kind].items() if name not in _FFN}
+        for kind in stacks
+    }
+    return {**trunk, **rest}, stacks
 
 
 def separate_layers(trunk: Params) -> Params:

@@ -40,8 +40,13 @@ RULES: tuple[tuple[str, Axes], ...] = (
     (r"condition/(table|(tokens|prefix|hidden)_in|(up|down)_\d+|features|guess)", (FSDP, None)),
     (r"condition/(bias_in|norm|norm_\d+)", (None,)),
     (r"flow/\w+", (None,)),
-    (r"vocoder/\w+", (None,)),
+    (r"vocoder/[\w/]+", (None,)),
     (r"router_bias", (None,)),
+)
+_RULES = tuple(
+    # Layers that are kept separately are numbered.
+    (re.compile(rf"(^|/)({path})$".replace("(sliding|long)/", r"(sliding|long)/(\d+/)*")), axes)
+    for path, axes in RULES
 )
 _FLOAT32 = re.compile(r"(^|/)router$")  # a matrix that is not multiplied in the computing dtype
 
@@ -71,7 +76,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     if found[0].platform == "tpu":
         from jax.experimental import mesh_utils
 
-        return Mesh(mesh_utils.create_device_mesh(shape, found), AXES)
+        split = {"allow_split_physical_axes": True}
+        return Mesh(mesh_utils.create_device_mesh(shape, found, **split), AXES)
     return Mesh(np.reshape(np.array(found), shape), AXES)
 
 
@@ -99,13 +105,18 @@ def size(mesh: Mesh | AbstractMesh, *axes: str) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
+def platform(mesh: Mesh | AbstractMesh) -> str:
+    """Of a mesh's devices, "cpu" where it has none."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "cpu"
+
+
 def rule(path: str) -> Axes:
     """Mesh axes of the last dimensions of the array at a path, "…/sliding/query".
 
     Raises:
       ValueError: No rule matches, or more than one.
     """
-    found = [axes for pattern, axes in RULES if re.search(rf"(^|/)({pattern})$", path)]
+    found = [axes for pattern, axes in _RULES if pattern.search(path)]
     if len(found) != 1:
         raise ValueError(
             f"sharding: {path!r} matches {len(found)} rules, wanted one; add or mend a rule in "
@@ -175,7 +186,9 @@ def whole(params: Params, part: str, dtype: str) -> Params:
 
     def one(name: str, leaf: Array) -> Array:
         path = f"{part}/{name}"
-        leaf = leaf.astype(_dtype(path, dtype))
+        if leaf.dtype != _dtype(path, dtype):
+            # Or XLA would cast all layers of a stack before the loop over them.
+            leaf = jax.lax.optimization_barrier(leaf).astype(_dtype(path, dtype))
         for dim, axes in enumerate(rule(path), leaf.ndim - len(rule(path))):
             if axes == FSDP:
                 leaf = gather(leaf, FSDP, dim=dim)

@@ -5,12 +5,15 @@ vocoder). Rows that are reset, inactive or refused are dealt with at the state's
 caches, which are large, are left alone by not being written.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from interaction.compiler import step_compiler_options
 from interaction.config import ModelConfig
 from interaction.model import (
     LONG,
@@ -26,8 +29,8 @@ from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel, ring, sampling
 from interaction.ops.attention import attention_batch, window_mask
-from interaction.parallel import TENSOR, local
-from interaction.sharding import whole
+from interaction.parallel import FSDP, SESSIONS, TENSOR, axis_size, local
+from interaction.sharding import platform, whole
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 PCM_LIMIT = 2.0  # a sample beyond this is no PCM in [-1, 1] with an overshoot
@@ -145,8 +148,11 @@ def listen(
         mixed = attention_batch(q, keys[:, layer], values[:, layer], masks[kind], sink)
         return mixed, {**caches, kind: Cache(keys, values)}
 
+    trunk = params["trunk"]
+    kept = trunk[LONG][0] if isinstance(trunk[LONG], tuple) else trunk[LONG]
+    in_place = axis_size(FSDP) == 1 and kept["gate"].dtype == cfg.dtype
     x, caches, aux = run_layers(
-        cfg, params["trunk"], params["router_bias"], positions, attend, state.caches
+        cfg, trunk, params["router_bias"], positions, attend, state.caches, in_place=in_place
     )
     weights = whole(params["trunk"]["read_out"], "read_out", cfg.dtype)
     outputs = Outputs(*read_out(config, weights, last_positions(config, x, 1)), aux)
@@ -241,6 +247,56 @@ def blank_rows(chunk: Chunk, keep: Array) -> Chunk:
 
     audio = select_rows(keep, chunk.audio, jnp.zeros_like(chunk.audio))
     return chunk._replace(audio=audio, text=blank(chunk.text), frame=blank(chunk.frame))
+
+
+def state_specs(config: ModelConfig) -> StreamState:
+    """`PartitionSpec`s of a state: sessions over `parallel.SESSIONS`, heads over `tensor`."""
+    state = jax.eval_shape(partial(init_state, config), jnp.zeros((1, 2), jnp.uint32))
+    specs = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS), state)
+    heads = PartitionSpec(SESSIONS, None, None, TENSOR)
+    return specs._replace(caches={kind: Cache(heads, heads) for kind in state.caches})
+
+
+def make_step(
+    config: ModelConfig,
+    mesh: Mesh | AbstractMesh,
+    specs: Any,  # noqa: ANN401
+    unpack: Callable[[Any], Params] = lambda params: params,
+) -> Callable[[Any, StreamState, Chunk], tuple[StreamState, Reply]]:
+    """The jitted step on a mesh: (params, state, chunk) -> (state, reply); the state is donated.
+
+    Args:
+      config: The model's.
+      mesh: With all axes of `parallel.AXES`; its `data`, `fsdp` and `expert` devices share out the
+        sessions.
+      specs: `PartitionSpec`s of params, `sharding.param_specs` of a model's.
+      unpack: Makes a model's parameters of params, on each device.
+
+    Returns:
+      The step, see `step`.
+    """
+
+    def body(params: Any, state: StreamState, chunk: Chunk) -> tuple[StreamState, Reply]:  # noqa: ANN401
+        return step(config, unpack(params), state, chunk)
+
+    sessions = PartitionSpec(SESSIONS)
+    states = state_specs(config)
+    if mesh.size > 1:
+        places = (specs, states, sessions), (states, sessions)
+        body = jax.shard_map(
+            body, mesh=mesh, in_specs=places[0], out_specs=places[1], check_vma=False
+        )
+
+    def place(specs: Any) -> Any:  # noqa: ANN401
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+    return jax.jit(
+        body,
+        donate_argnums=1,
+        in_shardings=(place(specs), place(states), place(sessions)),
+        out_shardings=(place(states), place(sessions)),
+        compiler_options=step_compiler_options(platform(mesh)),
+    )
 
 
 def select_rows(choose: Array, yes: Array, no: Array) -> Array:

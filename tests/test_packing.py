@@ -1,25 +1,40 @@
-"""Small arrays travel as one and come back as they were."""
+"""Arrays travel together and come back as they were."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
-from interaction.packing import pack
+from interaction.packing import Limits, pack
 
 
-def test_what_is_unpacked_was_packed() -> None:
+def test_what_is_taken_apart_was_joined() -> None:
     rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     params = {
-        "scale": jnp.asarray(rng.normal(size=(3, 5)), jnp.float32),
-        "large": jnp.asarray(rng.normal(size=(64, 64)), jnp.float32),
-        "layers": ({"bias": jnp.asarray(rng.normal(size=7), jnp.float32)}, jnp.float32(2.5)),
+        "scale": draw(3, 5),
+        "split": draw(6),
+        "large": draw(64, 64),
+        "twins": [draw(32, 32), draw(32, 32), draw(32, 32)],
+        "layers": ({"bias": draw(7)}, jnp.float32(2.5)),
         "whole": jnp.arange(4),
         "half": jnp.ones(3, jnp.bfloat16),
     }
-    packed, unpack = pack(params)
-    assert packed[0].shape == (3 * 5 + 7 + 1,)
-    assert len(packed[1]) == 3
-    found = jax.jit(unpack)(packed)
+    specs = jax.tree.map(lambda leaf: P(*[None] * leaf.ndim), params)
+    specs["split"] = P("tensor")
+    specs["twins"][2] = P(None, "tensor")  # lives elsewhere than the other two
+    join, take_apart, packed_specs = pack(params, specs, Limits(256, 8192))
+    packed = jax.jit(join)(params)
+    assert packed.vector.shape == (3 * 5 + 7 + 1,)
+    assert [stack.shape for stack in packed.stacks] == [(2, 32, 32)]
+    assert len(packed.others) == 5
+    assert jax.tree.structure(packed) == jax.tree.structure(packed_specs)
+    assert packed_specs.stacks == (P(None, None, None),)
+    assert P("tensor") in packed_specs.others and P(None, "tensor") in packed_specs.others
+    found = jax.jit(take_apart)(packed)
     assert jax.tree.structure(found) == jax.tree.structure(params)
     for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
         assert got.dtype == wanted.dtype
@@ -27,6 +42,7 @@ def test_what_is_unpacked_was_packed() -> None:
 
 
 def test_nothing_small_leaves_an_empty_vector() -> None:
-    packed, unpack = pack((jnp.arange(4),))
-    assert packed[0].shape == (0,)
-    np.testing.assert_array_equal(unpack(packed)[0], jnp.arange(4))
+    join, take_apart, _ = pack((jnp.arange(4),), (P(),), Limits(1024, 0))
+    packed = join((jnp.arange(4),))
+    assert packed.vector.shape == (0,) and packed.stacks == ()
+    np.testing.assert_array_equal(take_apart(packed)[0], jnp.arange(4))

@@ -50,10 +50,9 @@ def product_flops(jaxpr) -> int:  # noqa: ANN001
     return total
 
 
-def few_experts(
-    x: Array, chosen: Array, weights: Array, gate: Array, up: Array, down: Array
-) -> Array:
+def few_experts(x: Array, chosen: Array, weights: Array, layer: experts.Experts) -> Array:
     """The chosen experts and no other, without tiles or padding."""
+    gate, up, down = layer.alone()
     hidden = jax.nn.silu(jnp.einsum("td,tkdf->tkf", x, gate[chosen]))
     hidden = hidden * jnp.einsum("td,tkdf->tkf", x, up[chosen])
     return jnp.einsum("tkf,tkfd->td", hidden * weights[..., None], down[chosen])

@@ -36,7 +36,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, turn: rope.Turn, valid: Array, bias: Array, attend: Attend
+        self,
+        x: Array,
+        turn: rope.Turn,
+        valid: Array,
+        bias: Array,
+        attend: Attend,
+        stacked: experts.Experts | None = None,
     ) -> tuple[Array, Carry, BlockAux]:
         """Runs the layer.
 
@@ -46,6 +52,7 @@ class Block(nn.Module):
           valid: bool[b, t], positions that exist.
           bias: float32[e], the router's selection bias.
           attend: See the class.
+          stacked: The experts where they are no parameters of this layer alone.
 
         Returns:
           [b, t, d], what `attend` carried out, and the layer's report.
@@ -55,7 +62,7 @@ class Block(nn.Module):
         mixed, carry = self._attention(normed, turn, attend)
         x = x + mixed
         normed = rms_norm(x, self._scale("ffn_norm", cfg.dim))
-        fed, aux = self._experts(normed, valid, bias)
+        fed, aux = self._experts(normed, valid, bias, stacked)
         return x + fed, carry, aux
 
     def _scale(self, name: str, dim: int) -> Array:
@@ -86,17 +93,21 @@ class Block(nn.Module):
         return column_dense(gather(mixed.reshape(b, t, -1), TENSOR), out), carry
 
     @jax.named_scope("experts")
-    def _experts(self, x: Array, valid: Array, bias: Array) -> tuple[Array, BlockAux]:
+    def _experts(
+        self, x: Array, valid: Array, bias: Array, stacked: experts.Experts | None
+    ) -> tuple[Array, BlockAux]:
         cfg = self.config
         flat = x.reshape(-1, cfg.dim)
         router_weight = self._weight("router", (cfg.dim, cfg.experts))
         logits = dense(x.astype(jnp.float32), router_weight).reshape(len(flat), -1)
         chosen, weights = router.route(logits, bias, cfg.experts_per_token)
-        mine = local(cfg.experts, *EXPERTS)
-        gate = self._weight("gate", (mine, cfg.dim, cfg.expert_ffn))
-        up = self._weight("up", (mine, cfg.dim, cfg.expert_ffn))
-        down = self._weight("down", (mine, cfg.expert_ffn, cfg.dim), residual=True)
-        routed = experts.chosen_experts(flat, chosen, weights, gate, up, down)
+        if stacked is None:
+            mine = local(cfg.experts, *EXPERTS)
+            gate = self._weight("gate", (mine, cfg.dim, cfg.expert_ffn))
+            up = self._weight("up", (mine, cfg.dim, cfg.expert_ffn))
+            down = self._weight("down", (mine, cfg.expert_ffn, cfg.dim), residual=True)
+            stacked = experts.Experts(gate, up, down, mine)
+        routed = experts.chosen_experts(flat, chosen, weights, stacked)
         shared = experts.swiglu(
             x,
             self._weight("shared_gate", (cfg.dim, local(cfg.shared_ffn, TENSOR))),

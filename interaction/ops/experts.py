@@ -1,6 +1,7 @@
 """Feed-forward experts: which kernel runs them, and on which devices, is decided here, by shape."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,18 +39,39 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
     return column_dense(gather(jax.nn.silu(dense(x, gate)) * dense(x, up), TENSOR), down)
 
 
-def chosen_experts(
-    x: Array, chosen: Array, weights: Array, gate: Array, up: Array, down: Array
-) -> Array:
+class Experts(NamedTuple):
+    """A layer's experts on this device, split over `parallel.EXPERTS`; or those of many layers.
+
+    A kernel that is called in a loop over stacked layers would have each layer's weights copied
+    out of the stack for it. It takes the whole stack instead, and which of them are meant.
+    """
+
+    gate: Array  # [n, d, f]
+    up: Array  # [n, d, f]
+    down: Array  # [n, f, d]
+    count: int  # experts of the layer
+    first: Array | int = 0  # int32[], where they begin
+
+    def places(self, ids: Array) -> Array:
+        """Where the layer's experts int32[...] stand among all; -1 for what is none of them."""
+        return jnp.where((ids >= 0) & (ids < self.count), ids + self.first, -1)
+
+    def alone(self) -> tuple[Array, Array, Array]:
+        """The layer's weights, copied if need be."""
+        if self.count == len(self.gate):
+            return self.gate, self.up, self.down
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=self.first, slice_size=self.count)
+        return cut(self.gate), cut(self.up), cut(self.down)
+
+
+def chosen_experts(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
     """Each token through the experts it chose, weighted and summed in ascending order.
 
     Args:
       x: [t, d]; on a mesh this device's tokens, the same along `tensor`.
       chosen: int32[t, k], ascending.
       weights: float32[t, k].
-      gate: [e, d, f]; on a mesh this device's experts, split over `parallel.EXPERTS`.
-      up: [e, d, f].
-      down: [e, f, d].
+      experts: The layer's.
 
     Returns:
       [t, d] in x's dtype.
@@ -58,13 +80,15 @@ def chosen_experts(
     if axis_size(*EXPERTS) > 1:
         dispatch = _tokens_everywhere if len(x) * axis_size(EXPERT) <= few else _exchanged
     else:
-        dispatch = gather_gemv if len(x) <= few else _sorted_by_expert
-    return dispatch(x, chosen, weights, gate, up, down)
+        dispatch = _streamed if len(x) <= few else _sorted_by_expert
+    return dispatch(x, chosen, weights, experts)
 
 
-def _tokens_everywhere(
-    x: Array, chosen: Array, weights: Array, gate: Array, up: Array, down: Array
-) -> Array:
+def _streamed(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
+    return gather_gemv(x, experts.places(chosen), weights, experts.gate, experts.up, experts.down)
+
+
+def _tokens_everywhere(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
     """Few tokens: all of them go to all devices, whose experts stay where they are.
 
     A device sums its own experts' parts of each token; at home these are summed in the order of
@@ -73,8 +97,8 @@ def _tokens_everywhere(
     t, d = x.shape
     homes = axis_size(EXPERT)
     x, chosen, weights = (gather(a, EXPERT, dim=0) for a in (x, chosen, weights))
-    mine = chosen - axis_index(*EXPERTS) * len(gate)  # outside of this device's experts: nobody's
-    parts = gather_gemv(x, mine, weights, gate, up, down).reshape(homes, t, d)
+    mine = chosen - axis_index(*EXPERTS) * experts.count
+    parts = _streamed(x, mine, weights, experts).reshape(homes, t, d)
     if homes > 1:
         with jax.named_scope("combine"):
             parts = jax.lax.all_to_all(parts, EXPERT, split_axis=0, concat_axis=0)
@@ -85,21 +109,20 @@ def _tokens_everywhere(
     return total.astype(x.dtype)
 
 
-def _exchanged(
-    x: Array, chosen: Array, weights: Array, gate: Array, up: Array, down: Array
-) -> Array:
+def _exchanged(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
     """Many tokens: each goes to the devices of its experts and back; along `tensor` they share."""
     t, d = x.shape
     devices, sharing = axis_size(*EXPERTS), axis_size(TENSOR)
-    room = -(-t // sharing) * devices * min(chosen.shape[1], len(gate)) * d * x.dtype.itemsize
+    room = -(-t // sharing) * devices * min(chosen.shape[1], experts.count) * d * x.dtype.itemsize
     parts = -(-room // _EXCHANGED)
     pad = ((0, -t % (sharing * parts)), (0, 0))
     tokens = (jnp.pad(x, pad), jnp.pad(chosen, pad, constant_values=-1), jnp.pad(weights, pad))
     tokens = jax.tree.map(lambda a: take_part(a, TENSOR, dim=0), tokens)
 
+    feed, number = partial(_feed_forward, *experts.alone()), devices * experts.count
+
     def exchange(tokens: tuple[Array, Array, Array]) -> Array:
-        feed = partial(_feed_forward, gate, up, down)
-        return exchange_layer(feed, *tokens, num_experts=devices * len(gate), axis=EXPERTS)[0]
+        return exchange_layer(feed, *tokens, num_experts=number, axis=EXPERTS)[0]
 
     if parts == 1:
         out = exchange(tokens)
@@ -109,15 +132,13 @@ def _exchanged(
     return gather(out, TENSOR, dim=0)[:t]
 
 
-def _sorted_by_expert(
-    x: Array, chosen: Array, weights: Array, gate: Array, up: Array, down: Array
-) -> Array:
+def _sorted_by_expert(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
     t, k = chosen.shape
     order = jnp.argsort(chosen.reshape(-1), stable=True)
     back = jnp.argsort(order)
-    sizes = jnp.sum(chosen.reshape(-1, 1) == jnp.arange(len(gate)), axis=0, dtype=jnp.int32)
+    sizes = jnp.sum(chosen.reshape(-1, 1) == jnp.arange(experts.count), axis=0, dtype=jnp.int32)
     rows = _permute(jnp.repeat(x, k, axis=0), order, back)
-    fed = _feed_forward(gate, up, down, rows, sizes)
+    fed = _feed_forward(*experts.alone(), rows, sizes)
     parts = _permute(fed, back, order).reshape(t, k, -1)
     return jnp.sum(parts.astype(jnp.float32) * weights[..., None], axis=1).astype(x.dtype)
 

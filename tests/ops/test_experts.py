@@ -31,6 +31,13 @@ def every_expert_on_every_token(
     return jnp.einsum("tef,efd,te->td", hidden, down, share)
 
 
+def chosen_experts(
+    x: Array, chosen: Array, weights: Array, gate: Array, up: Array, down: Array
+) -> Array:
+    layer = experts.Experts(gate, up, down, len(gate))
+    return experts.chosen_experts(x, chosen, weights, layer)
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 32, 33, 100])
 def test_both_dispatches_equal_all_experts_on_all_tokens(tokens: int) -> None:
     arguments = (*inputs(tokens), *WEIGHTS)
@@ -40,10 +47,24 @@ def test_both_dispatches_equal_all_experts_on_all_tokens(tokens: int) -> None:
 
     wanted = every_expert_on_every_token(*arguments)
     slopes = gradients(every_expert_on_every_token)
-    np.testing.assert_allclose(experts.chosen_experts(*arguments), wanted, atol=2e-6)  # 6e-7
-    for got, goal in zip(gradients(experts.chosen_experts), slopes, strict=True):
+    np.testing.assert_allclose(chosen_experts(*arguments), wanted, atol=2e-6)  # 6e-7
+    for got, goal in zip(gradients(chosen_experts), slopes, strict=True):
         size = float(jnp.max(jnp.abs(goal)))
         np.testing.assert_allclose(got, goal, atol=2e-6 * max(size, 1.0))  # measured: 5e-7
+
+
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_a_layer_of_a_stack_is_the_layer_alone(tokens: int) -> None:
+    others = [jnp.flip(weight, 0) for weight in WEIGHTS]
+    stacks = [jnp.concatenate([a, b, a]) for a, b in zip(others, WEIGHTS, strict=True)]
+    arguments = inputs(tokens)
+
+    @jax.jit
+    def of_the_stack(first: Array) -> Array:
+        return experts.chosen_experts(*arguments, experts.Experts(*stacks, E, first))
+
+    wanted = jax.jit(chosen_experts)(*arguments, *WEIGHTS)
+    np.testing.assert_array_equal(of_the_stack(jnp.int32(E)), wanted)
 
 
 def test_the_number_of_tokens_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,10 +72,10 @@ def test_the_number_of_tokens_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gather_gemv", "_sorted_by_expert"):
         monkeypatch.setattr(experts, name, lambda x, *_, name=name: taken.append(name) or x)
     for tokens in (1, 32, 33):
-        experts.chosen_experts(*inputs(tokens), *WEIGHTS)
+        chosen_experts(*inputs(tokens), *WEIGHTS)
     monkeypatch.setattr(experts, "platform", lambda: "tpu")
     for tokens in (33, 128, 129):
-        experts.chosen_experts(*inputs(tokens), *WEIGHTS)
+        chosen_experts(*inputs(tokens), *WEIGHTS)
     few, many = "gather_gemv", "_sorted_by_expert"
     assert taken == [few, few, many, few, few, many]
 
