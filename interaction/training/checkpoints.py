@@ -1,61 +1,193 @@
-"""Checkpoints of a run: state and position in the data, written in the background by Orbax."""
+"""Checkpoints of a run: state and position in the data, written in the background by Orbax.
 
+Each says, in the file of the position, the fingerprint of every array, which is computed on the
+device and is the same on any mesh. One that cannot be read, or reads as something else, is refused
+by name, and the run goes on from the one before. All processes of a run see the same folder.
+"""
+
+import functools
+import hashlib
 import json
+import logging
 import pathlib
+import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import traverse_util
+from jax.sharding import NamedSharding, PartitionSpec
 
 from interaction.checkpoint import WEIGHTS, differences, flatten, load_weights
+from interaction.compiler import step_compiler_options
+from interaction.training import hosts
 from interaction.training.feed import Feed
+from interaction.training.finite import NotFiniteError, not_finite
 from interaction.training.state import TrainState
+from interaction.types import Array
 
+_LEAVES, _SEAL = "leaves", "sha256"  # of the position's file: arrays, and a hash of all the rest
+_log = logging.getLogger(__name__)
 _snapshot = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+class DamagedError(ValueError):
+    """A checkpoint is incomplete, cannot be read, or is not what was written."""
 
 
 class Checkpoints:
     """The checkpoints in a run's folder. `close` waits for the last write."""
 
     def __init__(self, run_dir: str, keep: int) -> None:
-        """Opens (or makes) `<run_dir>/checkpoints` and keeps the newest `keep`."""
+        """Keeps the newest `keep` in `<run_dir>/checkpoints`."""
         self.path = pathlib.Path(run_dir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self.path, options=options)
+        self._keep = keep
+        self._saved: int | None = None
 
-    def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
+        )
+        return ocp.CheckpointManager(self.path, options=options)
 
     def save(self, step: int, state: TrainState, feed: dict[str, Any]) -> None:
-        """Starts writing; `state` may be donated as soon as this returns."""
-        if self.latest() == step:
-            return
-        flat = flatten(_snapshot(state))
-        tree = traverse_util.unflatten_dict(flat, sep="/")
-        items = {"state": ocp.args.StandardSave(tree), "feed": ocp.args.JsonSave(feed)}
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-
-    def restore(self, step: int, abstract: TrainState, feed: Feed) -> TrainState:
-        """Reads checkpoint `step` onto `abstract` (shapes, dtypes, shardings) and moves `feed`.
+        """Starts writing; `state` may be donated as soon as this returns.
 
         Raises:
-          ValueError: it is damaged, another model's, or from other data.
+          NotFiniteError: the state holds NaN or Inf; nothing is written.
         """
-        place = self.path / str(step)
-        wanted = flatten(abstract)
-        flat = _read(place, wanted)
-        leaves = [flat[name] for name in wanted]
-        feed.restore(_read_feed(place), str(place))
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+        if self._saved == step:
+            return
+        flat = flatten(state)
+        leaves = fingerprints(flat)
+        sick = [name for name, leaf in leaves.items() if leaf["not_finite"]]
+        if sick:
+            raise NotFiniteError(not_finite(step, state=sick))
+        if jax.default_backend() == "cpu":  # elsewhere Orbax has copied it when it returns
+            flat = _snapshot(flat)
+        items = {
+            "state": ocp.args.StandardSave(traverse_util.unflatten_dict(flat, sep="/")),
+            "feed": ocp.args.JsonSave(_seal({**feed, _LEAVES: leaves})),
+        }
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._saved = step
+
+    def restore(self, abstract: TrainState, feed: Feed) -> tuple[int, TrainState] | None:
+        """Reads the newest good checkpoint and moves `feed` to where it was.
+
+        Newer ones that are refused are named in a warning and moved to `<run_dir>/damaged`.
+
+        Args:
+          abstract: Shapes, dtypes and shardings, of any mesh.
+          feed: Of the same data.
+
+        Returns:
+          Its step and the state, or None where there is no checkpoint.
+
+        Raises:
+          ValueError: All are damaged, or one is another model's or from other data.
+        """
+        refused: dict[int, str] = {}
+        for step in hosts.from_first(_steps(self.path)):
+            state, position, reason = None, {}, "another process cannot read it"
+            try:
+                state, position = _read_state(self.path / str(step), abstract, feed)
+            except DamagedError as error:
+                reason = str(error)
+            if hosts.all_agree(state is not None) and state is not None:
+                self._set_aside(refused)
+                feed.restore(position, str(self.path / str(step)))
+                self._saved = step
+                return step, state
+            _log.warning("%s", reason)
+            refused[step] = reason
+        if refused:
+            raise ValueError(
+                f"{self.path}: no checkpoint is good: {'; '.join(refused.values())}; "
+                "restore the folder from a copy, or start a new --workdir"
+            )
+        return None
 
     def close(self) -> None:
         """Waits for what is being written, and raises if that failed."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def _set_aside(self, refused: Mapping[int, str]) -> None:
+        """Moves refused checkpoints away, so that their steps can be saved again."""
+        aside = self.path.parent / "damaged"
+        if refused and hosts.is_first():
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            for step in refused:
+                (self.path / str(step)).rename(aside / str(step))
+            _log.warning("moved checkpoints %s to %s", sorted(refused), aside)
+        hosts.all_agree(True)
+
+
+@functools.cache
+def _fingerprint(where: NamedSharding | None) -> Any:  # noqa: ANN401
+    return jax.jit(
+        lambda leaves: jnp.stack([_fold(leaf) for leaf in leaves]),
+        out_shardings=where,
+        compiler_options=step_compiler_options(jax.default_backend()),
+    )
+
+
+def _fold(leaf: Array) -> Array:
+    """Fingerprint and number of entries that are not finite: uint32[2].
+
+    The fingerprint is a sum of integers, so the order and the mesh that it is summed on change
+    nothing. One changed entry always changes it, several all but certainly.
+    """
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
+    at = jnp.zeros(leaf.shape, jnp.uint32)
+    for dim, size in enumerate(leaf.shape):
+        at = at * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
+    mixed = (bits ^ (bits >> 16)) * ((at * jnp.uint32(0x9E3779B1)) | 1)  # odd: invertible
+    return jnp.stack(
+        [jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(~jnp.isfinite(leaf), dtype=jnp.uint32)]
+    )
+
+
+def fingerprints(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each array: shape, dtype, fingerprint, and how many entries are not finite."""
+    if not flat:
+        return {}
+    leaves = list(flat.values())
+    sharding = getattr(leaves[0], "sharding", None)
+    where = None
+    if isinstance(sharding, NamedSharding):
+        where = NamedSharding(sharding.mesh, PartitionSpec())
+    found = np.asarray(_fingerprint(where)(leaves)).tolist()
+    return {
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": np.dtype(leaf.dtype).name,
+            "fingerprint": value,
+            "not_finite": bad,
+        }
+        for (name, leaf), (value, bad) in zip(flat.items(), found, strict=True)
+    }
+
+
+def _changed(kept: dict[str, dict], flat: Mapping[str, Any]) -> list[str]:
+    """Names of arrays that do not have the fingerprint that is kept of them."""
+    found = fingerprints(flat)
+    return [name for name in flat if name in kept and kept[name] != found[name]]
+
+
+def _seal(fields: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(fields, sort_keys=True)
+    return {**fields, _SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def load_part(source: str, part: str) -> tuple[dict[str, np.ndarray], str]:
@@ -76,12 +208,11 @@ def load_part(source: str, part: str) -> tuple[dict[str, np.ndarray], str]:
         flat, place = load_weights(folder), folder
     else:
         place = _newest(folder)
-        stored = _read(place, None)
-        flat = {
-            name.partition("/")[2]: leaf
-            for name, leaf in stored.items()
-            if name.startswith(("ema/", "buffers/"))
-        }
+        stored = _read_arrays(place)
+        wrong = _changed(_read_position(place).get(_LEAVES, {}), stored)
+        if wrong:
+            raise _damaged(place, f"not what was written: {', '.join(wrong[:4])}")
+        flat = {name.partition("/")[2]: leaf for name, leaf in stored.items()}
     found = {name: leaf for name, leaf in flat.items() if f"{name}/".startswith(f"{part}/")}
     if not found:
         parts = sorted({name.partition("/")[0] for name in flat})
@@ -89,54 +220,118 @@ def load_part(source: str, part: str) -> tuple[dict[str, np.ndarray], str]:
     return found, str(place)
 
 
+def _steps(folder: pathlib.Path) -> list[int]:
+    """Steps of complete checkpoints, and of what looks like it, newest first."""
+    return sorted((int(place.name) for place in folder.glob("*") if _is_step(place)), reverse=True)
+
+
+def _is_step(place: pathlib.Path) -> bool:
+    return place.name.isdecimal() and place.is_dir()  # one that is being written has a suffix
+
+
 def _newest(folder: pathlib.Path) -> pathlib.Path:
-    steps = [place for place in (folder / "checkpoints").glob("*") if place.name.isdigit()]
+    steps = _steps(folder / "checkpoints")
     if not steps:
         raise ValueError(
             f"{folder}: got neither checkpoints nor {WEIGHTS}, wanted the folder of a run or of a "
             "released model; check the path"
         )
-    return max(steps, key=lambda place: int(place.name))
+    return folder / "checkpoints" / str(steps[0])
 
 
-def _read(place: pathlib.Path, wanted: dict[str, Any] | None) -> dict[str, Any]:
-    """Flat state at `place`: onto `wanted`, or as numpy arrays of whatever is stored."""
-    with ocp.StandardCheckpointer() as reader:
-        try:
-            metadata = reader.metadata(place / "state").item_metadata
-        except Exception as error:
-            raise _damaged(place, error) from error
-        if metadata is None:
-            raise _damaged(place, ValueError("its list of arrays cannot be read"))
-        stored = flatten(metadata.tree)
-        if wanted is not None:
-            wrong = differences(stored, wanted)
-            if wrong:
-                raise ValueError(
-                    f"{place}: does not fit this run's config: {'; '.join(wrong)}; "
-                    "use the config it was made with, or start a new --workdir"
-                )
-        target = wanted or {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored.items()
-        }
-        try:
-            tree = reader.restore(place / "state", traverse_util.unflatten_dict(target, sep="/"))
-        except Exception as error:
-            raise _damaged(place, error) from error
-    flat = flatten(tree)
-    return flat if wanted else {name: np.asarray(leaf) for name, leaf in flat.items()}
+def _read_state(
+    place: pathlib.Path, abstract: TrainState, feed: Feed
+) -> tuple[TrainState, dict[str, Any]]:
+    """State and position at `place`.
 
-
-def _read_feed(place: pathlib.Path) -> dict[str, Any]:
+    Raises:
+      DamagedError: it is not what was written.
+      ValueError: it is of another model or other data.
+    """
+    wanted = flatten(abstract)
+    position = _read_position(place)
+    feed.check(position, str(place))
+    kept = position.get(_LEAVES, {})
+    if kept:
+        _check_fit(place, {name: _abstract(leaf) for name, leaf in kept.items()}, wanted)
     try:
-        return json.loads((place / "feed" / "metadata").read_text())
-    except (OSError, ValueError) as error:
+        stored = flatten(_handler().metadata(_state_of(place)).tree)
+    except Exception as error:
+        raise _damaged(place, error) from error
+    if not kept:
+        _check_fit(place, stored, wanted)
+    try:
+        target = traverse_util.unflatten_dict(wanted, sep="/")
+        tree = _handler().restore(
+            _state_of(place), args=ocp.args.StandardRestore(target, strict=True)
+        )
+        flat = flatten(tree)
+        leaves = [jax.block_until_ready(flat[name]) for name in wanted]
+    except Exception as error:
+        raise _damaged(place, error) from error
+    wrong = _changed(kept, flat)
+    if wrong:
+        raise _damaged(place, f"not what was written: {', '.join(wrong[:4])}")
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves), position
+
+
+def _read_arrays(place: pathlib.Path) -> dict[str, np.ndarray]:
+    """Averaged parameters and buffers at `place`, flat, whole."""
+    try:
+        handler = ocp.PyTreeCheckpointHandler()
+        stored = flatten(handler.metadata(_state_of(place)).tree)
+        names = [name for name in stored if name.startswith(("ema/", "buffers/"))]
+        target = traverse_util.unflatten_dict(
+            {name: np.zeros(stored[name].shape, stored[name].dtype) for name in names}, sep="/"
+        )
+        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        args = ocp.args.PyTreeRestore(target, restore_args=whole, partial_restore=True)
+        return flatten(handler.restore(_state_of(place), args=args))
+    except Exception as error:
         raise _damaged(place, error) from error
 
 
-def _damaged(place: pathlib.Path, error: Exception) -> ValueError:
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
-    return ValueError(
-        f"{place}: got a checkpoint that is damaged or not ours ({reason}), wanted one written by "
-        "this loop; remove that folder to continue from an older one"
+def _read_position(place: pathlib.Path) -> dict[str, Any]:
+    """The position; one of an old run has no seal."""
+    try:
+        marker = json.loads((place / "_CHECKPOINT_METADATA").read_text())
+        if not marker.get("commit_timestamp_nsecs"):
+            raise ValueError("its writing was never completed")
+        fields = json.loads((place / "feed" / "metadata").read_text())
+        seal = fields.pop(_SEAL, None)
+    except Exception as error:
+        raise _damaged(place, error) from error
+    if (seal is not None or _LEAVES in fields) and _seal(fields)[_SEAL] != seal:
+        raise _damaged(place, "feed/metadata is not what was written")
+    return fields
+
+
+def _check_fit(place: pathlib.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    wrong = differences(stored, wanted)
+    if wrong:
+        raise ValueError(
+            f"{place}: does not fit this run's config: {'; '.join(wrong)}; "
+            "use the config it was made with, or start a new --workdir"
+        )
+
+
+def _abstract(leaf: dict[str, Any]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
+
+
+def _handler() -> ocp.StandardCheckpointHandler:
+    """Of one process: unlike a checkpointer it does not wait for the others, which may fail."""
+    return ocp.StandardCheckpointHandler()
+
+
+def _state_of(place: pathlib.Path) -> Any:  # noqa: ANN401
+    return epath.Path(place / "state")
+
+
+def _damaged(place: pathlib.Path, reason: Exception | str) -> DamagedError:
+    lines = str(reason).strip().splitlines()
+    return DamagedError(
+        f"{place}: got a checkpoint that is damaged or not ours "
+        f"({lines[0][:300] if lines else repr(reason)}), wanted one written by this loop; "
+        "it is left out"
     )

@@ -36,8 +36,8 @@ class Feed(NamedTuple):
         first = {row: at for at, row in enumerate(self.rows)}
 
         def place(leaf: np.ndarray) -> jax.Array:
-            def part(index: tuple[slice, ...]) -> np.ndarray:
-                start, stop, _ = index[0].indices(batch)
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                start, stop, _ = index[0].indices(batch) if index else (0, batch, 1)
                 return leaf[first[start] : first[start] + stop - start]
 
             return jax.make_array_from_callback((batch, *leaf.shape[1:]), where, part)
@@ -48,11 +48,11 @@ class Feed(NamedTuple):
         """The position, as JSON types; the same on every process."""
         return {**self.identity, "position": self.batches.get_state()}
 
-    def restore(self, state: dict[str, Any], source: str) -> None:
-        """Continues at `state`, which came from `source` (for the message).
+    def check(self, state: dict[str, Any], source: str) -> None:
+        """Refuses a state, which came from `source`, of another feed.
 
         Raises:
-          ValueError: the state belongs to other data, another batch size or another seed.
+          ValueError: it belongs to other data, another batch size or another seed.
         """
         for field, wanted in self.identity.items():
             if state.get(field) != wanted:
@@ -60,6 +60,14 @@ class Feed(NamedTuple):
                     f"feed {field}: got {wanted!r}, but {source} was made with "
                     f"{state.get(field)!r}; use that, or start a new --workdir"
                 )
+
+    def restore(self, state: dict[str, Any], source: str) -> None:
+        """Continues at `state`, which came from `source`.
+
+        Raises:
+          ValueError: see `check`.
+        """
+        self.check(state, source)
         self.batches.set_state(state["position"])
 
 
@@ -106,7 +114,7 @@ def make_feed(
       threads: That read and parse.
 
     Raises:
-      ValueError: no data, fewer sessions than `batch`, or no rows.
+      ValueError: no data, or fewer sessions than `batch`.
     """
     source = grain.sources.ArrayRecordDataSource(record_files(path))
     if len(source) < batch:
@@ -115,11 +123,6 @@ def make_feed(
             "make more sessions or lower it"
         )
     mine = range(batch) if rows is None else rows
-    if not mine:
-        raise ValueError(
-            f"mesh: process {jax.process_index()} of {jax.process_count()} holds no device of it, "
-            "wanted devices of each; change train.mesh"
-        )
     sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(parse)
     places = grain.MapDataset.range(sys.maxsize // batch)  # rows that are read here, in order
     read = places.map(lambda at: sessions[at // len(mine) * batch + mine[at % len(mine)]])

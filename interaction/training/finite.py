@@ -1,5 +1,6 @@
-"""Where NaN or Inf came up first, found on the device and without waiting for it each step."""
+"""Where NaN or Inf came up first: found on the device, read with a window's other figures."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 
 from interaction.types import Array
 
-GRADIENTS = "gradients_finite"  # metric of a step: bool[leaves], see `finite_leaves`
-_DERIVED = ("loss", "grad_norm")  # metrics that other ones explain
+GRADIENTS = "gradients_finite"  # metric of a step, see `finite_leaves`
+_DERIVED = ("loss", "grad_norm")  # metrics that follow from parts of the loss and from gradients
+_NAMED = 4
 
 
 class NotFiniteError(RuntimeError):
@@ -17,43 +19,54 @@ class NotFiniteError(RuntimeError):
 
 
 def finite_leaves(tree: Any) -> Array:  # noqa: ANN401
-    """Whether all of a leaf's numbers are finite: bool[leaves], in `flatten`'s order."""
+    """Whether all entries of a leaf are finite: bool[leaves], in `checkpoint.flatten`'s order."""
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
-def check_finite(
-    step: int, metrics: dict[str, Any], gradients: list[str], damaged: list[str] | None = None
-) -> None:
-    """Refuses metrics of a step that are not finite.
+def first_sick(
+    values: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> tuple[int, dict[str, list[str]]] | None:
+    """What came up first in the steps of a window.
 
     Args:
-      step: Whose they are.
-      metrics: On the host. `GRADIENTS`, where it is there, says which gradient leaves are finite.
-      gradients: Their names.
-      damaged: Parameters that are not finite by now.
+      values: Metrics of each step, on the host.
+      names: Of the gradients that `GRADIENTS` tells of, where that is there.
 
-    Raises:
-      NotFiniteError: Names the parts of the loss, else the gradients, in which it came up.
+    Returns:
+      Place of the first step with such a figure, and what: arguments of `not_finite`.
     """
-    bad = [name for name, value in metrics.items() if not np.all(np.isfinite(value))]
-    flags = metrics.get(GRADIENTS, ())
-    sick = [name for name, good in zip(gradients, flags, strict=False) if not good]
-    if not bad and not sick:
-        return
-    parts = [name for name in bad if name not in _DERIVED] or [n for n in bad if n == "loss"]
-    found = [f"{', '.join(parts)} of the loss not finite"] if parts else []
-    if sick:
-        found.append(f"gradients not finite: {_some(sick)}")
-    elif not parts:
-        found.append(f"{', '.join(bad)} not finite")
-    if damaged:
-        found.append(f"parameters not finite by now: {_some(damaged)}")
-    raise NotFiniteError(f"step {step}: {'; '.join(found)}; {ADVICE}")
+    for at, metrics in enumerate(values):
+        bad = [name for name, value in metrics.items() if not np.all(np.isfinite(value))]
+        parts = [name for name in bad if name not in _DERIVED]
+        flags = metrics.get(GRADIENTS, ())
+        sick = [name for name, good in zip(names, flags, strict=False) if not good]
+        if bad or sick:
+            whole = [name for name in bad if name == "loss"]
+            return at, {"metrics": parts or whole, "gradients": sick}
+    return None
 
 
-ADVICE = "the newest checkpoint is from before: resume with a lower learning rate"
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def not_finite(
+    step: int,
+    metrics: Sequence[str] = (),
+    gradients: Sequence[str] = (),
+    parameters: Sequence[str] = (),
+    state: Sequence[str] = (),
+) -> str:
+    """The message of a `NotFiniteError`, in the order in which a step computes things."""
+    kinds = {
+        "": metrics,
+        "gradients of ": gradients,
+        "by the end of the window parameters ": parameters,
+        "in the state ": state,
+    }
+    found = [
+        f"{kind}{', '.join(names[:_NAMED])}"
+        + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        for kind, names in kinds.items()
+        if names
+    ]
+    return (
+        f"step {step}: not finite: {'; '.join(found)}; the newest checkpoint is from before: "
+        "resume with a lower learning rate"
+    )

@@ -10,7 +10,8 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 _FILE = "goodput.json"
 CAUSES = ("compile", "data", "save", "samples")
@@ -19,47 +20,46 @@ CAUSES = ("compile", "data", "save", "samples")
 class Goodput:
     """A clock of steps; `goodput.json` keeps its totals, in seconds."""
 
-    def __init__(self, run_dir: pathlib.Path, good: float, spent: float, writes: bool) -> None:
+    def __init__(self, run_dir: pathlib.Path, last: Mapping[str, Any], writes: bool) -> None:
         """Starts the clock.
 
         Args:
           run_dir: Folder of the run.
-          good: Seconds of steps up to the checkpoint that the run goes on from.
-          spent: Seconds that the run took up to it, used where the file is missing.
+          last: Figures that were logged with the checkpoint that the run goes on from.
           writes: Whether this process keeps the file.
         """
-        self._path, self._writes, self.good = run_dir / _FILE, writes, good
+        self._path, self._writes = run_dir / _FILE, writes
+        self.good = float(last.get("good_s", 0.0))
         try:
             kept = json.loads(self._path.read_text())
         except (OSError, ValueError):
             kept = {}
-        self._began = float(kept.get("began", time.time() - spent))
+        self._began = float(kept.get("began", time.time() - last.get("seconds", 0.0)))
         self._totals = {cause: float(kept.get(cause, 0.0)) for cause in CAUSES}
         self._window = dict.fromkeys(CAUSES, 0.0)
         self._mark = time.monotonic()
 
     @contextlib.contextmanager
-    def lost(self, cause: str) -> Iterator[None]:
-        """Time inside does not count as time of steps."""
+    def lost(self, cause: str | None) -> Iterator[None]:
+        """Time inside does not count as time of steps, unless there is no cause."""
         start = time.monotonic()
         try:
             yield
         finally:
-            self._window[cause] += time.monotonic() - start
+            if cause:
+                self._window[cause] += time.monotonic() - start
 
     def figures(self, steps: int) -> dict[str, float]:
-        """Closes a window of `steps` steps: seconds of a step, shares, seconds that count."""
-        now = time.monotonic()
-        elapsed = now - self._mark
-        worked = max(elapsed - sum(self._window.values()), 0.0)
-        waited = self._window["data"]
-        self.good += worked
-        for cause, seconds in self._window.items():
-            self._totals[cause] += seconds
-        self._window = dict.fromkeys(CAUSES, 0.0)
-        self._mark = now
-        wall = max(time.time() - self._began, 1e-6)
-        self._keep(wall)
+        """Closes a window of `steps` steps.
+
+        Returns:
+          step_s: Seconds of a step, those that it waited for data among them.
+          data_share: Of these, the share that it waited.
+          goodput: Share of the time since the run began.
+          good_s: Seconds of steps that count.
+        """
+        worked, waited = self._close_window()
+        wall = max(time.time() - self._began, 1e-9)
         return {
             "step_s": (worked + waited) / steps,
             "data_share": waited / max(worked + waited, 1e-9),
@@ -67,12 +67,28 @@ class Goodput:
             "good_s": self.good,
         }
 
-    def _keep(self, wall: float) -> None:
-        if not self._writes:
-            return
-        other = wall - self.good - sum(self._totals.values())
-        figures = {"wall": wall, "good": self.good, **self._totals, "other": max(other, 0.0)}
-        rounded = {name: round(value, 3) for name, value in figures.items()}
+    def close(self) -> None:
+        """Keeps the totals."""
+        self._close_window()
+
+    def _close_window(self) -> tuple[float, float]:
+        """Adds a window to the totals; returns its seconds of steps and of waiting for data."""
+        now = time.monotonic()
+        worked = max(now - self._mark - sum(self._window.values()), 0.0)
+        waited = self._window["data"]
+        self.good += worked
+        for cause, seconds in self._window.items():
+            self._totals[cause] += seconds
+        self._window, self._mark = dict.fromkeys(CAUSES, 0.0), now
+        if self._writes:
+            self._keep()
+        return worked, waited
+
+    def _keep(self) -> None:
+        wall = time.time() - self._began
+        other = max(wall - self.good - sum(self._totals.values()), 0.0)
+        seconds = {"wall": wall, "good": self.good, **self._totals, "other": other}
+        rounded = {name: round(value, 3) for name, value in seconds.items()}
         fresh = self._path.with_suffix(".tmp")
         fresh.write_text(json.dumps({"began": self._began, **rounded}, indent=2) + "\n")
         os.replace(fresh, self._path)

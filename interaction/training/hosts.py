@@ -20,6 +20,20 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def check_mesh(mesh: Mesh) -> None:
+    """Refuses a mesh on which some process would have nothing to do.
+
+    Raises:
+      ValueError: It has no device of some process.
+    """
+    found = {device.process_index for device in mesh.devices.flat}
+    if len(found) != jax.process_count():
+        raise ValueError(
+            f"mesh: got {mesh.size} devices, of {len(found)} of the {jax.process_count()} "
+            f"processes, wanted all {jax.device_count()} devices; change train.mesh"
+        )
+
+
 def all_agree(yes: bool) -> bool:
     """Whether every process says yes; waits for all of them."""
     if jax.process_count() == 1:

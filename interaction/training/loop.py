@@ -1,5 +1,10 @@
-"""The training loop, to be read from top to bottom."""
+"""The training loop, to be read from top to bottom.
 
+It is the same on one process and on several, each of which calls it with its own devices and a
+folder that all of them see. `touch <run_dir>/profile` traces the next steps, see `Profiler`.
+"""
+
+import contextlib
 import pathlib
 import threading
 import time
@@ -8,22 +13,32 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from interaction import sharding
 from interaction.checkpoint import config_to_json, differences, flatten
 from interaction.config import ModelConfig
+from interaction.training import hosts
 from interaction.training.checkpoints import Checkpoints, load_part
 from interaction.training.config import TrainConfig
-from interaction.training.feed import make_feed
-from interaction.training.objective import Metrics, Objective
+from interaction.training.feed import Feed, local_rows, make_feed
+from interaction.training.finite import (
+    GRADIENTS,
+    NotFiniteError,
+    finite_leaves,
+    first_sick,
+    not_finite,
+)
+from interaction.training.goodput import Goodput
+from interaction.training.objective import Batch, Metrics, Objective
 from interaction.training.optimizer import learning_rate, make_optimizer
-from interaction.training.report import Report
+from interaction.training.profiler import Profiler
+from interaction.training.report import Report, brief, speeds
 from interaction.training.state import TrainState, abstract_state, init_state, make_train_step
 
-
-class NotFiniteError(RuntimeError):
-    """A loss or gradient is NaN or Inf; the newest checkpoint is from before it."""
+__all__ = ["NotFiniteError", "train"]
 
 
 def train(
@@ -31,86 +46,113 @@ def train(
 ) -> TrainState:
     """Trains until `config.steps`, `config.minutes` or `stop`; then saves and returns the state.
 
-    Called again with the same folder, it goes on from the newest checkpoint, bit for bit as if it
-    had never stopped.
+    Called again with the same folder, it goes on from the newest good checkpoint, bit for bit as
+    if it had never stopped.
 
     Raises:
-      ValueError: no data, or a checkpoint that does not fit.
+      ValueError: no data, a mesh that is not there, or checkpoints that do not fit or are damaged.
       NotFiniteError: training diverged; says where it was seen first.
     """
     began = time.monotonic()
     stop = stop or threading.Event()
     run_dir = pathlib.Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    feed = make_feed(config.data, config.batch, config.seed)
-    optimizer = make_optimizer(config)
     mesh = sharding.make_mesh(config.mesh)
+    hosts.check_mesh(mesh)
+    where = sharding.session_sharding(mesh)
+    optimizer = make_optimizer(config)
     train_step = make_train_step(objective, optimizer, config, mesh)
-    init_key, noise_key = jax.random.split(jax.random.key(config.seed))
-
-    abstract = abstract_state(objective, optimizer, mesh)
-    noise_key = jax.device_put(noise_key, sharding.replicated(mesh))
+    feed = make_feed(config.data, config.batch, config.seed, local_rows(config.batch, where))
     checkpoints = Checkpoints(config.run_dir, config.keep)
-    start = checkpoints.latest()
-    if start is None:
-        start = 0
-        where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        init = jax.jit(partial(init_state, objective, optimizer), out_shardings=where)
-        state = load_parts(init(init_key), dict(config.init_from))
-    else:
-        state = checkpoints.restore(start, abstract, feed)
-    _keep_config(run_dir / "config.json", config.model, resumed=start > 0)
-    report = Report(run_dir, start)
-    schedule = learning_rate(config)
+    step, state = begin(config, objective, optimizer, mesh, checkpoints, feed)
+    key = seed_keys(config.seed, mesh)[1]
+    schedule, first = jax.jit(learning_rate(config)), hosts.is_first()
 
+    vote, profiler = hosts.Vote(mesh), Profiler(run_dir)
+    report = Report(run_dir, step, writes=first)
+    clock = Goodput(run_dir, report.last, writes=first)
+    bar = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, disable=not first)
     window: list[Metrics] = []  # of the steps since the last log, on the device
-    logged = saved = time.monotonic()
-    bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True)
-    step, done = start, start >= config.steps
+    compiling, done, saved = "compile", step >= config.steps, time.monotonic()
     try:
         while not done:
-            batch = jax.device_put(next(feed.batches), sharding.session_sharding(mesh))
-            with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, batch, noise_key)
-            position = feed.state()
-            step += 1
+            with clock.lost("data"):
+                batch = feed.take(where)
+            with clock.lost(compiling), jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, batch, key)
+            step, compiling = step + 1, None
             window.append(metrics)
-            if len(window) > 1:
-                jax.block_until_ready(window[-2])  # at most one step is in flight
+            jax.block_until_ready(window[-2:-1])  # at most one step is in flight
             now = time.monotonic()
-            late = 0 < 60 * config.minutes < now - began
-            done = late or step == config.steps or stop.is_set()
-            saves = done or now - saved > config.save_every_s
-            if step % config.log_every == 0 or saves:
+            late, due, traced, stopped = vote(
+                first and 0 < 60 * config.minutes < now - began,
+                first and now - saved > config.save_every_s,
+                first and step % config.log_every == 0 and profiler.asked(),
+                stop.is_set(),
+            )
+            done = late or stopped or step == config.steps
+            profiler.step(traced, metrics)
+            if done or due or step % config.log_every == 0:
                 means = fetch(window, step, state)
-                now = time.monotonic()
                 means["learning_rate"] = float(np.asarray(schedule(step - 1)))
-                means["audio_s_per_s"] = (
-                    seconds_of_audio(batch, config) * len(window) / (now - logged)
-                )
-                report.write(step, now - began, means)
-                bar.set_postfix(report.brief(means), refresh=False)
-                window, logged = [], now
+                means |= clock.figures(len(window))
+                means |= speeds(config, batch, state.params, means["step_s"])
+                report.write(step, time.monotonic() - began, means)
+                bar.set_postfix(brief(means), refresh=False)
+                window = []
             bar.update()
-            if saves:
-                checkpoints.save(step, state, position)
+            if done or due:
+                with clock.lost("save"):
+                    checkpoints.save(step, state, feed.state())
                 saved = time.monotonic()
             if objective.samples and config.sample_every and step % config.sample_every == 0:
-                shown = objective.samples(state.ema, state.buffers, batch)
-                report.samples(step, time.monotonic() - began, shown)
-                logged = time.monotonic()  # samples do not count as training time
+                with clock.lost("samples"):
+                    shown = samples(objective, state, batch, mesh)
+                    report.samples(step, time.monotonic() - began, shown)
     finally:
-        bar.close()
-        checkpoints.close()
-        report.close()
+        with contextlib.ExitStack() as closing:  # all of them, whatever fails
+            for close in (clock.close, checkpoints.close, report.close, profiler.close, bar.close):
+                closing.callback(close)
     return state
 
 
-def _keep_config(path: pathlib.Path, model: ModelConfig, resumed: bool) -> None:
-    """Writes the model's config into the run, or checks that a resumed run has the same."""
+def begin(
+    config: TrainConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    feed: Feed,
+) -> tuple[int, TrainState]:
+    """The step and state to go on from, on the mesh; moves `feed` there."""
+    abstract = abstract_state(objective, optimizer, mesh)
+    found = checkpoints.restore(abstract, feed)
+    keep_config(pathlib.Path(config.run_dir) / "config.json", config.model, found is not None)
+    if found is not None:
+        return found
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    init = jax.jit(partial(init_state, objective, optimizer), out_shardings=where)
+    return 0, load_parts(init(seed_keys(config.seed, mesh)[0]), dict(config.init_from))
+
+
+def seed_keys(seed: int, mesh: Mesh) -> jax.Array:
+    """Keys of the initialisation and of the steps' noise, on all devices."""
+    split = jax.jit(
+        lambda: jax.random.split(jax.random.key(seed)), out_shardings=sharding.replicated(mesh)
+    )
+    return split()
+
+
+def keep_config(path: pathlib.Path, model: ModelConfig, resumed: bool) -> None:
+    """Writes the model's config into the run, or checks that a resumed run has the same.
+
+    Raises:
+      ValueError: it has another one, or none.
+    """
     wanted = config_to_json(model)
     if not resumed:
-        path.write_text(wanted)
+        if hosts.is_first():
+            path.write_text(wanted)
     elif not path.is_file() or path.read_text() != wanted:
         raise ValueError(
             f"model: {path} does not describe the model of this config, wanted the same; use the "
@@ -118,33 +160,42 @@ def _keep_config(path: pathlib.Path, model: ModelConfig, resumed: bool) -> None:
         )
 
 
-def seconds_of_audio(batch: dict[str, jax.Array], config: TrainConfig) -> float:
-    """Seconds of conversation in a batch, from its int16 PCM."""
-    tracks = [leaf for leaf in batch.values() if leaf.dtype == np.int16]
-    return tracks[0].size / config.model.audio.sample_rate if tracks else 0.0
-
-
 def fetch(window: list[Metrics], step: int, state: TrainState) -> dict[str, Any]:
     """Means over the steps of a window that ends at `step`: floats, or lists for arrays.
 
     Raises:
-      NotFiniteError: a metric of some step is NaN or Inf.
+      NotFiniteError: a figure of some step is NaN or Inf; names what was so first.
     """
     values = jax.device_get(window)
-    for offset, metrics in enumerate(values):
-        bad = [name for name, value in metrics.items() if not np.all(np.isfinite(value))]
-        if bad:
-            leaves = flatten(jax.device_get(state.params))
-            sick = [name for name, leaf in leaves.items() if not np.all(np.isfinite(leaf))]
-            raise NotFiniteError(
-                f"step {step - len(values) + 1 + offset}: {', '.join(bad)} not finite; parameters "
-                f"not finite by step {step}: {sick[:4] or 'none'}; the newest checkpoint is from "
-                "before: resume with a lower learning rate"
-            )
+    names = list(flatten(state.params))
+    sick = first_sick(values, names)
+    if sick is not None:
+        at, found = sick
+        mesh = jax.tree.leaves(state.params)[0].sharding.mesh
+        check = jax.jit(finite_leaves, out_shardings=sharding.replicated(mesh))
+        good = np.asarray(check(state.params))
+        parameters = [name for name, fine in zip(names, good, strict=True) if not fine]
+        raise NotFiniteError(
+            not_finite(step - len(values) + 1 + at, **found, parameters=parameters)
+        )
     return {
         name: np.mean([metrics[name] for metrics in values], axis=0, dtype=np.float64).tolist()
         for name in values[0]
+        if name != GRADIENTS
     }
+
+
+def samples(objective: Objective, state: TrainState, batch: Batch, mesh: Mesh) -> dict[str, Any]:
+    """What the objective shows, made by the first process on one device.
+
+    That device has to hold the averaged parameters; where it cannot, set `sample_every` to 0.
+    """
+    if objective.samples is None:
+        return {}
+    whole = jax.jit(lambda *trees: trees, out_shardings=sharding.replicated(mesh))
+    trees = whole(state.ema, state.buffers, batch)
+    here = jax.tree.map(lambda leaf: leaf.addressable_data(0), trees)
+    return objective.samples(*here) if hosts.is_first() else {}
 
 
 def load_parts(state: TrainState, sources: dict[str, str]) -> TrainState:
@@ -178,9 +229,11 @@ def load_parts(state: TrainState, sources: dict[str, str]) -> TrainState:
 
 
 def _replaced(tree: dict, loaded: dict[str, np.ndarray]) -> dict:
-    names = flatten(tree)
+    def place(leaf: jax.Array, value: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
     leaves = [
-        jax.device_put(loaded[name], leaf.sharding) if name in loaded else leaf
-        for name, leaf in names.items()
+        place(leaf, loaded[name]) if name in loaded else leaf
+        for name, leaf in flatten(tree).items()
     ]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)

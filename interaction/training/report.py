@@ -2,23 +2,49 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from interaction.report import CHIPS, train_flops, turn_positions
+from interaction.training.config import TrainConfig
+
 _RATE = 16_000  # Hz, of audio samples
+_UNSHOWN = ("learning_rate", "data_share", "good_s", "positions_per_s")  # on the progress bar
+# Kinds of devices -> chips. The FLOP/s of the H100 are those of the H200.
+_KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA H200": "h200",
+    "NVIDIA H100 80GB HBM3": "h200",
+}
 
 
 class Report:
-    """Writer of a run's figures; a resumed run drops what came after its checkpoint."""
+    """Writer of a run's figures; a resumed run drops what came after its checkpoint.
 
-    def __init__(self, run_dir: pathlib.Path, start: int) -> None:
+    Where it does not write, on all processes but the first, it does nothing.
+    """
+
+    def __init__(self, run_dir: pathlib.Path, start: int, writes: bool = True) -> None:
         """Opens the files in `run_dir` and keeps the lines up to step `start`."""
+        self.last: dict[str, Any] = {"seconds": 0.0}  # the newest kept line
+        self._writes = writes
+        if not writes:
+            return
         path = run_dir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= start]
-        self._before = json.loads(kept[-1])["seconds"] if kept else 0.0
+        if kept:
+            self.last = json.loads(kept[-1])
+        self._before = self.last["seconds"]
         self._file = path.open("w")
         self._file.writelines(f"{line}\n" for line in kept)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
@@ -28,6 +54,8 @@ class Report:
 
         `seconds` is wall-clock time of this call; what earlier calls took is added.
         """
+        if not self._writes:
+            return
         line = {"step": step, "seconds": round(self._before + seconds, 2), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -37,6 +65,8 @@ class Report:
 
     def samples(self, step: int, seconds: float, values: dict[str, Any]) -> None:
         """Writes what `Objective.samples` returned: numbers, PCM, images, figures."""
+        if not self._writes:
+            return
         numbers = {}
         for name, value in values.items():
             if isinstance(value, float | int):
@@ -51,19 +81,78 @@ class Report:
             self.write(step, seconds, numbers)
         self._board.flush()
 
-    def brief(self, values: dict[str, Any]) -> dict[str, str]:
-        """The figures that fit a progress bar."""
-        skipped = ("learning_rate",)
-        return {
-            name: f"{value:.3g}"
-            for name, value in values.items()
-            if isinstance(value, float | int) and name not in skipped
-        }
-
     def close(self) -> None:
         """Flushes and closes the files."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
+
+
+def brief(values: Mapping[str, Any]) -> dict[str, str]:
+    """The figures that fit a progress bar."""
+    return {
+        name: f"{value:.3g}"
+        for name, value in values.items()
+        if isinstance(value, float | int) and name not in _UNSHOWN
+    }
+
+
+def speeds(
+    config: TrainConfig, batch: Mapping[str, jax.Array], parts: Mapping[str, Any], step_s: float
+) -> dict[str, float]:
+    """How fast a run trains, and the memory it takes.
+
+    Args:
+      config: The run's.
+      batch: A whole one.
+      parts: Of the model that are trained, by name.
+      step_s: Seconds of a step.
+
+    Returns:
+      audio_s_per_s, of one side of the conversations; positions_per_s, of the transformer; mfu, the
+      share of the devices' FLOP/s that the step's products take, where the device is known and what
+      is trained is counted (`interaction.report.train_flops`); memory_gb, the most that a device of
+      this process has held, where it says so.
+    """
+    found = {}
+    tracks = [leaf for leaf in batch.values() if leaf.dtype == np.int16]
+    if tracks:
+        found["audio_s_per_s"] = tracks[0].size / config.model.audio.sample_rate / step_s
+    if "text" in batch and "trunk" in parts:
+        positions = turn_positions(config.model, "text_in" in batch)
+        found["positions_per_s"] = batch["text"].size * positions / step_s
+    leaf = next(iter(batch.values()))
+    peak = sum(map(_peak, leaf.sharding.device_set))
+    flops = _step_flops(config, batch, parts)
+    if peak and flops:
+        found["mfu"] = flops / step_s / peak
+    held = [device.memory_stats() or {} for device in jax.local_devices()]
+    memory = max(stats.get("peak_bytes_in_use", 0) for stats in held)
+    if memory:
+        found["memory_gb"] = memory / 1e9
+    return found
+
+
+def _peak(device: jax.Device) -> float:
+    """FLOP/s of a device, 0 where it is not known."""
+    chip = CHIPS.get(_KINDS.get(device.device_kind, ""))
+    return chip.flops / chip.devices if chip else 0.0
+
+
+def _step_flops(
+    config: TrainConfig, batch: Mapping[str, jax.Array], parts: Mapping[str, Any]
+) -> float:
+    """Of the matrix products of a training step; 0 where they are not counted."""
+    if "text" not in batch:
+        return 0.0
+    sessions, turns = batch["text"].shape
+    counted = train_flops(config.model, turns, "text_in" in batch)
+    mine = [
+        count
+        for name, count in counted.items()
+        if ("speech" if name.startswith("speech") else "trunk") in parts
+    ]
+    return sessions * sum(mine)
 
 
 def _step_of(line: str) -> float:

@@ -20,6 +20,7 @@ from interaction.parallel import (
     total,
 )
 from interaction.training.config import TrainConfig
+from interaction.training.finite import GRADIENTS, finite_leaves
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
 from interaction.types import Array, Params
 
@@ -130,7 +131,8 @@ def make_train_step(
     """Returns the jitted step `(state, batch, seed key) -> (state, metrics)`; `state` is donated.
 
     The state is split as `sharding.RULES` say, a batch's sessions over `parallel.SESSIONS`.
-    Metrics are the same on all devices and gain "loss" and "grad_norm" (before clipping).
+    Metrics are the same on all devices and gain "loss", "grad_norm" (before clipping), and which
+    gradients are finite.
 
     Raises:
       ValueError: The devices do not divide the batch, or a parameter, see `sharding.shardings`.
@@ -162,6 +164,7 @@ def make_train_step(
             decay = jnp.minimum(config.ema_decay, (1 + count) / (10 + count))
             ema = jax.tree.map(lambda old, new: new + decay * (old - new), state.ema, params)
             metrics = {**metrics, "loss": loss, "grad_norm": optax.global_norm(grads)}
+            metrics[GRADIENTS] = finite_leaves(grads)
         return TrainState(state.step + 1, params, buffers, opt_state, ema), metrics
 
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -170,5 +173,5 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(where, sharding.session_sharding(mesh), sharding.replicated(mesh)),
         out_shardings=(where, sharding.replicated(mesh)),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(sharding.platform(mesh)),
     )

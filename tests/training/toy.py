@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,7 +57,15 @@ def _loss(
     out = jnp.tanh(column_dense(noised, weights["text"]) * weights["norm"])
     error = jnp.mean((out - frames) ** 2) + jnp.mean(params["speech"]["flow"]["w"] ** 2)
     share = len(keys) / totals["sessions"] / axis_size(SEQUENCE)
-    return error * share, {"error": error * share, "load": jnp.mean(out, (0, 1))[:4] * share}
+    sums = {"error": error * share, "load": jnp.mean(out, (0, 1))[:4] * share}
+    return error * share, {**sums, "batch_crc": _fingerprint(batch["user"], keys)}
+
+
+def _fingerprint(pcm: Array, keys: Array) -> Array:
+    """Of sessions and their places in the batch; the shares' sum is the batch's. uint32[]."""
+    bits = pcm.astype(jnp.uint32) * (2 * jnp.arange(pcm.shape[1], dtype=jnp.uint32) + 1)
+    place = jax.random.key_data(keys)[:, 0] | 1
+    return jnp.sum(jnp.sum(bits, 1, dtype=jnp.uint32) * place, dtype=jnp.uint32)
 
 
 def _finish(buffers: dict, sums: Sums) -> tuple[Metrics, dict]:
@@ -75,12 +84,36 @@ def objective(config: ModelConfig) -> Objective:
 
 
 def broken(config: ModelConfig) -> Objective:
-    """Turns NaN from its fourth step on."""
+    """Its loss turns NaN at its fourth step."""
+    del config
+    return _broken(lambda error, sums, bad, _: (error * jnp.where(bad, jnp.nan, 1.0), sums))
+
+
+def broken_part(config: ModelConfig) -> Objective:
+    """A part of its loss turns NaN at its fourth step, and so does the loss."""
     del config
 
+    def spoil(error: Array, sums: Sums, bad: Array, _: Params) -> tuple[Array, Sums]:
+        factor = jnp.where(bad, jnp.nan, 1.0)
+        return error * factor, {**sums, "error": error * factor}
+
+    return _broken(spoil)
+
+
+def broken_gradient(config: ModelConfig) -> Objective:
+    """The gradient of one of its parameters, and nothing else, turns NaN at its fourth step."""
+    del config
+
+    def spoil(error: Array, sums: Sums, bad: Array, params: Params) -> tuple[Array, Sums]:
+        rooted = jnp.sum(params["speech"]["flow"]["w"]) ** 2
+        return error + jnp.sqrt(jnp.where(bad, 0.0, 1.0) * rooted), sums
+
+    return _broken(spoil)
+
+
+def _broken(spoil: Callable[[Array, Sums, Array, Params], tuple[Array, Sums]]) -> Objective:
     def loss(params: Params, buffers: dict, *rest: Any) -> tuple[Array, Sums]:  # noqa: ANN401
-        error, sums = _loss(params, buffers, *rest)
-        return error * jnp.where(buffers["count"] >= 3, jnp.nan, 1.0), sums
+        return spoil(*_loss(params, buffers, *rest), buffers["count"] >= 3, params)
 
     def finish(buffers: dict, sums: Sums) -> tuple[Metrics, dict]:
         metrics, new = _finish(buffers, sums)
