@@ -1,0 +1,209 @@
+r"""Compares every mesh of eight devices with one device, on the CPU.
+
+python -m experiments.check_mesh --json=out/check_mesh.json
+
+Losses and gradients of three training steps and the replies of 20 streaming steps of a small model
+in float32, for all ways in which eight devices can be split over the axes of a mesh. Takes minutes:
+every mesh is compiled twice.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from jax.sharding import Mesh, NamedSharding
+from tqdm import tqdm
+
+from interaction import presets, sharding, stream
+from interaction.config import ModelConfig
+from interaction.live import init_model_params
+from interaction.parallel import AXES
+from interaction.training import state as train_state
+from interaction.training.config import TrainConfig
+from interaction.training.conversation import joint_objective
+from interaction.types import Chunk, Params, Special
+
+_JSON = flags.DEFINE_string("json", None, "Where to write the differences.")
+
+DEVICES = 8
+SESSIONS_HELD, TURNS, TRAIN_STEPS, STREAM_STEPS = 8, 8, 3, 20
+ASKED = {"loss": 1e-5, "gradients": 1e-4, "replies": 1e-5, "tokens": 0.0}
+
+
+def small_model() -> ModelConfig:
+    """`tiny`, with heads and experts for every axis."""
+    model = presets.tiny()
+    transformer = dataclasses.replace(model.transformer, heads=8, kv_heads=8, experts=8)
+    return dataclasses.replace(model, transformer=transformer)
+
+
+def meshes() -> Iterator[dict[str, int]]:
+    """All splits of eight devices over the axes."""
+    for sizes in itertools.product((1, 2, 4, 8), repeat=len(AXES)):
+        if math.prod(sizes) == DEVICES:
+            yield {axis: size for axis, size in zip(AXES, sizes, strict=True) if size > 1}
+
+
+def name_of(mesh: dict[str, int]) -> str:
+    """A mesh for people: "fsdp 2, expert 4"."""
+    return ", ".join(f"{axis} {size}" for axis, size in mesh.items()) or "one device"
+
+
+def make_batch(model: ModelConfig) -> dict[str, np.ndarray]:
+    """Noise on both sides and random words."""
+    rng = np.random.default_rng(0)
+    samples = (SESSIONS_HELD, TURNS * model.audio.turn_samples)
+    shape = (SESSIONS_HELD, TURNS)
+    words = rng.integers(Special.COUNT, model.vocab, (*shape, 1 + model.audio_positions))
+    speaks = rng.random(shape) < 0.5
+    heard = np.where(rng.random((*shape, 2)) < 0.3, words[..., 1:], Special.NONE)
+    return {
+        "user": rng.integers(-9_000, 9_000, samples).astype(np.int16),
+        "model": rng.integers(-9_000, 9_000, samples).astype(np.int16),
+        "text": np.where(speaks, words[..., 0], Special.SILENT).astype(np.int32),
+        "heard": heard.astype(np.int32),
+    }
+
+
+def random_params(model: ModelConfig) -> Params:
+    """A whole model's parameters, no leaf of which is zero."""
+    abstract = jax.eval_shape(functools.partial(init_model_params, model), jax.random.key(0))
+    rng = np.random.default_rng(1)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        if "norm" in jax.tree_util.keystr(path):
+            return 1 + 0.1 * noise
+        return noise * (leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.1)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+class Trained(NamedTuple):
+    """What training steps gave."""
+
+    losses: list[float]
+    gradients: list[Any]  # trees of numpy arrays
+
+
+def keep_gradients(rate: float) -> optax.GradientTransformation:
+    """Gradient descent whose state is the last gradient."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda gradients, state, params: (
+            jax.tree.map(lambda g: -rate * g, gradients),
+            gradients,
+        ),
+    )
+
+
+def train_on(mesh: Mesh, model: ModelConfig, params: Params, accumulate: int = 1) -> Trained:
+    """Takes training steps on a mesh."""
+    objective, optimizer = joint_objective(model), keep_gradients(1e-3)
+    config = TrainConfig("check", "", "", model, batch=SESSIONS_HELD, accumulate=accumulate)
+    train_step = train_state.make_train_step(objective, optimizer, config, mesh)
+    learnt = {name: params[name] for name in ("trunk", "speech")}
+    buffers = {"router_bias": params["router_bias"]}
+    zeros = jax.tree.map(np.zeros_like, learnt)
+    state = train_state.TrainState(np.int32(0), learnt, buffers, zeros, learnt)
+    state = jax.device_put(state, sharding.shardings(mesh, state))
+    batch = jax.device_put(make_batch(model), sharding.session_sharding(mesh))
+    key = jax.device_put(jax.random.key(2), sharding.replicated(mesh))
+    losses, gradients = [], []
+    for _ in range(TRAIN_STEPS):
+        state, metrics = train_step(state, batch, key)
+        losses.append(float(metrics["loss"]))
+        gradients.append(jax.device_get(state.opt_state))
+    return Trained(losses, gradients)
+
+
+def stream_on(mesh: Mesh, model: ModelConfig, params: Params) -> tuple[np.ndarray, np.ndarray]:
+    """Takes streaming steps on a mesh: PCM and tokens of all micro-turns."""
+    step = stream.make_step(model, mesh, sharding.param_specs(params))
+    placed = jax.device_put(params, sharding.shardings(mesh, params))
+    state = stream.init_state(model, stream.session_keys(jnp.arange(SESSIONS_HELD)))
+    specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), stream.state_specs(model))
+    state = jax.device_put(state, specs)
+    rng = np.random.default_rng(3)
+    pcm, tokens = [], []
+    for _ in range(STREAM_STEPS):
+        audio = rng.normal(0, 0.1, (SESSIONS_HELD, model.audio.turn_samples))
+        state, reply = step(placed, state, Chunk(audio.astype(np.float32)))
+        pcm.append(np.asarray(reply.audio))
+        tokens.append(np.concatenate([reply.text[:, None], reply.heard], axis=1))
+    return np.stack(pcm), np.stack(tokens)
+
+
+def largest(got: Any, wanted: Any) -> float:  # noqa: ANN401
+    """Largest difference in any leaf over the leaf's largest magnitude."""
+    shares = [
+        np.max(np.abs(a - b)) / max(np.max(np.abs(b)), np.finfo(np.float32).tiny)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+        if np.any(a != b)
+    ]
+    return float(max(shares, default=0.0))
+
+
+class Reference:
+    """One device's results, and how far a mesh's are from them."""
+
+    def __init__(self) -> None:
+        """Runs one device."""
+        self.model = small_model()
+        self.params = random_params(self.model)
+        alone = sharding.make_mesh({})
+        self.trained = train_on(alone, self.model, self.params)
+        self.streamed = stream_on(alone, self.model, self.params)
+
+    def differences(self, axes: dict[str, int], accumulate: int = 1) -> dict[str, float]:
+        """Runs a mesh; differences named as in ASKED."""
+        mesh = sharding.make_mesh(axes)
+        trained = train_on(mesh, self.model, self.params, accumulate)
+        pcm, tokens = stream_on(mesh, self.model, self.params)
+        losses = zip(trained.losses, self.trained.losses, strict=True)
+        return {
+            "loss": max(abs(a - b) / abs(b) for a, b in losses),
+            "gradients": largest(trained.gradients, self.trained.gradients),
+            "replies": float(np.max(np.abs(pcm - self.streamed[0]))),
+            "tokens": float(np.sum(tokens != self.streamed[1])),
+        }
+
+
+def main(argv: list[str]) -> None:
+    """Prints the differences of each mesh and ends badly if one is larger than asked."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    reference = Reference()
+    rows = {}
+    for axes in tqdm(list(meshes()), unit="mesh"):
+        found = rows[name_of(axes)] = reference.differences(axes)
+        told = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
+        tqdm.write(f"{name_of(axes):<44}{told}")
+        if _JSON.value:
+            path = pathlib.Path(_JSON.value)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(rows, indent=2) + "\n")
+    bad = [
+        f"{mesh}: {name} {found[name]:.1e}"
+        for mesh, found in rows.items()
+        for name, most in ASKED.items()
+        if found[name] > most
+    ]
+    print(f"{len(rows)} meshes equal one device within {ASKED}" if not bad else "\n".join(bad))
+    raise SystemExit(bool(bad))
+
+
+if __name__ == "__main__":
+    app.run(main)

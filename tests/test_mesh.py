@@ -1,0 +1,77 @@
+"""Eight devices compute what one does; `experiments.check_mesh` runs all 35 meshes."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments import check_mesh
+from interaction import sharding
+
+
+@pytest.fixture(scope="module")
+def reference() -> check_mesh.Reference:
+    return check_mesh.Reference()
+
+
+@pytest.mark.parametrize(
+    ("axes", "accumulate"),
+    [
+        ({"fsdp": 2, "expert": 2, "tensor": 2}, 1),
+        ({"data": 2, "sequence": 2, "expert": 2}, 2),
+    ],
+)
+def test_a_mesh_equals_one_device(
+    reference: check_mesh.Reference, axes: dict[str, int], accumulate: int
+) -> None:
+    """Measured over all meshes: see `experiments.check_mesh`."""
+    found = reference.differences(axes, accumulate)
+    for name, most in check_mesh.ASKED.items():
+        assert found[name] <= most, found
+
+
+def test_there_are_35_meshes_of_eight_devices() -> None:
+    assert len(list(check_mesh.meshes())) == 35
+    assert all(np.prod(list(axes.values())) == 8 for axes in check_mesh.meshes())
+
+
+def test_a_difference_is_seen() -> None:
+    right = {"a": np.array([1.0, -2.0]), "b": np.zeros(2)}
+    assert check_mesh.largest(right, right) == 0
+    assert check_mesh.largest({**right, "a": np.array([1.0, -1.5])}, right) == 0.25
+    assert check_mesh.largest({**right, "b": np.array([0.0, 1e-9])}, right) > 1
+
+
+def test_every_path_has_one_rule() -> None:
+    assert sharding.rule("opt_state/1/mu/trunk/sliding/gate") == (
+        ("expert", "tensor"),
+        "fsdp",
+        None,
+    )
+    assert sharding.rule("trunk/sliding/3/1/query") == ("fsdp", "tensor")
+    with pytest.raises(ValueError, match=r"'trunk/sliding/gates' matches 0 rules"):
+        sharding.rule("trunk/sliding/gates")
+
+
+def test_stacked_layers_are_whole() -> None:
+    tree = {"trunk": {"sliding": {"gate": jax.ShapeDtypeStruct((2, 5, 8, 16, 32), np.float32)}}}
+    specs = sharding.param_specs(tree)
+    assert specs["trunk"]["sliding"]["gate"] == P(None, None, ("expert", "tensor"), "fsdp", None)
+
+
+def test_what_a_mesh_does_not_divide_is_named() -> None:
+    mesh = sharding.abstract_mesh({"fsdp": 3})
+    tree = {"read_out": {"text": jax.ShapeDtypeStruct((16, 32), np.float32)}}
+    with pytest.raises(ValueError, match=r"read_out/text\[16, 32\].* multiple of the 3 devices"):
+        sharding.shardings(mesh, tree)
+
+
+@pytest.mark.parametrize("axes", [{"model": 2}, {"data": 0}])
+def test_bad_axes_are_refused(axes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="mesh: got"):
+        sharding.make_mesh(axes)
+
+
+def test_another_number_of_devices_is_refused() -> None:
+    with pytest.raises(ValueError, match="of 4 devices, wanted the 8"):
+        sharding.make_mesh({"data": 4})
