@@ -1,0 +1,419 @@
+r"""Compiles the train step or the streaming step for a TPU slice, with no TPU.
+
+python -m experiments.compile_tpu --preset=small --topology=v5p-64 --what=step
+python -m experiments.compile_tpu --preset=small --topology=v5p-512 --what=train --json=out/c.json
+
+libtpu (`pip install interaction[tpu]`) compiles the very functions that run, kernels included, on
+shapes alone: no parameter is made. Prints HBM a chip by kind, exchanges between devices, kernels,
+and the compiler's own estimate of the rest. A program that does not fit is refused.
+"""
+
+import collections
+import json
+import math
+import pathlib
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from jax.sharding import Mesh, NamedSharding
+
+from interaction import compiled, sharding, stream
+from interaction.compiled import Collective
+from interaction.config import ModelConfig
+from interaction.live import init_model_params
+from interaction.parallel import DATA, EXPERT, FSDP, SESSIONS
+from interaction.presets import PRESETS
+from interaction.report import CHIPS
+from interaction.training.config import TrainConfig
+from interaction.training.objective import find_objective
+from interaction.training.optimizer import make_optimizer
+from interaction.training.state import abstract_state, make_train_step
+from interaction.types import Chunk
+from pallas_kernels.tpu_schedule import CHIPS as CLOCKS
+
+TRAIN, STEP = "train", "step"
+INPUTS = ("text", "frame")  # that a chunk of the step may have beside audio
+_OBJECTIVE = "interaction.training.conversation:joint_objective"
+_EXPERT_DEVICES = 32  # that training spreads a layer's experts over, at most
+_STEP_SESSIONS = 32  # of the step, at least
+_SHOWN = 16  # kinds of exchanges that are printed
+_GIB = 1 << 30
+
+
+class Request(NamedTuple):
+    """What is to be compiled."""
+
+    preset: str
+    what: str  # TRAIN or STEP
+    topology: str
+    mesh: dict[str, int]  # sizes of its axes, {} for the default
+    sessions: int  # of a step or of a training batch, 0 for the default
+    turns: int  # micro-turns of a training session
+    accumulate: int  # parts that a device takes its training sessions in
+    inputs: tuple[str, ...]  # of INPUTS
+
+
+class Program(NamedTuple):
+    """A jitted function and the shapes that it is compiled for."""
+
+    lower: Callable[..., jax.stages.Lowered]
+    arguments: tuple
+    kinds: dict[str, Any]  # the arguments' arrays by kind
+
+
+class DoesNotFitError(ValueError):
+    """The program takes more HBM than a device has; `by_kind` holds bytes, as far as known."""
+
+    def __init__(self, by_kind: Mapping[str, int], capacity: int, detail: str = "") -> None:
+        """Names the largest kind."""
+        self.by_kind = dict(by_kind)
+        largest = max(by_kind, key=lambda kind: by_kind[kind])
+        more = {
+            "parameters": "more devices on expert, fsdp or tensor",
+            "optimizer": "more devices on fsdp or expert",
+            "averages": "more devices on fsdp or expert",
+            "state": "fewer sessions, or more devices",
+            "temporaries": "fewer sessions or turns a device, or --accumulate",
+        }.get(largest, "a larger slice")
+        super().__init__(
+            f"does not fit: {sum(by_kind.values()) / _GIB:.1f} GiB on a device that has "
+            f"{capacity / _GIB:.1f}; the largest part is {largest} with "
+            f"{by_kind[largest] / _GIB:.1f} GiB: take {more}{detail}"
+        )
+
+
+# What is compiled.
+
+
+def default_mesh(what: str, devices: int, config: ModelConfig) -> dict[str, int]:
+    """Axes that suit: the step splits experts over all devices, training over some of them."""
+    experts = math.gcd(config.transformer.experts, devices)
+    if what == STEP:
+        return {DATA: devices // experts, EXPERT: experts}
+    experts = math.gcd(experts, _EXPERT_DEVICES)
+    return {FSDP: devices // experts, EXPERT: experts}
+
+
+def parse_mesh(pairs: Sequence[str]) -> dict[str, int]:
+    """Reads axis=size pairs.
+
+    Raises:
+      ValueError: Another form.
+    """
+    found = [re.fullmatch(r"\s*(\w+)=(\d+)\s*", pair) for pair in pairs]
+    if not all(found):
+        raise ValueError(f"--mesh: got {','.join(pairs)!r}, wanted axis=size,axis=size")
+    return {pair[1]: int(pair[2]) for pair in found if pair}
+
+
+def _abstract(tree: Any, where: Any) -> Any:  # noqa: ANN401
+    """Shapes of a tree with shardings: a tree of them, or one for all."""
+    if isinstance(where, NamedSharding):
+        where = jax.tree.map(lambda _: where, tree)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        where,
+    )
+
+
+def train_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
+    """The train step of the conversation: losses, gradients, optimizer, averages."""
+    settings = TrainConfig(
+        name="compile",
+        objective=_OBJECTIVE,
+        data="",
+        model=config,
+        batch=request.sessions,
+        accumulate=request.accumulate,
+        mesh=request.mesh,
+    )
+    objective, optimizer = find_objective(_OBJECTIVE, config), make_optimizer(settings)
+    state = abstract_state(objective, optimizer, mesh)
+    b, n, samples = request.sessions, request.turns, request.turns * config.audio.turn_samples
+    batch = {
+        "user": jax.ShapeDtypeStruct((b, samples), jnp.int16),
+        "model": jax.ShapeDtypeStruct((b, samples), jnp.int16),
+        "text": jax.ShapeDtypeStruct((b, n), jnp.int32),
+        "heard": jax.ShapeDtypeStruct((b, n, config.audio_positions), jnp.int32),
+    }
+    batch = _abstract(batch, sharding.session_sharding(mesh))
+    key = _abstract(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(mesh))
+    kinds = {
+        "parameters": (state.params, state.buffers),
+        "optimizer": state.opt_state,
+        "averages": state.ema,
+        "inputs": batch,
+    }
+    step = make_train_step(objective, optimizer, settings, mesh)
+    lower = step.lower  # pyrefly: ignore[missing-attribute]
+    return Program(lower, (state, batch, key), kinds)
+
+
+def step_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
+    """One micro-turn of all sessions, PCM to PCM, with the weights as serving keeps them."""
+    b, size = request.sessions, config.frame_size
+
+    def make() -> tuple:
+        params = init_model_params(config, jax.random.key(0))
+        params = sharding.cast_params(params, config.transformer.dtype)
+        rows = jnp.zeros(b, bool)
+        chunk = Chunk(jnp.zeros((b, config.audio.turn_samples)), active=rows, reset=rows)
+        if "text" in request.inputs:
+            chunk = chunk._replace(text=jnp.zeros((b, config.text_slots), jnp.int32))
+        if "frame" in request.inputs:
+            chunk = chunk._replace(frame=jnp.zeros((b, size, size, 3)), has_frame=rows)
+        return params, stream.init_state(config, jnp.zeros((b, 2), jnp.uint32)), chunk
+
+    params, state, chunk = jax.eval_shape(make)
+    params = _abstract(params, sharding.shardings(mesh, params))
+    place = partial(NamedSharding, mesh)
+    state = _abstract(state, jax.tree.map(place, stream.state_specs(config)))
+    chunk = _abstract(chunk, sharding.session_sharding(mesh))
+    step = stream.make_step(config, mesh, sharding.param_specs(params))
+    kinds = {"parameters": params, "state": state, "inputs": chunk}
+    lower = step.lower  # pyrefly: ignore[missing-attribute]
+    return Program(lower, (params, state, chunk), kinds)
+
+
+# What the compiler makes of it.
+
+
+def compile_program(
+    program: Program, mesh: Mesh, capacity: int
+) -> tuple[jax.stages.Compiled, compiled.Memory]:
+    """Compiles for a mesh of devices with so many bytes of HBM.
+
+    Raises:
+      DoesNotFitError: There is not enough of it.
+    """
+    known = {kind: compiled.bytes_per_device(tree) for kind, tree in program.kinds.items()}
+    if sum(known.values()) > capacity:
+        raise DoesNotFitError(known, capacity)
+    try:
+        with jax.set_mesh(mesh):  # or kernels of a single device were those for this machine
+            lowered = program.lower(*program.arguments)
+        done = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
+            raise
+        needed = needed_bytes(str(error), sum(known.values()))
+        detail = f"\nthe compiler says: {str(error)[:2_000]}"
+        raise DoesNotFitError(known | {"temporaries": needed}, capacity, detail) from error
+    memory = compiled.hbm(done, program.kinds)
+    if memory.peak > capacity:
+        raise DoesNotFitError(memory.by_kind, capacity)
+    return done, memory
+
+
+def needed_bytes(message: str, arguments: int) -> int:
+    """Bytes of temporaries that a compiler, out of HBM, says that it needs; 0 if it does not."""
+    scales = {"K": 1 << 10, "M": 1 << 20, "G": _GIB, "T": 1 << 40}
+    if found := re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message):
+        return int(float(found[1]) * scales[found[2]])
+    if found := re.search(r"Used ([\d.]+)([KMGT]) of", message):
+        return max(int(float(found[1]) * scales[found[2]]) - arguments, 0)
+    return 0
+
+
+def complete(request: Request, config: ModelConfig, devices: int) -> Request:
+    """Fills in the defaults: mesh and sessions, as few as there may be, but 32 in a step."""
+    mesh = request.mesh or default_mesh(request.what, devices, config)
+    places = math.prod(mesh.get(axis, 1) for axis in SESSIONS)
+    each = request.accumulate if request.what == TRAIN else -(-_STEP_SESSIONS // places)
+    sessions = request.sessions or places * each
+    if request.what == STEP and sessions % places:
+        raise ValueError(
+            f"--sessions: got {sessions}, wanted a multiple of the {places} devices on "
+            f"{', '.join(SESSIONS)}; change it or the mesh"
+        )
+    return request._replace(mesh=mesh, sessions=sessions)
+
+
+def figures(request: Request) -> dict[str, Any]:
+    """Compiles what is asked.
+
+    Returns:
+      What `--json` holds; without the compiler's figures and with an `error` where it does not fit.
+
+    Raises:
+      ValueError: An unknown slice, a mesh or a batch that does not fit it.
+    """
+    found = compiled.find_slice(request.topology)
+    chip, share = found.chip, found.devices_per_chip
+    if chip not in CHIPS:
+        raise ValueError(f"--topology: the HBM of {chip} is not known, wanted {', '.join(CHIPS)}")
+    devices = compiled.topology(request.topology).devices
+    config = PRESETS[request.preset]()
+    request = complete(request, config, len(devices))
+    mesh = sharding.make_mesh(request.mesh, devices)
+    build = train_program if request.what == TRAIN else step_program
+    started = time.monotonic()
+    program = build(config, request, mesh)
+    row: dict[str, Any] = {
+        **request._asdict(),
+        "chips": found.chips,
+        "devices": len(devices),
+        "hbm_capacity_bytes": CHIPS[chip].hbm,
+    }
+    try:
+        done, memory = compile_program(program, mesh, CHIPS[chip].hbm // share)
+    except DoesNotFitError as error:
+        parts = {kind: size * share for kind, size in error.by_kind.items()}
+        return row | {
+            "compiled": False,
+            "error": f"{request.preset} {request.what} on {request.topology} {error}",
+            "hbm_bytes_per_chip": sum(parts.values()),
+            "hbm_by_kind": parts,
+            "collectives": [],
+            "compile_s": round(time.monotonic() - started, 1),
+        }
+    text = done.as_text() or ""
+    estimate = compiled.estimate(text)
+    return row | {
+        "compiled": True,
+        "hbm_bytes_per_chip": memory.peak * share,
+        "hbm_by_kind": {kind: size * share for kind, size in memory.by_kind.items()},
+        "collectives": [exchange._asdict() for exchange in compiled.collectives(text)],
+        "kernels": {name: kernel._asdict() for name, kernel in compiled.kernels(text).items()},
+        "estimate": {"seconds": estimate.cycles / CLOCKS[chip].clock, **estimate._asdict()},
+        "compile_s": round(time.monotonic() - started, 1),
+        "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+# What is printed.
+
+
+def memory_lines(row: Mapping[str, Any]) -> list[str]:
+    """HBM of a chip by kind, the largest first."""
+    capacity, used = row["hbm_capacity_bytes"], row["hbm_bytes_per_chip"]
+    parts = sorted(row["hbm_by_kind"].items(), key=lambda part: -part[1])
+    lines = [f"HBM a chip: {used / _GIB:.2f} GiB of {capacity / _GIB:.0f}, {used / capacity:.1%}"]
+    return lines + [f"  {kind:<12}{size / _GIB:>9.3f} GiB" for kind, size in parts]
+
+
+def exchange_lines(row: Mapping[str, Any]) -> list[str]:
+    """Exchanges of one execution, those of one kind and place in the code together."""
+    groups: dict[tuple, list[Collective]] = collections.defaultdict(list)
+    for entry in row["collectives"]:
+        exchange = Collective(**entry)
+        where = "layers" if exchange.loops else "once"
+        groups[exchange.kind, exchange.group, where, scope_of(exchange)].append(exchange)
+    sizes = {key: sum(_bytes(exchange) for exchange in found) for key, found in groups.items()}
+    lines = [f"exchanges: {sum(sizes.values()) / 1e6:.2f} MB sent by a device in one execution"]
+    ordered = sorted(groups, key=lambda key: -sizes[key])
+    for key in ordered[:_SHOWN]:
+        kind, group, where, scope = key
+        times = sum(exchange.runs or 1 for exchange in groups[key])
+        largest = max(groups[key], key=lambda exchange: exchange.bytes)
+        arrays = largest.shape.count("+") + 1
+        what = f"{largest.dtype}{largest.shape}"
+        lines.append(
+            f"  {sizes[key] / 1e6:>10.2f} MB {times:>5} x {kind:<18} of {group!s:<4} {where:<7}"
+            f"{what if arrays == 1 else f'{largest.dtype}, {arrays} arrays':<24} {scope}"
+        )
+    rest = ordered[_SHOWN:]
+    if rest:
+        lines.append(f"  {sum(sizes[key] for key in rest) / 1e6:>10.2f} MB in {len(rest)} others")
+    return lines
+
+
+def _bytes(exchange: Collective) -> int:
+    return exchange.bytes * (exchange.runs or 1)
+
+
+_DULL = re.compile(r"jit\(.*|while|body|closed_call|checkpoint|shard_map|rematted_computation|")
+
+
+def scope_of(exchange: Collective) -> str:
+    """The last two named scopes of an exchange, without what JAX puts between them."""
+    *parts, _ = exchange.scope.split("/")  # the last one is the primitive
+    names = (re.sub(r"transpose\(|jvp\(|\)", "", part) for part in parts)
+    scope = "/".join([name for name in names if not _DULL.fullmatch(name)][-2:])
+    return f"{scope or '-'}{', backward' if 'transpose(' in exchange.scope else ''}"
+
+
+def table(row: Mapping[str, Any]) -> str:
+    """A compiled program's figures as text."""
+    mesh = ", ".join(f"{axis}={size}" for axis, size in row["mesh"].items())
+    size = f"{row['sessions']} sessions"
+    size += f" of {row['turns']} micro-turns" if row["what"] == TRAIN else ""
+    head = f"{row['preset']} {row['what']}, {size}, on {row['topology']}: {row['chips']} chips, "
+    lines = [f"{head}{row['devices']} devices, mesh {mesh}", *memory_lines(row)]
+    if not row["compiled"]:
+        return "\n".join(lines)
+    estimate = row["estimate"]
+    lines += exchange_lines(row)
+    lines.append("Mosaic kernels: " + (", ".join(
+        f"{name} x {kernel['runs']}" for name, kernel in sorted(row["kernels"].items())
+    ) or "none"))  # fmt: skip
+    lines.append(
+        f"XLA's estimate of its own operations: {estimate['seconds'] * 1e3:.1f} ms "
+        f"({estimate['cycles'] / 1e6:.1f} M cycles, good to 11% against published timings); it has "
+        f"none of {estimate['kernels']} runs of kernels and {estimate['collectives']} exchanges, "
+        "so it is no time of the whole"
+    )
+    lines.append(
+        f"compiled in {row['compile_s']:.0f} s with {row['host_bytes'] / 1e9:.1f} GB of memory here"
+    )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Compiles, prints, and ends with 1 where it does not fit."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    given = flags.FLAGS
+    unknown = sorted(set(given.inputs) - set(INPUTS))
+    if unknown:
+        raise app.UsageError(f"--inputs: got {unknown}, wanted some of {', '.join(INPUTS)}")
+    try:
+        row = figures(
+            Request(
+                given.preset,
+                given.what,
+                given.topology,
+                parse_mesh(given.mesh),
+                given.sessions or given.batch,
+                given.turns,
+                given.accumulate,
+                tuple(given.inputs),
+            )
+        )
+    except ValueError as error:
+        sys.exit(f"compile_tpu: {error}")
+    print(table(row))
+    if given.json:
+        path = pathlib.Path(given.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row, indent=1) + "\n")
+    if not row["compiled"]:
+        sys.exit(f"compile_tpu: {row['error']}")
+
+
+def define_flags() -> None:
+    """The command line's flags."""
+    flags.DEFINE_enum("preset", "small", list(PRESETS), "Model.")
+    flags.DEFINE_string("topology", "v5p-64", "TPU slice: v5p-64, v6e-64, tpu7x-16, v5p:4x4x2.")
+    flags.DEFINE_enum("what", STEP, [TRAIN, STEP], "The train step, or the streaming step.")
+    flags.DEFINE_list("mesh", [], "axis=size pairs, of data, fsdp, expert, sequence, tensor.")
+    flags.DEFINE_integer("sessions", 0, "Sessions of the step; 0: 32, or one a device.", 0)
+    flags.DEFINE_integer("batch", 0, "Sessions of a training batch; 0: one a device.", 0)
+    flags.DEFINE_integer("turns", 1_024, "Micro-turns of a training session.", 1)
+    flags.DEFINE_integer("accumulate", 1, "Parts that a device takes its training sessions in.", 1)
+    flags.DEFINE_list("inputs", list(INPUTS), "What the step's chunks have beside audio.")
+    flags.DEFINE_string("json", None, "Where to write the figures.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
