@@ -1,14 +1,20 @@
-"""Grouped matrix multiplication in XLA, for CPUs: a loop over row tiles of one group each."""
+"""Grouped matrix multiplication in XLA, for CPUs: a loop over groups, and one over a group's rows.
+
+A group's weights are copied once for all of its tiles. Its last tile may reach past its end, and
+is then written up to it; where that tile would reach past the last row, it begins earlier.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.grouped_matmul import visits
 from pallas_kernels.varying import vary, varying
 
 # Rows of a tile. All products have this many, because XLA's dot on CPUs takes other paths for few
-# rows, with other bits; a multiple of 16 lets it treat all rows of a tile alike.
-_TILE = 64
+# rows, with other bits; a multiple of 12 and 16 lets it treat all rows of a tile alike.
+_TILE = 48
+_OUTER_TILE = 80  # rows summed by one product for the gradient of the weights
 
 
 def matmul(
@@ -34,22 +40,25 @@ def matmul(
       [m, n] in lhs' dtype, zero in rows of no group.
     """
     del interpret
-    rows, k = lhs.shape
-    group, first, count = visits.group_tiles(starts, ends, rows, _TILE)
-    # Once here: in the loop each tile would convert and transpose its group's weights again.
-    weights = rhs.astype(jnp.float32)
-    weights = jnp.swapaxes(weights, 1, 2) if transpose_rhs else weights
-    padded = jnp.pad(lhs, ((0, _TILE), (0, 0)))
+    rows, padded = len(lhs), _at_least(lhs, _TILE)
 
-    def tile(visit: jax.Array, out: jax.Array) -> jax.Array:
-        own = jax.lax.dynamic_slice(padded, (first[visit], 0), (_TILE, k)).astype(jnp.float32)
-        product = jnp.matmul(own, weights[group[visit]], precision=jax.lax.Precision.HIGHEST)
-        # Rows past the group's end are overwritten by the next group's tiles.
-        return jax.lax.dynamic_update_slice(out, product.astype(out.dtype), (first[visit], 0))
+    def group(index: jax.Array, out: jax.Array) -> jax.Array:
+        weights = jax.lax.dynamic_index_in_dim(rhs, index, keepdims=False).astype(jnp.float32)
+        weights = weights.T if transpose_rhs else weights
 
-    out = jnp.zeros((rows + _TILE, weights.shape[2]), lhs.dtype)
-    out = jax.lax.fori_loop(0, count, tile, vary(out, varying(lhs)))
-    return jnp.where(jnp.arange(rows)[:, None] < ends[-1], out[:rows], 0)
+        def tile(at: jax.Array, own: jax.Array, out: jax.Array) -> jax.Array:
+            product = jnp.matmul(
+                _rows(padded, at, _TILE).astype(jnp.float32),
+                weights,
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            product = jnp.where(own, product.astype(out.dtype), _rows(out, at, _TILE))
+            return jax.lax.dynamic_update_slice_in_dim(out, product, at, 0)
+
+        return _over_tiles(tile, starts[index], ends[index], len(padded), _TILE, out)
+
+    out = jnp.zeros((len(padded), rhs.shape[1 if transpose_rhs else 2]), lhs.dtype)
+    return jax.lax.fori_loop(0, len(rhs), group, vary(out, varying(lhs)))[:rows]
 
 
 def outer(
@@ -68,21 +77,50 @@ def outer(
       [e, k, n] in lhs' dtype, zero for groups without rows.
     """
     del interpret
-    rows = lhs.shape[0]
-    group, first, count = visits.group_tiles(starts, ends, rows, _TILE)
-    operands = [jnp.pad(x, ((0, _TILE), (0, 0))) for x in (lhs, grad)]
+    # The product transposes its left operand: take the narrower one.
+    turned = lhs.shape[1] > grad.shape[1]
+    left, right = (_at_least(x, _OUTER_TILE) for x in ((grad, lhs) if turned else (lhs, grad)))
+    nothing = vary(jnp.zeros((left.shape[1], right.shape[1])), varying(lhs))
 
-    def tile(visit: jax.Array, out: jax.Array) -> jax.Array:
-        own = (first[visit] + jnp.arange(_TILE) < ends[group[visit]])[:, None]
-        left, right = (
-            jnp.where(
-                own, jax.lax.dynamic_slice(x, (first[visit], 0), (_TILE, x.shape[1])), 0
-            ).astype(jnp.float32)
-            for x in operands
+    def tile(at: jax.Array, own: jax.Array, sum_: jax.Array) -> jax.Array:
+        # Both: what other rows hold, NaN for example, must not count as 0 times that.
+        mine = (
+            jnp.where(own, _rows(x, at, _OUTER_TILE), 0).astype(jnp.float32) for x in (left, right)
         )
-        product = jnp.matmul(left.T, right, precision=jax.lax.Precision.HIGHEST)
-        return out.at[group[visit]].add(product)
+        one, other = mine
+        return sum_ + jnp.matmul(one.T, other, precision=jax.lax.Precision.HIGHEST)
 
-    out = jnp.zeros((starts.shape[0], lhs.shape[1], grad.shape[1]), jnp.float32)
-    out = jax.lax.fori_loop(0, count, tile, vary(out, varying(lhs)))
-    return out.astype(lhs.dtype)
+    def group(index: jax.Array, out: jax.Array) -> jax.Array:
+        sum_ = _over_tiles(tile, starts[index], ends[index], len(left), _OUTER_TILE, nothing)
+        sum_ = (sum_.T if turned else sum_).astype(out.dtype)
+        return jax.lax.dynamic_update_index_in_dim(out, sum_, index, 0)
+
+    out = jnp.zeros((len(starts), lhs.shape[1], grad.shape[1]), lhs.dtype)
+    return jax.lax.fori_loop(0, len(starts), group, vary(out, varying(lhs)))
+
+
+def _over_tiles(
+    tile: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    start: jax.Array,
+    end: jax.Array,
+    rows: int,
+    size: int,
+    carry: jax.Array,
+) -> jax.Array:
+    """Calls `tile(first row, bool[size, 1] rows not yet visited, carry)` over a group's rows."""
+
+    def visit(i: jax.Array, carry: jax.Array) -> jax.Array:
+        first = start + i * size
+        at = jnp.minimum(first, rows - size)
+        row = at + jnp.arange(size)[:, None]
+        return tile(at, (row >= first) & (row < end), carry)
+
+    return jax.lax.fori_loop(0, -(-(end - start) // size), visit, carry)
+
+
+def _rows(x: jax.Array, at: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, at, size)
+
+
+def _at_least(x: jax.Array, rows: int) -> jax.Array:
+    return jnp.pad(x, ((0, max(rows - len(x), 0)), (0, 0)))
