@@ -1,0 +1,144 @@
+r"""What one streaming step costs the host, at a preset's full number of layers.
+
+python -m experiments.bench_dispatch --preset=small --json=out/bench_dispatch.json
+
+The preset's tree of parameters with every width cut down, on fake CPU devices: what is timed is the
+call until it returns, which does not depend on widths. The fake devices start to work on the same
+cores meanwhile and stretch the wall clock, as an accelerator would not, so the calling thread's
+processor time stands beside it.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.sharding import NamedSharding
+from tqdm import tqdm
+
+from interaction import sharding, stream
+from interaction.config import ModelConfig
+from interaction.live import init_model_params
+from interaction.packing import LIMITS, pack
+from interaction.presets import PRESETS
+from interaction.types import Chunk, Params
+
+_PRESET = flags.DEFINE_enum("preset", "small", sorted(PRESETS), "Whose tree of parameters.")
+_DEVICES = flags.DEFINE_integer("devices", 8, "Fake devices, all on `expert`.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 100, "Steps timed.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", None, "Where to write the figures.")
+
+_WARM_UP = 5  # steps
+
+
+def narrow(model: ModelConfig) -> ModelConfig:
+    """The same layers, parts and dtypes, as narrow as they go."""
+    transformer = dataclasses.replace(
+        model.transformer,
+        dim=32,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        experts=max(8, _DEVICES.value),
+        experts_per_token=1,
+        expert_ffn=8,
+        shared_ffn=16,
+        window=20,
+        long_window=40,
+    )
+    speech = dataclasses.replace(
+        model.speech, dim=16, condition_dim=32, feature_dim=8, token_dim=8, token_window=4
+    )
+    vocoder = dataclasses.replace(model.vocoder, dim=16)
+    return dataclasses.replace(
+        model,
+        transformer=transformer,
+        speech=speech,
+        vocoder=vocoder,
+        vocab=64,
+        text_slots=2,
+        patches=1,
+        frame_dim=16,
+    )
+
+
+def abstract_params(model: ModelConfig) -> Params:
+    """Shapes and dtypes of a model's parameters as serving keeps them."""
+    init = functools.partial(init_model_params, model)
+    params = jax.eval_shape(init, jax.random.key(0))
+    cast = functools.partial(sharding.cast_params, dtype=model.transformer.dtype)
+    return jax.eval_shape(cast, params)
+
+
+def step_leaves(model: ModelConfig) -> int:
+    """Arrays that a call of the step takes on a TPU: packed parameters, state and audio."""
+    params = abstract_params(model)
+    join, _, _ = pack(params, sharding.param_specs(params), LIMITS["tpu"])
+    keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
+    state = jax.eval_shape(functools.partial(stream.init_state, model), keys)
+    return len(jax.tree.leaves((jax.eval_shape(join, params), state))) + 1
+
+
+def dispatch_times(model: ModelConfig) -> tuple[list[float], list[float]]:
+    """Seconds that each call takes on the clock, and of the calling thread's processor time."""
+    mesh = sharding.make_mesh({"expert": _DEVICES.value})
+    rng = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return (0.1 * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+    def place(specs: Any) -> Any:  # noqa: ANN401
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+    params = jax.tree.map(draw, abstract_params(model))
+    join, unpack, specs = pack(params, sharding.param_specs(params), LIMITS["tpu"])
+    packed = jax.jit(join, out_shardings=place(specs))(params)
+    step = stream.make_step(model, mesh, specs, unpack)
+    sessions = max(_DEVICES.value, 8)
+    state = stream.init_state(model, stream.session_keys(jnp.arange(sessions)))
+    state = jax.device_put(state, place(stream.state_specs(model)))
+    silence = np.zeros((sessions, model.audio.turn_samples), np.float32)
+    chunk = jax.device_put(Chunk(silence), sharding.session_sharding(mesh))
+    wall, processor = [], []
+    for _ in tqdm(range(_WARM_UP + _STEPS.value), unit="step"):
+        jax.block_until_ready(state)
+        began = time.perf_counter(), time.thread_time()
+        state, _ = step(packed, state, chunk)
+        wall.append(time.perf_counter() - began[0])
+        processor.append(time.thread_time() - began[1])
+    return wall[_WARM_UP:], processor[_WARM_UP:]
+
+
+def main(argv: list[str]) -> None:
+    """Prints and writes the figures, measured on CPU."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", _DEVICES.value)
+    preset = PRESETS[_PRESET.value]()
+    wall, processor = dispatch_times(narrow(preset))
+    figures = {
+        "preset": _PRESET.value,
+        "layers": preset.transformer.layers,
+        "devices": _DEVICES.value,
+        "leaves": step_leaves(preset),
+        "dispatch_p50_ms": 1e3 * float(np.median(wall)),
+        "dispatch_p10_ms": 1e3 * float(np.quantile(wall, 0.1)),
+        "dispatch_processor_p50_ms": 1e3 * float(np.median(processor)),
+    }
+    for name, value in figures.items():
+        print(f"{name:<28}{value if isinstance(value, int | str) else round(value, 3):>10}")
+    if _JSON.value:
+        path = pathlib.Path(_JSON.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
