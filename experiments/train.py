@@ -1,6 +1,10 @@
 r"""Trains one part of a model; the same command resumes it.
 
 python -m experiments.train --config=experiments/configs/demo.py
+
+On several hosts run it on each, with a `--workdir` that all of them see. TPU pods on GKE and Slurm
+say themselves who they are; elsewhere set JAX_COORDINATOR_ADDRESS (host:port of the first),
+JAX_NUM_PROCESSES and JAX_PROCESS_ID. SIGTERM to any of them stops all, after a checkpoint.
 """
 
 import dataclasses
@@ -10,9 +14,11 @@ import signal
 import threading
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
 from experiments.compilation import use_compilation_cache
+from interaction.training import hosts
 from interaction.training.config import TrainConfig
 from interaction.training.loop import train
 from interaction.training.objective import find_objective
@@ -38,6 +44,31 @@ def load_config(path: str) -> TrainConfig:
     return names["get_config"]()
 
 
+def join_hosts() -> None:
+    """Connects the processes of a run on several hosts, if the environment tells of any.
+
+    Raises:
+      ValueError: JAX_NUM_PROCESSES comes without a place in it, or without an address.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, place = (os.environ.get(name) for name in names)
+    if count is not None:
+        if not (address and count.isdecimal() and (place or "").isdecimal()):
+            raise ValueError(f"environment: got {count=}, {place=}, {address=}, wanted all {names}")
+        # Without it the processes of CPUs do not reach each other; other devices have their own.
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, int(count), int(place or 0))
+    elif address or _launched():
+        jax.distributed.initialize()
+
+
+def _launched() -> bool:
+    """Whether a TPU pod or Slurm's srun started this process as one of several."""
+    workers = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES", ""))
+    slices = "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    return slices or "," in workers or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
 def main(argv: list[str]) -> None:
     """Reads flags and config, and trains."""
     if len(argv) > 1:
@@ -48,11 +79,13 @@ def main(argv: list[str]) -> None:
     flags_given = (flag for flag in (_WORKDIR, _DATA, _STEPS, _MINUTES) if flag.value is not None)
     changes: dict[str, Any] = {flag.name: flag.value for flag in flags_given}
     config = dataclasses.replace(config, **changes)
+    join_hosts()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     state = train(config, find_objective(config.objective, config.model), stop)
-    print(f"{config.run_dir}: stopped and saved at step {int(state.step)} of {config.steps}")
+    if hosts.is_first():
+        print(f"{config.run_dir}: stopped and saved at step {int(state.step)} of {config.steps}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from interaction.report import CHIPS, train_flops, turn_positions
 from interaction.training.config import TrainConfig
@@ -39,6 +38,8 @@ class Report:
         self._writes = writes
         if not writes:
             return
+        from tensorboardX import SummaryWriter  # takes seconds: it imports PyTorch, if there is one
+
         path = run_dir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= start]

@@ -1,0 +1,163 @@
+"""A run that goes from one process to two to four: the same data in the same order, the same state.
+
+What one saves the next reads bit for bit, see its fingerprints. From there on sums over devices are
+taken in another order, by gloo between processes, which the last bits show.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from interaction.training.config import TrainConfig
+from interaction.training.loop import NotFiniteError, train
+from interaction.training.objective import find_objective
+from interaction.training.state import TrainState
+from tests.training import toy
+
+DEVICES = 8
+MESH, OTHER = {"data": 4, "fsdp": 2}, {"data": 2, "expert": 2, "tensor": 2}
+CONFIG = """
+from interaction.training.config import TrainConfig
+
+
+def get_config():
+    return TrainConfig(**{fields!r})
+"""
+
+
+def _config(folder: pathlib.Path, run: str, **changes: object) -> TrainConfig:
+    base = TrainConfig(
+        name="toy",
+        objective="tests.training.toy:objective",
+        data=str(folder / "data"),
+        workdir=str(folder / run),
+        batch=8,
+        mesh=MESH,
+        warmup=3,
+        schedule="constant",  # the steps are not the same in all stages
+        log_every=1,
+        sample_every=5,
+        save_every_s=1e9,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def _train(config: TrainConfig) -> TrainState:
+    return train(config, find_objective(config.objective, config.model))
+
+
+def _start(config: TrainConfig, processes: int) -> list[subprocess.Popen]:
+    """`experiments.train` on this machine as on so many hosts, which share the devices out."""
+    run = pathlib.Path(config.run_dir)
+    path = run.parent / "config.py"
+    fields = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name != "model"
+    }
+    path.write_text(CONFIG.format(fields=fields))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "experiments.train", f"--config={path}"]
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
+        "JAX_COMPILATION_CACHE_DIR": str(run.parent / "cache"),
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+    }
+    return [
+        subprocess.Popen(
+            command,
+            cwd=pathlib.Path(__file__).parents[2],
+            env={**env, "JAX_PROCESS_ID": str(place)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for place in range(processes)
+    ]
+
+
+def _finish(processes: list[subprocess.Popen]) -> list[str]:
+    """Waits for all, which must exit with 0; returns what they printed."""
+    printed = [process.communicate(timeout=200)[0] for process in processes]
+    for process, text in zip(processes, printed, strict=True):
+        assert process.returncode == 0, text
+    return printed
+
+
+def _figures(run: pathlib.Path, *names: str) -> dict[int, list]:
+    whole = [line for line in (run / "metrics.jsonl").read_text().splitlines(True) if "\n" in line]
+    lines = [line for line in map(json.loads, whole) if "loss" in line]
+    steps = [line["step"] for line in lines]
+    assert steps == list(range(1, len(steps) + 1))  # once each, by one process
+    return {line["step"]: [line[name] for name in names] for line in lines}
+
+
+def _wait_for_step(processes: list[subprocess.Popen], run: pathlib.Path, step: int) -> None:
+    while all(process.poll() is None for process in processes):
+        if len(_figures(run)) >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail(_finish(processes)[0])
+
+
+def test_one_two_and_four_processes_make_one_run(tmp_path: pathlib.Path) -> None:
+    toy.write_sessions(tmp_path / "data")
+    run = tmp_path / "run"
+    _train(_config(tmp_path, "run", steps=5))
+
+    two = _start(_config(tmp_path, "run", steps=10**6), 2)
+    _wait_for_step(two, run, 12)
+    two[1].send_signal(signal.SIGTERM)  # to one of them
+    printed = _finish(two)
+    stopped = len(_figures(run))
+    assert 12 <= stopped < 10**6
+    assert f"stopped and saved at step {stopped} of" in printed[0]
+    assert "stopped and saved" not in printed[1]
+    assert (run / f"checkpoints/{stopped}").is_dir()
+
+    steps = stopped + 6
+    _finish(_start(_config(tmp_path, "run", steps=steps), 4))
+
+    whole = _train(_config(tmp_path, "whole", steps=steps))
+    _compare(tmp_path, whole, _train(_config(tmp_path, "run", steps=steps, mesh={})))  # restores
+
+    whole = _train(_config(tmp_path, "whole", steps=steps + 4))
+    other = _train(_config(tmp_path, "run", steps=steps + 4, mesh=OTHER))
+    _compare(tmp_path, whole, other)
+
+
+def _compare(folder: pathlib.Path, whole: TrainState, parts: TrainState) -> None:
+    """Data and numbers of the runs "whole" and "run"."""
+    assert _figures(folder / "run", "batch_crc") == _figures(folder / "whole", "batch_crc")
+    names = ("loss", "error", "grad_norm")
+    losses = [np.array(list(_figures(folder / run, *names).values())) for run in ("run", "whole")]
+    np.testing.assert_allclose(*losses, rtol=1e-6)  # measured 1.9e-7
+    for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)  # measured 7.5e-9
+
+
+def test_divergence_is_found_in_what_is_split(tmp_path: pathlib.Path) -> None:
+    toy.write_sessions(tmp_path / "data")
+    config = _config(tmp_path, "broken", steps=8, objective="tests.training.toy:broken_gradient")
+    with pytest.raises(NotFiniteError, match=r"step 4: not finite: gradients of speech/flow/w; by"):
+        _train(dataclasses.replace(config, log_every=8))
+
+
+def test_a_mesh_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
+    toy.write_sessions(tmp_path / "data")
+    with pytest.raises(ValueError, match="mesh: got"):
+        _train(_config(tmp_path, "run", steps=1, mesh={"data": 3}))
