@@ -30,10 +30,10 @@ class Profiler:
           starts: Whether the processes agreed to start one.
           results: Of the step, which are waited for before a trace ends.
         """
-        if self._left:
+        if self._left == 1:
+            self.close(*results)
+        elif self._left:
             self._left -= 1
-            if self._left == 0:
-                self.close(*results)
         elif starts:
             self._asks.unlink(missing_ok=True)
             jax.profiler.start_trace(str(self._folder))
@@ -41,7 +41,7 @@ class Profiler:
 
     def close(self, *results: object) -> None:
         """Ends a trace that is being made."""
-        jax.block_until_ready(results)
-        if self._left or results:
+        if self._left:
+            jax.block_until_ready(results)
             jax.profiler.stop_trace()
-        self._left = 0
+            self._left = 0

@@ -34,7 +34,7 @@ class Report:
 
     def __init__(self, run_dir: pathlib.Path, start: int, writes: bool = True) -> None:
         """Opens the files in `run_dir` and keeps the lines up to step `start`."""
-        self.last: dict[str, Any] = {"seconds": 0.0}  # the newest kept line
+        self.last: dict[str, Any] = {"seconds": 0.0}  # figures up to `start`, the newest of each
         self._writes = writes
         if not writes:
             return
@@ -43,8 +43,8 @@ class Report:
         path = run_dir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= start]
-        if kept:
-            self.last = json.loads(kept[-1])
+        for line in kept[-2:]:  # a step's figures, and perhaps those of its samples
+            self.last |= json.loads(line)
         self._before = self.last["seconds"]
         self._file = path.open("w")
         self._file.writelines(f"{line}\n" for line in kept)
