@@ -106,8 +106,8 @@ def size(mesh: Mesh | AbstractMesh, *axes: str) -> int:
 
 
 def platform(mesh: Mesh | AbstractMesh) -> str:
-    """Of a mesh's devices, "cpu" where it has none."""
-    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "cpu"
+    """Of a mesh's devices, "abstract" where it has none."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "abstract"
 
 
 def rule(path: str) -> Axes:
