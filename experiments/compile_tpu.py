@@ -215,13 +215,13 @@ def compile_program(
 
 
 def needed_bytes(message: str, arguments: int) -> int:
-    """Bytes of temporaries that a compiler, out of HBM, says that it needs; 0 if it does not."""
+    """Bytes of temporaries and outputs that a compiler, out of HBM, wanted; 0 if it does not say.
+
+    It names all that the program takes, arguments included, even where it speaks of temporaries.
+    """
     scales = {"K": 1 << 10, "M": 1 << 20, "G": _GIB, "T": 1 << 40}
-    if found := re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message):
-        return int(float(found[1]) * scales[found[2]])
-    if found := re.search(r"Used ([\d.]+)([KMGT]) of", message):
-        return max(int(float(found[1]) * scales[found[2]]) - arguments, 0)
-    return 0
+    found = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([KMGT])", message)
+    return max(int(float(found[1]) * scales[found[2]]) - arguments, 0) if found else 0
 
 
 def complete(request: Request, config: ModelConfig, devices: int) -> Request:

@@ -75,7 +75,7 @@ def test_what_cannot_fit_is_refused_before_it_is_compiled() -> None:
 def test_a_compiler_out_of_memory_says_how_much_it_wanted() -> None:
     short = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
     short += "temporaries (36.50G) exceeds available HBM (31.25G)."
-    assert compile_tpu.needed_bytes(short, 5) == int(36.5 * 2**30)
+    assert compile_tpu.needed_bytes(short, 2**30) == int(35.5 * 2**30)
     long = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 100.00G of 95.74G hbm."
     assert compile_tpu.needed_bytes(long, 2**30) == 99 * 2**30
     assert compile_tpu.needed_bytes("RESOURCE_EXHAUSTED: hbm", 5) == 0
