@@ -1,0 +1,29 @@
+"""The 276B model on a v5p-2048 slice, 1,024 chips; `docs/tpu_pods.md` says how to run it.
+
+Peak learning rate, betas, weight decay and warm-up are those that DeepSeek-V3 (arXiv 2412.19437),
+which is about as sparse, was trained with.
+"""
+
+from interaction.presets import small
+from interaction.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The run."""
+    return TrainConfig(
+        name="small",
+        objective="interaction.training.conversation:joint_objective",
+        data="/bucket/data/train",
+        model=small(),
+        workdir="/bucket/runs/small",
+        batch=1_024,  # one a chip; of 1,024 micro-turns (3.4 minutes): 3.1M positions
+        mesh={"fsdp": 32, "expert": 32},
+        steps=100_000,
+        learning_rate=2.2e-4,
+        warmup=2_000,
+        schedule="wsd",
+        beta2=0.95,
+        weight_decay=0.1,
+        save_every_s=900.0,  # a checkpoint is 4.4 TB
+        sample_every=0,  # samples are made on one device, which cannot hold this model
+    )
