@@ -1,0 +1,84 @@
+"""Windows of many minutes: attention in blocks, read-out in parts, memory linear in the length."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from interaction import model, presets
+from interaction.training import conversation
+from interaction.types import Array, Special
+from tests.support import random_params
+
+TINY = presets.tiny()
+CONFIG = dataclasses.replace(TINY, transformer=dataclasses.replace(TINY.transformer, layers=2))
+
+
+def _inputs(sessions: int, turns: int) -> model.TurnInputs:
+    rng = np.random.default_rng(0)
+    shape = (sessions, turns, CONFIG.audio.user_frames, CONFIG.audio.mels)
+    text = rng.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.text_slots))
+    return model.TurnInputs(
+        user=rng.integers(0, CONFIG.audio.bins, shape).astype(np.int32),
+        own=rng.integers(0, CONFIG.audio.bins, shape).astype(np.int32),
+        hear_own=np.ones((sessions, turns), np.float32),
+        heard=rng.integers(0, CONFIG.vocab, (sessions, turns, 2)).astype(np.int32),
+        last=rng.integers(0, CONFIG.vocab, (sessions, turns)).astype(np.int32),
+        text=np.where(rng.random(text.shape) < 0.2, text, Special.PAD).astype(np.int32),
+    )
+
+
+def _encode(trunk: dict, inputs: model.TurnInputs) -> Array:
+    bias = jnp.zeros((CONFIG.transformer.layers, CONFIG.transformer.experts))
+    return jnp.mean(jnp.square(model.encode(CONFIG, trunk, bias, inputs)[0]))
+
+
+def _close(got: object, wanted: object, tolerance: float) -> None:
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        scale = max(float(np.max(np.abs(b))), 1e-6)
+        np.testing.assert_allclose(a, b, atol=tolerance * scale, rtol=0)
+
+
+def test_attention_in_blocks_equals_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk, inputs = random_params(CONFIG)["trunk"], _inputs(2, 30)
+    found = []
+    for long_input in (1024, 16):
+        monkeypatch.setattr(model, "LONG_INPUT", long_input)
+        found.append(jax.jit(jax.value_and_grad(lambda *a: _encode(*a)))(trunk, inputs))
+    _close(found[1], found[0], 1e-5)  # measured: 8e-7
+
+
+def test_read_out_in_parts_equals_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = {"read_out": random_params(CONFIG)["trunk"]["read_out"]}
+    rng = np.random.default_rng(1)
+    tail = jnp.asarray(rng.normal(size=(2, 12, 3, CONFIG.transformer.dim)), jnp.float32)
+    text = jnp.asarray(rng.integers(0, CONFIG.vocab, (2, 12)), jnp.int32)
+    batch = {"text": text, "heard": jnp.stack([text, text[::-1]], axis=-1)}
+    targets = conversation.make_targets(batch)
+
+    def loss(trunk: dict, tail: Array) -> tuple[Array, object]:
+        sums, hidden = conversation.read_losses(CONFIG, trunk, tail, targets)
+        return sums["text"] + sums["heard"] + jnp.sum(hidden**2), (sums, hidden)
+
+    found = []
+    for logits in (conversation.LOGITS, 20_000):  # 74,000 there are
+        monkeypatch.setattr(conversation, "LOGITS", logits)
+        run = jax.value_and_grad(lambda *a: loss(*a), (0, 1), has_aux=True)
+        found.append(jax.jit(run)(trunk, tail))
+        assert str(jax.make_jaxpr(run)(trunk, tail)).count("scan[") >= 2 * len(found[1:])
+    _close(found[1], found[0], 1e-5)  # measured: 2e-7
+
+
+def test_memory_grows_with_the_length_not_its_square() -> None:
+    """Compiled for 100 and 200 seconds of talk with text, 2,500 and 5,000 positions."""
+    trunk = random_params(CONFIG)["trunk"]
+
+    def temporaries(turns: int) -> int:
+        run = jax.jit(jax.value_and_grad(_encode))
+        return run.lower(trunk, _inputs(1, turns)).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = temporaries(500), temporaries(1_000)
+    assert long < 2.3 * short, (short, long)
+    assert long < 5_000**2 * 4, long  # the scores of one head
