@@ -84,9 +84,9 @@ class DoesNotFitError(ValueError):
             "temporaries": "fewer sessions or turns a device, or --accumulate",
         }.get(largest, "a larger slice")
         super().__init__(
-            f"does not fit: {sum(by_kind.values()) / _GIB:.1f} GiB on a device that has "
-            f"{capacity / _GIB:.1f}; the largest part is {largest} with "
-            f"{by_kind[largest] / _GIB:.1f} GiB: take {more}{detail}"
+            f"does not fit: {sum(by_kind.values()) / _GIB:.2f} GiB on a device that has "
+            f"{capacity / _GIB:.2f}; the largest part is {largest} with "
+            f"{by_kind[largest] / _GIB:.2f} GiB: take {more}{detail}"
         )
 
 
@@ -205,23 +205,29 @@ def compile_program(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
             raise
-        needed = needed_bytes(str(error), sum(known.values()))
+        wanted, available = out_of_memory(str(error))
+        known["temporaries"] = max(wanted - sum(known.values()), 0)
         detail = f"\nthe compiler says: {str(error)[:2_000]}"
-        raise DoesNotFitError(known | {"temporaries": needed}, capacity, detail) from error
+        raise DoesNotFitError(known, available or capacity, detail) from error
     memory = compiled.hbm(done, program.kinds)
     if memory.peak > capacity:
         raise DoesNotFitError(memory.by_kind, capacity)
     return done, memory
 
 
-def needed_bytes(message: str, arguments: int) -> int:
-    """Bytes of temporaries and outputs that a compiler, out of HBM, wanted; 0 if it does not say.
+def out_of_memory(message: str) -> tuple[int, int]:
+    """Bytes that a compiler, out of HBM, wanted in all, and that there were; 0 if it names none.
 
-    It names all that the program takes, arguments included, even where it speaks of temporaries.
+    What it wanted includes the arguments, even where it speaks of temporaries.
     """
-    scales = {"K": 1 << 10, "M": 1 << 20, "G": _GIB, "T": 1 << 40}
-    found = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([KMGT])", message)
-    return max(int(float(found[1]) * scales[found[2]]) - arguments, 0) if found else 0
+
+    def named(pattern: str) -> int:
+        scales = {"K": 1 << 10, "M": 1 << 20, "G": _GIB, "T": 1 << 40}
+        found = re.search(rf"(?:{pattern})([\d.]+)([KMGT])", message)
+        return int(float(found[1]) * scales[found[2]]) if found else 0
+
+    wanted = named(r"Total hbm usage >= ") or named(r"HLO temporaries \(|Used ")
+    return wanted, named(r"available HBM \(|Used [\d.]+[KMGT] of ")
 
 
 def complete(request: Request, config: ModelConfig, devices: int) -> Request:

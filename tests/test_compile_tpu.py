@@ -75,10 +75,12 @@ def test_what_cannot_fit_is_refused_before_it_is_compiled() -> None:
 def test_a_compiler_out_of_memory_says_how_much_it_wanted() -> None:
     short = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
     short += "temporaries (36.50G) exceeds available HBM (31.25G)."
-    assert compile_tpu.needed_bytes(short, 2**30) == int(35.5 * 2**30)
-    long = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 100.00G of 95.74G hbm."
-    assert compile_tpu.needed_bytes(long, 2**30) == 99 * 2**30
-    assert compile_tpu.needed_bytes("RESOURCE_EXHAUSTED: hbm", 5) == 0
+    assert compile_tpu.out_of_memory(short) == (int(36.5 * 2**30), int(31.25 * 2**30))
+    used = "Ran out of memory in memory space hbm. Used 31.25G of 31.00G hbm."
+    assert compile_tpu.out_of_memory(used) == (int(31.25 * 2**30), 31 * 2**30)
+    long = f"{used} Exceeded hbm capacity by 4.56M.\nTotal hbm usage >= 31.50G:\n reserved 260.03M"
+    assert compile_tpu.out_of_memory(long) == (int(31.5 * 2**30), 31 * 2**30)
+    assert compile_tpu.out_of_memory("RESOURCE_EXHAUSTED: hbm") == (0, 0)
 
 
 def _row() -> dict:
