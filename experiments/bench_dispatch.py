@@ -25,7 +25,7 @@ from tqdm import tqdm
 from interaction import sharding, stream
 from interaction.config import ModelConfig
 from interaction.live import init_model_params
-from interaction.packing import LIMITS, pack
+from interaction.packing import LIMITS, Packing
 from interaction.presets import PRESETS
 from interaction.types import Chunk, Params
 
@@ -79,10 +79,10 @@ def abstract_params(model: ModelConfig) -> Params:
 def step_leaves(model: ModelConfig) -> int:
     """Arrays that a call of the step takes on a TPU: packed parameters, state and audio."""
     params = abstract_params(model)
-    join, _, _ = pack(params, sharding.param_specs(params), LIMITS["tpu"])
+    packing = Packing(params, sharding.param_specs(params), LIMITS["tpu"])
     keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
     state = jax.eval_shape(functools.partial(stream.init_state, model), keys)
-    return len(jax.tree.leaves((jax.eval_shape(join, params), state))) + 1
+    return len(jax.tree.leaves((jax.eval_shape(packing.join, params), state))) + 1
 
 
 def dispatch_times(model: ModelConfig) -> tuple[list[float], list[float]]:
@@ -97,13 +97,13 @@ def dispatch_times(model: ModelConfig) -> tuple[list[float], list[float]]:
         return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
     params = jax.tree.map(draw, abstract_params(model))
-    join, unpack, specs = pack(params, sharding.param_specs(params), LIMITS["tpu"])
-    packed = jax.jit(join, out_shardings=place(specs))(params)
-    step = stream.make_step(model, mesh, specs, unpack)
+    packing = Packing(params, sharding.param_specs(params), LIMITS["tpu"])
+    packed = jax.device_put(packing.join(params), place(packing.specs))
+    step = stream.make_step(model, mesh, packing.specs, packing.take_apart)
     sessions = max(_DEVICES.value, 8)
     state = stream.init_state(model, stream.session_keys(jnp.arange(sessions)))
     state = jax.device_put(state, place(stream.state_specs(model)))
-    silence = np.zeros((sessions, model.audio.turn_samples), np.float32)
+    silence = jnp.zeros((sessions, model.audio.turn_samples))
     chunk = jax.device_put(Chunk(silence), sharding.session_sharding(mesh))
     wall, processor = [], []
     for _ in tqdm(range(_WARM_UP + _STEPS.value), unit="step"):

@@ -100,9 +100,9 @@ def keep_gradients(rate: float) -> optax.GradientTransformation:
     """Gradient descent whose state is the last gradient."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params),
-        lambda gradients, state, params: (
-            jax.tree.map(lambda g: -rate * g, gradients),
-            gradients,
+        lambda updates, state, params=None: (
+            jax.tree.map(lambda g: -rate * g, updates),
+            updates,
         ),
     )
 
@@ -115,7 +115,7 @@ def train_on(mesh: Mesh, model: ModelConfig, params: Params, accumulate: int = 1
     learnt = {name: params[name] for name in ("trunk", "speech")}
     buffers = {"router_bias": params["router_bias"]}
     zeros = jax.tree.map(np.zeros_like, learnt)
-    state = train_state.TrainState(np.int32(0), learnt, buffers, zeros, learnt)
+    state = train_state.TrainState(jnp.int32(0), learnt, buffers, zeros, learnt)
     state = jax.device_put(state, sharding.shardings(mesh, state))
     batch = jax.device_put(make_batch(model), sharding.session_sharding(mesh))
     key = jax.device_put(jax.random.key(2), sharding.replicated(mesh))
@@ -138,7 +138,7 @@ def stream_on(mesh: Mesh, model: ModelConfig, params: Params) -> tuple[np.ndarra
     pcm, tokens = [], []
     for _ in range(STREAM_STEPS):
         audio = rng.normal(0, 0.1, (SESSIONS_HELD, model.audio.turn_samples))
-        state, reply = step(placed, state, Chunk(audio.astype(np.float32)))
+        state, reply = step(placed, state, Chunk(jnp.asarray(audio, jnp.float32)))
         pcm.append(np.asarray(reply.audio))
         tokens.append(np.concatenate([reply.text[:, None], reply.heard], axis=1))
     return np.stack(pcm), np.stack(tokens)

@@ -3,8 +3,9 @@ r"""Trains one part of a model; the same command resumes it.
 python -m experiments.train --config=experiments/configs/demo.py
 
 On several hosts run it on each, with a `--workdir` that all of them see. TPU pods on GKE and Slurm
-say themselves who they are; elsewhere set JAX_COORDINATOR_ADDRESS (host:port of the first),
-JAX_NUM_PROCESSES and JAX_PROCESS_ID. SIGTERM to any of them stops all, after a checkpoint.
+say themselves who they are. On TPU VMs set JAX_COORDINATOR_ADDRESS (host:port of the first), on
+other machines JAX_NUM_PROCESSES and JAX_PROCESS_ID beside it. SIGTERM to any of them stops all,
+after a checkpoint.
 """
 
 import dataclasses

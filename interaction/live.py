@@ -15,7 +15,7 @@ from interaction.config import ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.model import init_params, separate_layers
 from interaction.modules import vocoder
-from interaction.packing import LIMITS, pack
+from interaction.packing import LIMITS, Packing
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 RELEASED = pathlib.Path(__file__).parent / "checkpoints"
@@ -60,10 +60,9 @@ class InteractionModel:
         platform, alone = sharding.platform(self.mesh), self.mesh.size == 1
         # What the step reads: the same, on one CPU copied layer by layer, see `run_stack`.
         arranged = _separate(self.params) if platform == "cpu" and alone else self.params
-        specs = sharding.param_specs(arranged)
-        join, unpack, packed_specs = pack(arranged, specs, LIMITS[platform])
-        self._packed = jax.jit(join, out_shardings=self._place(packed_specs))(arranged)
-        self._step = stream.make_step(config, self.mesh, packed_specs, unpack)
+        packing = Packing(arranged, sharding.param_specs(arranged), LIMITS[platform])
+        self._packed = jax.device_put(packing.join(arranged), self._place(packing.specs))
+        self._step = stream.make_step(config, self.mesh, packing.specs, packing.take_apart)
         self._init = jax.jit(
             lambda seeds: stream.init_state(config, stream.session_keys(seeds)),
             out_shardings=self._place(stream.state_specs(config)),

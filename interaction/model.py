@@ -251,7 +251,10 @@ def run_layers(
 
     def stacked(kind: str, index: Array) -> Experts | None:
         count = local(cfg.experts, *EXPERTS)
-        return Experts(*stacks[kind], count, index * count) if kind in stacks else None
+        if kind not in stacks:
+            return None
+        gate, up, down = stacks[kind]
+        return Experts(gate, up, down, count, index * count)
 
     def layer(
         kind: str, state: tuple[Array, Any], params: Params, bias: Array, index: Array

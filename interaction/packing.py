@@ -1,7 +1,6 @@
 """Many arrays as few: what a jitted call costs the host grows with its arguments."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,61 +34,58 @@ class Packed(NamedTuple):
     others: tuple
 
 
-def pack(
-    params: Params,
-    specs: Any,  # noqa: ANN401
-    limits: Limits,
-) -> tuple[Callable[[Params], Packed], Callable[[Packed], Params], Packed]:
-    """Plans how to join the leaves of a tree.
+class Packing:
+    """How the leaves of a tree are joined."""
 
-    Args:
-      params: Any tree of arrays, or of their shapes and dtypes.
-      specs: Their `PartitionSpec`s; what is split over devices only joins what is split alike.
-      limits: See `LIMITS`.
+    def __init__(self, params: Params, specs: Any, limits: Limits) -> None:  # noqa: ANN401
+        """Plans it.
 
-    Returns:
-      A function that joins such trees, one that takes them apart again, both to be traced, and
-      the specs of what is joined.
-    """
-    leaves, structure = jax.tree.flatten(params)
-    flat_specs = structure.flatten_up_to(specs)
-    size = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves]
-    inline = [
-        i
-        for i, leaf in enumerate(leaves)
-        if leaf.dtype == jnp.float32 and size[i] < limits.vector and not any(flat_specs[i])
-    ]
-    alike: dict[tuple, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        if i not in inline and size[i] < limits.stack:
-            alike.setdefault((leaf.shape, str(leaf.dtype), flat_specs[i]), []).append(i)
-    groups = [group for group in alike.values() if len(group) > 1]
-    joined = {i for group in (inline, *groups) for i in group}
-    others = [i for i in range(len(leaves)) if i not in joined]
-
-    def join(params: Params) -> Packed:
-        leaves = structure.flatten_up_to(params)
-        parts = [leaves[i].ravel() for i in inline]
-        return Packed(
-            jnp.concatenate([jnp.zeros(0, jnp.float32), *parts]),
-            tuple(jnp.stack([leaves[i] for i in group]) for group in groups),
-            tuple(leaves[i] for i in others),
+        Args:
+          params: Any tree of arrays, or of their shapes and dtypes.
+          specs: Their `PartitionSpec`s; what is split over devices only joins what is split alike.
+          limits: See `LIMITS`.
+        """
+        self._leaves, self._structure = jax.tree.flatten(params)
+        flat = self._structure.flatten_up_to(specs)
+        self._inline: list[int] = []
+        alike: dict[tuple, list[int]] = {}
+        for i, leaf in enumerate(self._leaves):
+            size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+            if leaf.dtype == jnp.float32 and size < limits.vector and not any(flat[i]):
+                self._inline.append(i)
+            elif size < limits.stack:
+                alike.setdefault((leaf.shape, str(leaf.dtype), flat[i]), []).append(i)
+        self._groups = [group for group in alike.values() if len(group) > 1]
+        joined = {i for group in (self._inline, *self._groups) for i in group}
+        self._others = [i for i in range(len(self._leaves)) if i not in joined]
+        self.specs = Packed(
+            PartitionSpec(),
+            tuple(PartitionSpec(None, *flat[group[0]]) for group in self._groups),
+            tuple(flat[i] for i in self._others),
         )
 
-    def take_apart(packed: Packed) -> Params:
-        found: dict[int, Array] = dict(zip(others, packed.others, strict=True))
-        for group, stack in zip(groups, packed.stacks, strict=True):
+    def join(self, params: Params) -> Packed:
+        """Joins a tree; arrays that stay alone are not copied."""
+        leaves = self._structure.flatten_up_to(params)
+        inline = [leaves[i] for i in self._inline]
+        groups = [[leaves[i] for i in group] for group in self._groups]
+        vector, stacks = _join(inline, groups)
+        return Packed(vector, stacks, tuple(leaves[i] for i in self._others))
+
+    def take_apart(self, packed: Packed) -> Params:
+        """Makes the tree again; to be traced."""
+        found: dict[int, Array] = dict(zip(self._others, packed.others, strict=True))
+        for group, stack in zip(self._groups, packed.stacks, strict=True):
             found |= {i: stack[place] for place, i in enumerate(group)}
         start = 0
-        for i in inline:
-            count = math.prod(leaves[i].shape)
-            found[i] = packed.vector[start : start + count].reshape(leaves[i].shape)
-            start += count
-        return jax.tree.unflatten(structure, [found[i] for i in range(len(leaves))])
+        for i in self._inline:
+            shape = self._leaves[i].shape
+            found[i] = packed.vector[start : start + math.prod(shape)].reshape(shape)
+            start += math.prod(shape)
+        return jax.tree.unflatten(self._structure, [found[i] for i in range(len(found))])
 
-    packed_specs = Packed(
-        PartitionSpec(),
-        tuple(PartitionSpec(None, *flat_specs[group[0]]) for group in groups),
-        tuple(flat_specs[i] for i in others),
-    )
-    return join, take_apart, packed_specs
+
+@jax.jit
+def _join(inline: list[Array], groups: list[list[Array]]) -> tuple[Array, tuple[Array, ...]]:
+    vector = jnp.concatenate([jnp.zeros(0, jnp.float32), *(leaf.ravel() for leaf in inline)])
+    return vector, tuple(jnp.stack(group) for group in groups)

@@ -32,7 +32,16 @@ def axis_index(*axes: str) -> Array | int:
 
 
 def local(size: int, *axes: str) -> int:
-    """A device's part of `size` things that are split over mesh axes."""
+    """A device's part of `size` things that are split over mesh axes.
+
+    Raises:
+      ValueError: The devices do not divide it.
+    """
+    if size % axis_size(*axes):
+        raise ValueError(
+            f"mesh: got {size} things to split over {axes}, wanted a multiple of the "
+            f"{axis_size(*axes)} devices there; change the mesh or the size"
+        )
     return size // axis_size(*axes)
 
 

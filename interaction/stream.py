@@ -249,12 +249,12 @@ def blank_rows(chunk: Chunk, keep: Array) -> Chunk:
     return chunk._replace(audio=audio, text=blank(chunk.text), frame=blank(chunk.frame))
 
 
-def state_specs(config: ModelConfig) -> StreamState:
+def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
     """`PartitionSpec`s of a state: sessions over `parallel.SESSIONS`, heads over `tensor`."""
     state = jax.eval_shape(partial(init_state, config), jnp.zeros((1, 2), jnp.uint32))
     specs = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS), state)
-    heads = PartitionSpec(SESSIONS, None, None, TENSOR)
-    return specs._replace(caches={kind: Cache(heads, heads) for kind in state.caches})
+    heads = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS, None, None, TENSOR), state.caches)
+    return specs._replace(caches=heads)
 
 
 def make_step(

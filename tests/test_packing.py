@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from interaction.packing import Limits, pack
+from interaction.packing import Limits, Packing
 
 
 def test_what_is_taken_apart_was_joined() -> None:
@@ -26,15 +26,16 @@ def test_what_is_taken_apart_was_joined() -> None:
     specs = jax.tree.map(lambda leaf: P(*[None] * leaf.ndim), params)
     specs["split"] = P("tensor")
     specs["twins"][2] = P(None, "tensor")  # lives elsewhere than the other two
-    join, take_apart, packed_specs = pack(params, specs, Limits(256, 8192))
-    packed = jax.jit(join)(params)
+    packing = Packing(params, specs, Limits(256, 8192))
+    packed, packed_specs = packing.join(params), packing.specs
     assert packed.vector.shape == (3 * 5 + 7 + 1,)
     assert [stack.shape for stack in packed.stacks] == [(2, 32, 32)]
     assert len(packed.others) == 5
+    assert any(leaf is params["large"] for leaf in packed.others), "what is large is not copied"
     assert jax.tree.structure(packed) == jax.tree.structure(packed_specs)
     assert packed_specs.stacks == (P(None, None, None),)
     assert P("tensor") in packed_specs.others and P(None, "tensor") in packed_specs.others
-    found = jax.jit(take_apart)(packed)
+    found = jax.jit(packing.take_apart)(packed)
     assert jax.tree.structure(found) == jax.tree.structure(params)
     for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
         assert got.dtype == wanted.dtype
@@ -42,7 +43,7 @@ def test_what_is_taken_apart_was_joined() -> None:
 
 
 def test_nothing_small_leaves_an_empty_vector() -> None:
-    join, take_apart, _ = pack((jnp.arange(4),), (P(),), Limits(1024, 0))
-    packed = join((jnp.arange(4),))
+    packing = Packing((jnp.arange(4),), (P(),), Limits(1024, 0))
+    packed = packing.join((jnp.arange(4),))
     assert packed.vector.shape == (0,) and packed.stacks == ()
-    np.testing.assert_array_equal(take_apart(packed)[0], jnp.arange(4))
+    np.testing.assert_array_equal(packing.take_apart(packed)[0], jnp.arange(4))

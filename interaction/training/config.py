@@ -52,6 +52,9 @@ class TrainConfig:
             _check(getattr(self, field) >= 0, field, getattr(self, field), ">= 0")
         for field in ("beta1", "beta2", "ema_decay"):
             _check(0 <= getattr(self, field) < 1, field, getattr(self, field), "in [0, 1)")
+        for field in ("data", "workdir"):
+            value = getattr(self, field)
+            _check("://" not in value, field, value, "a path; mount a bucket, see docs/tpu_pods.md")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
         _check(self.grad_clip >= 0, "grad_clip", self.grad_clip, ">= 0")
         _check(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {SCHEDULES}")

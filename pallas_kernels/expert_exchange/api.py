@@ -7,7 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.expert_exchange.ragged import expert_sources, pick_rows, to_experts, to_home
+from pallas_kernels.expert_exchange.ragged import (
+    Axis,
+    expert_sources,
+    pick_rows,
+    to_experts,
+    to_home,
+)
 
 METHODS = ("all_gather", "all_to_all")
 
@@ -62,7 +68,7 @@ def dispatch(
     experts: jax.Array,
     *,
     num_experts: int,
-    axis: str,
+    axis: Axis,
     method: str | None = None,
 ) -> tuple[jax.Array, jax.Array, Route]:
     """Brings each token to the devices of the experts it chose; no token is ever dropped.
@@ -78,7 +84,7 @@ def dispatch(
       experts: int32[t, k], the experts each token chose; an id outside 0 .. num_experts - 1
         chooses nobody, one that stands twice chooses once (its weights add up in `combine`).
       num_experts: Experts on all devices of the axis together.
-      axis: The mesh axis that the experts are split over.
+      axis: The mesh axis that the experts are split over, or several as one.
       method: "all_gather" (tokens go everywhere, each device picks its own), "all_to_all" (only
         chosen rows go), or None for `cheaper_dispatch`.
 
@@ -105,7 +111,7 @@ def dispatch(
         return rows, _local_sizes(route.counts, axis), route
 
 
-def combine(y: jax.Array, weights: jax.Array, route: Route, *, axis: str) -> jax.Array:
+def combine(y: jax.Array, weights: jax.Array, route: Route, *, axis: Axis) -> jax.Array:
     """Brings the experts' rows back to their tokens and sums them.
 
     For use inside `jax.shard_map`, after `dispatch`. Only chosen rows go, by an all-to-all. On
@@ -146,7 +152,7 @@ def exchange_layer(
     weights: jax.Array,
     *,
     num_experts: int,
-    axis: str,
+    axis: Axis,
     chunks: int = 1,
     method: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -192,7 +198,7 @@ def exchange_layer(
     return jnp.concatenate(outs), sum(sizes[1:], sizes[0])
 
 
-def _route(experts: jax.Array, num_experts: int, axis: str, *, gather: bool) -> Route:
+def _route(experts: jax.Array, num_experts: int, axis: Axis, *, gather: bool) -> Route:
     """Sorts this device's pairs by expert and exchanges the counts."""
     tokens, choices = experts.shape
     home_rows = tokens * min(choices, num_experts)
@@ -217,7 +223,7 @@ def _route(experts: jax.Array, num_experts: int, axis: str, *, gather: bool) -> 
     )
 
 
-def _local_sizes(counts: jax.Array, axis: str) -> jax.Array:
+def _local_sizes(counts: jax.Array, axis: Axis) -> jax.Array:
     """Rows of each of this device's experts."""
     sizes = jnp.sum(counts, axis=0).reshape(len(counts), -1)
     return sizes[jax.lax.axis_index(axis)]
@@ -231,15 +237,15 @@ def _expert_rows(route: Route) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dispatch(x: jax.Array, route: Route, axis: str) -> jax.Array:
+def _dispatch(x: jax.Array, route: Route, axis: Axis) -> jax.Array:
     return _spread(x, None, route, axis)
 
 
-def _dispatch_fwd(x: jax.Array, route: Route, axis: str) -> tuple[jax.Array, Route]:
+def _dispatch_fwd(x: jax.Array, route: Route, axis: Axis) -> tuple[jax.Array, Route]:
     return _dispatch(x, route, axis), route
 
 
-def _dispatch_bwd(axis: str, route: Route, d_rows: jax.Array) -> tuple[jax.Array, None]:
+def _dispatch_bwd(axis: Axis, route: Route, d_rows: jax.Array) -> tuple[jax.Array, None]:
     home = to_home(d_rows, route.counts, len(route.pairs), axis=axis)
     return _sum_choices(home, jnp.ones(route.slots.shape, jnp.float32), route.slots), None
 
@@ -248,19 +254,19 @@ _dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _combine(y: jax.Array, weights: jax.Array, route: Route, axis: str) -> jax.Array:
+def _combine(y: jax.Array, weights: jax.Array, route: Route, axis: Axis) -> jax.Array:
     return _combine_fwd(y, weights, route, axis)[0]
 
 
 def _combine_fwd(
-    y: jax.Array, weights: jax.Array, route: Route, axis: str
+    y: jax.Array, weights: jax.Array, route: Route, axis: Axis
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Route]]:
     home = to_home(y, route.counts, len(route.pairs), axis=axis)
     return _sum_choices(home, weights, route.slots), (home, weights, route)
 
 
 def _combine_bwd(
-    axis: str, saved: tuple[jax.Array, jax.Array, Route], d_out: jax.Array
+    axis: Axis, saved: tuple[jax.Array, jax.Array, Route], d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
     home, weights, route = saved
     d_y = _spread(d_out, weights, route, axis)
@@ -285,7 +291,7 @@ def _sum_choices(home: jax.Array, weights: jax.Array, slots: jax.Array) -> jax.A
     return total.astype(home.dtype)
 
 
-def _spread(x: jax.Array, weights: jax.Array | None, route: Route, axis: str) -> jax.Array:
+def _spread(x: jax.Array, weights: jax.Array | None, route: Route, axis: Axis) -> jax.Array:
     """Tokens [t, d], times float32 weights [t, k] if any, in the expert layout [r, d]."""
     total = _expert_rows(route)
     scale = None if weights is None else weights.reshape(-1)[route.pairs]
@@ -306,7 +312,7 @@ def _scaled(rows: jax.Array, scale: jax.Array | None) -> jax.Array:
     return (rows.astype(jnp.float32) * scale[:, None]).astype(rows.dtype)
 
 
-def _axis_size(axis: str) -> int:
+def _axis_size(axis: Axis) -> int:
     try:
         return jax.lax.axis_size(axis)
     except NameError as error:

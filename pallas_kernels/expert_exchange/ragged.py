@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.implementation import platform
 
+Axis = str | tuple[str, ...]  # a mesh axis, or several as one, the first the slowest
+
 
 def home_starts(counts: jax.Array) -> jax.Array:
     """Where each expert's rows start in each device's home layout.
@@ -44,7 +46,7 @@ def expert_starts(counts: jax.Array) -> jax.Array:
     return starts.reshape(experts, devices).T
 
 
-def _mine(table: jax.Array, axis: str) -> jax.Array:
+def _mine(table: jax.Array, axis: Axis) -> jax.Array:
     """The columns of this device's experts: [n, E / n] of [n, E]."""
     local = table.shape[1] // table.shape[0]
     return jax.lax.dynamic_slice_in_dim(table, jax.lax.axis_index(axis) * local, local, axis=1)
@@ -69,7 +71,7 @@ def _packed(sizes: jax.Array, starts: jax.Array, total: int) -> tuple[jax.Array,
 
 
 def expert_sources(
-    counts: jax.Array, home_rows: int, total: int, *, axis: str
+    counts: jax.Array, home_rows: int, total: int, *, axis: Axis
 ) -> tuple[jax.Array, jax.Array]:
     """Where the rows of this device's expert layout come from.
 
@@ -88,7 +90,7 @@ def expert_sources(
     return _packed(_mine(counts, axis).T.reshape(-1), starts.T.reshape(-1), total)
 
 
-def to_experts(rows: jax.Array, counts: jax.Array, total: int, *, axis: str) -> jax.Array:
+def to_experts(rows: jax.Array, counts: jax.Array, total: int, *, axis: Axis) -> jax.Array:
     """Sends rows to the devices of their experts.
 
     Args:
@@ -115,7 +117,7 @@ def to_experts(rows: jax.Array, counts: jax.Array, total: int, *, axis: str) -> 
     )
 
 
-def to_home(rows: jax.Array, counts: jax.Array, total: int, *, axis: str) -> jax.Array:
+def to_home(rows: jax.Array, counts: jax.Array, total: int, *, axis: Axis) -> jax.Array:
     """Sends rows back to the devices of their tokens: the inverse of `to_experts`.
 
     Args:

@@ -147,6 +147,22 @@ def test_chunks_change_no_bit(method: str, chunks: int) -> None:
     assert_close(parts, problem.float64())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_two_axes_as_one(method: str) -> None:
+    problem, axes = Problem(24, 3), ("expert", "tensor")
+    mesh = jax.make_mesh((4, 2), axes, axis_types=(AxisType.Explicit,) * 2)
+    spec = P(axes)
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec)
+    def run(x, ids, weights, scale):  # noqa: ANN001, ANN202
+        ffn = functools.partial(rows_of_experts, scale)
+        options = {"num_experts": EXPERTS, "axis": axes, "method": method}
+        return exchange_layer(ffn, x, ids, weights, **options)[0]
+
+    placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a in problem.arguments()[:4]]
+    assert_same_bits((np.asarray(jax.jit(run)(*placed)),), layer(problem, 8, method)[:1])
+
+
 def _all_on(expert: int, problem: Problem) -> None:
     problem.ids[:] = expert
 
