@@ -33,8 +33,6 @@ from interaction.training.config import TrainConfig
 from interaction.training.conversation import joint_objective
 from interaction.types import Chunk, Params, Special
 
-_JSON = flags.DEFINE_string("json", None, "Where to write the differences.")
-
 DEVICES = 8
 SESSIONS_HELD, TURNS, TRAIN_STEPS, STREAM_STEPS = 8, 8, 3, 20
 ASKED = {"loss": 1e-5, "gradients": 1e-4, "replies": 1e-5, "tokens": 0.0}
@@ -191,8 +189,8 @@ def main(argv: list[str]) -> None:
         found = rows[name_of(axes)] = reference.differences(axes)
         told = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
         tqdm.write(f"{name_of(axes):<44}{told}")
-        if _JSON.value:
-            path = pathlib.Path(_JSON.value)
+        if flags.FLAGS.json:
+            path = pathlib.Path(flags.FLAGS.json)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(rows, indent=2) + "\n")
     bad = [
@@ -206,4 +204,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("json", None, "Where to write the differences.")
     app.run(main)
