@@ -1,53 +1,79 @@
-r"""Times a training step beside the same step in PyTorch.
+r"""Times a training step, beside the same step in PyTorch where it is installed.
 
 python -m experiments.bench_train --preset=demo --json=out/bench_train.json
+python -m experiments.bench_train --preset=demo --policies --plot=out/bench_train.png
 
 Both sides train trunk and flow head from the same parameters on the same sessions: features,
 augmentation, forward, losses, backward, clipping, AdamW and averaged parameters. Their steps
-alternate, so that what else the machine does hits both; PyTorch runs on the number of threads that
-suits it best.
+alternate, so that what else the machine does hits both; on a CPU PyTorch runs on the number of
+threads that suits it best, on a GPU it is compiled, with autocast where the preset computes in
+bfloat16. `--policies` times the library under each of `config.REMAT` as well. (On one CPU the
+layers take few sessions at a time and are computed again under all of them.)
 """
 
 import dataclasses
 import importlib
+import importlib.util
 import json
+import math
 import os
 import pathlib
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import torch
 from absl import app, flags
+from jax.sharding import Mesh
 
-from experiments.baselines.torch_train import TorchTrainer
 from experiments.compilation import use_compilation_cache
 from interaction import sharding
-from interaction.config import ModelConfig
-from interaction.training import state as train_state
+from interaction.compiled import Memory, hbm
+from interaction.compiler import compiler_options
+from interaction.config import REMAT, ModelConfig
+from interaction.presets import PRESETS
+from interaction.report import train_flops
+from interaction.training import report as training_report, state as train_state
 from interaction.training.config import TrainConfig
 from interaction.training.conversation import joint_objective
 from interaction.training.optimizer import make_optimizer
-from interaction.types import Special
+from interaction.types import Params, Special
 
-_PRESET = flags.DEFINE_string("preset", "demo", "Name of a file in experiments/configs.")
-_JSON = flags.DEFINE_string("json", None, "Where to write the figures.")
-_BATCH = flags.DEFINE_integer("batch", None, "Sessions a step; default as the preset trains.")
-_STEPS = flags.DEFINE_integer("steps", 20, "Steps timed on each side.", lower_bound=1)
-
-_TURNS = 80  # micro-turns of a session, as in the data
+_OBJECTIVE = "interaction.training.conversation:joint_objective"
+_PARTS = ("trunk", "speech")  # that are trained
 _SPEAKING, _HEARD = 0.35, 0.3  # shares of micro-turns with words, about as in the data
 _WARM_UP = 2  # steps
+_PRODUCT = 2_048  # rows and columns of the matrices that a CPU's rate is measured on
 
 Batch = dict[str, np.ndarray]
 Step = Callable[[], float]  # returns the loss
+Figures = dict[str, Any]
 
 
-def make_batch(model: ModelConfig, sessions: int) -> Batch:
+def settings(preset: str, batch: int | None) -> TrainConfig:
+    """How a preset is trained, on one device: its file in `experiments/configs`, or the defaults.
+
+    Args:
+      preset: One of `interaction.presets.PRESETS`.
+      batch: Sessions a step, None for the settings'.
+    """
+    model, name = PRESETS[preset](), f"experiments.configs.{preset}"
+    if importlib.util.find_spec(name):
+        config = importlib.import_module(name).get_config()
+    else:
+        config = TrainConfig(name=preset, objective=_OBJECTIVE, data="")
+    batch = batch or config.batch
+    parts = math.gcd(batch, config.accumulate)
+    return dataclasses.replace(config, model=model, batch=batch, accumulate=parts, mesh={})
+
+
+def make_batch(model: ModelConfig, sessions: int, turns: int) -> Batch:
     """Noise on both sides and random words; times do not depend on what is in them."""
     rng = np.random.default_rng(0)
-    samples = (sessions, _TURNS * model.audio.turn_samples)
+    samples = (sessions, turns * model.audio.turn_samples)
 
     def words(shape: tuple[int, ...], share: float, otherwise: int) -> np.ndarray:
         some = rng.integers(Special.COUNT, model.vocab, shape)
@@ -56,32 +82,83 @@ def make_batch(model: ModelConfig, sessions: int) -> Batch:
     return {
         "user": rng.normal(0, 3_000, samples).astype(np.int16),
         "model": rng.normal(0, 3_000, samples).astype(np.int16),
-        "text": words((sessions, _TURNS), _SPEAKING, Special.SILENT),
-        "heard": words((sessions, _TURNS, model.audio_positions), _HEARD, Special.NONE),
+        "text": words((sessions, turns), _SPEAKING, Special.SILENT),
+        "heard": words((sessions, turns, model.audio_positions), _HEARD, Special.NONE),
     }
 
 
-def both_sides(config: TrainConfig, batch: Batch) -> dict[str, Step]:
-    """The library's step and the baseline's, from the same parameters."""
-    objective, optimizer = joint_objective(config.model), make_optimizer(config)
-    key = jax.random.key(config.seed)
-    state = jax.jit(lambda key: train_state.init_state(objective, optimizer, key))(key)
-    params = jax.tree.map(np.array, state.params)
-    bias = np.array(state.buffers["router_bias"])
-    trainer = TorchTrainer(config, params["trunk"], params["speech"], bias)
+class Trainer:
+    """The library's step, compiled for some remat policies that take turns at one state."""
+
+    def __init__(
+        self, config: TrainConfig, batch: Batch, policies: tuple[str, ...], mesh: Mesh
+    ) -> None:
+        """Makes the state and compiles."""
+        self.config, self.batch = config, batch
+        self._key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+        self._place = sharding.session_sharding(mesh)
+        self._steps: dict[str, jax.stages.Compiled] = {}
+        optimizer = make_optimizer(config)
+        for policy in policies:
+            transformer = dataclasses.replace(config.model.transformer, remat=policy)
+            model = dataclasses.replace(config.model, transformer=transformer)
+            objective = joint_objective(model)
+            if not self._steps:
+                where = train_state.abstract_state(objective, optimizer, mesh)
+                init = jax.jit(
+                    partial(train_state.init_state, objective, optimizer),
+                    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, where),
+                )
+                self.state: train_state.TrainState = init(self._key)
+            step = train_state.make_train_step(objective, optimizer, config, mesh)
+            lower = step.lower  # pyrefly: ignore[missing-attribute]
+            self._steps[policy] = lower(self.state, self.put(), self._key).compile()
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """That it is compiled for."""
+        return tuple(self._steps)
+
+    def put(self) -> dict[str, jax.Array]:
+        """The batch on the devices."""
+        return jax.device_put(self.batch, self._place)
+
+    def step(self, policy: str) -> float:
+        """One update; returns the loss."""
+        self.state, metrics = self._steps[policy](self.state, self.put(), self._key)
+        return float(jax.block_until_ready((self.state, metrics["loss"]))[1])
+
+    def memory(self, policy: str) -> Memory:
+        """What the compiler sets aside for a step."""
+        return hbm(self._steps[policy], {})
+
+
+def torch_device() -> str | None:
+    """Where PyTorch can run beside JAX, on the same device; None where it cannot."""
+    if not importlib.util.find_spec("torch"):
+        return None
+    import torch
+
+    backend = jax.default_backend()
+    if backend == "gpu" and torch.cuda.is_available():
+        return "cuda"
+    return "cpu" if backend == "cpu" else None
+
+
+def torch_step(trainer: Trainer, device: str) -> tuple[Step, str]:
+    """The baseline's step, from the parameters that the library has now, and how it runs."""
+    import torch
+
+    from experiments.baselines.torch_train import TorchTrainer
+
+    params: Params = jax.tree.map(np.array, trainer.state.params)
+    bias = np.array(trainer.state.buffers["router_bias"])
+    baseline = TorchTrainer(trainer.config, params["trunk"], params["speech"], bias, device)
     tensors = {
-        name: torch.tensor(leaf if leaf.dtype == np.int16 else leaf.astype(np.int64))
-        for name, leaf in batch.items()
+        name: torch.tensor(leaf if leaf.dtype == np.int16 else leaf.astype(np.int64), device=device)
+        for name, leaf in trainer.batch.items()
     }
-    mesh = sharding.make_mesh({})
-    train_step = train_state.make_train_step(objective, optimizer, config, mesh)
-
-    def ours() -> float:
-        nonlocal state
-        state, metrics = train_step(state, jax.device_put(batch), key)
-        return float(jax.block_until_ready((state, metrics["loss"]))[1])
-
-    return {"ours": ours, "torch": lambda: trainer.step(tensors)}
+    return lambda: baseline.step(tensors), baseline.label
 
 
 def seconds(step: Step) -> float:
@@ -92,58 +169,201 @@ def seconds(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def best_threads(step: Step, cores: int) -> int:
-    """The number of threads on which PyTorch's step is shortest."""
+def set_best_threads(step: Step, cores: int) -> int:
+    """Gives PyTorch the number of threads on which its step is shortest; returns it."""
+    import torch
+
     durations = {}
     for threads in range(1, cores + 1):
         torch.set_num_threads(threads)
         durations[threads] = min(seconds(step) for _ in range(_WARM_UP))
-    return min(durations, key=durations.__getitem__)
+    best = min(durations, key=durations.__getitem__)
+    torch.set_num_threads(best)
+    return best
 
 
-def main(argv: list[str]) -> None:
-    """Prints and writes the figures.
+def product_rate(dtype: str) -> float:
+    """FLOP/s of one large matrix product on this CPU, the best of some."""
+    x = jnp.ones((_PRODUCT, _PRODUCT), dtype)
+    multiply = jax.jit(jnp.matmul, compiler_options=compiler_options("cpu"))
 
-    audio_s_per_s is the audio of a batch (one side) over the median step of the library,
-    torch_audio_s_per_s the baseline's, ratio_to_torch their quotient: above 1 the library is
-    faster.
+    def once() -> float:
+        multiply(x, x).block_until_ready()
+        return 0.0
+
+    seconds(once)
+    return 2 * _PRODUCT**3 / min(seconds(once) for _ in range(5))
+
+
+def peak_rate(model_rate: float, mfu: float | None, dtype: str) -> tuple[float | None, str]:
+    """The FLOP/s that MFU is a share of, None where unknown, and where they are from.
+
+    Args:
+      model_rate: FLOP/s of the step.
+      mfu: Its share of what the device's vendor states, None for a device without a statement.
+      dtype: That the model computes in.
     """
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    use_compilation_cache()
-    config = importlib.import_module(f"experiments.configs.{_PRESET.value}").get_config()
-    config = dataclasses.replace(config, batch=_BATCH.value or config.batch)
-    audio = config.model.audio
-    sides = both_sides(config, make_batch(config.model, config.batch))
+    kind = jax.devices()[0].device_kind
+    if mfu:
+        return model_rate / mfu, f"{kind}: bfloat16, as its vendor states"
+    if jax.default_backend() == "cpu":
+        size = f"{_PRODUCT} x {_PRODUCT}"
+        return product_rate(dtype), f"{kind}: measured, {dtype} product of {size} matrices"
+    return None, f"{kind}: not known"
+
+
+def alternate(sides: dict[str, Step], steps: int) -> dict[str, float]:
+    """Median seconds of the sides' steps, which take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(steps):
+        for name, step in sides.items():
+            times[name].append(seconds(step))
+    return {name: float(np.median(found)) for name, found in times.items()}
+
+
+def measure(trainer: Trainer, steps: int, beside_torch: bool = True) -> Figures:
+    """The figures.
+
+    Args:
+      trainer: Compiled for the preset's remat policy, and perhaps others.
+      steps: Timed on each side.
+      beside_torch: Whether to time PyTorch, where it runs on the same device.
+
+    Returns:
+      audio_s_per_s is the audio of a batch (one side) over the median step of the library,
+      torch_audio_s_per_s the baseline's, ratio_to_torch their quotient: above 1 the library is
+      faster. FLOPs are those that the batch needs, see `report.train_flops`; bytes are what the
+      compiler sets aside, peak_bytes what the device has held at most. None is not known here.
+    """
+    config, policies = trainer.config, trainer.policies
+    own, audio = config.model.transformer.remat, config.model.audio
+    turns = trainer.batch["text"].shape[1]
+    sides: dict[str, Step] = {policy: partial(trainer.step, policy) for policy in policies}
+    device, label, threads = torch_device() if beside_torch else None, None, None
+    if device:
+        sides["torch"], label = torch_step(trainer, device)
     for step in sides.values():
         for _ in range(_WARM_UP):
             seconds(step)
     cores = len(os.sched_getaffinity(0))
-    threads = best_threads(sides["torch"], cores)
-    torch.set_num_threads(threads)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(_STEPS.value):
-        for name, step in sides.items():
-            times[name].append(seconds(step))
-    heard = config.batch * _TURNS * audio.turn_samples / audio.sample_rate
-    ours, theirs = (heard / float(np.median(times[name])) for name in ("ours", "torch"))
-    figures = {
-        "audio_s_per_s": ours,
-        "torch_audio_s_per_s": theirs,
-        "ratio_to_torch": ours / theirs,
+    if device == "cpu":
+        threads = set_best_threads(sides["torch"], cores)
+    times = alternate(sides, steps)
+    heard = config.batch * turns * audio.turn_samples / audio.sample_rate
+    counted = train_flops(config.model, turns)
+    by_part = {part: config.batch * count for part, count in counted.items()}
+    rate = sum(by_part.values()) / times[own]
+    speeds = training_report.speeds(config, trainer.put(), dict.fromkeys(_PARTS), times[own])
+    peak, source = peak_rate(rate, speeds.get("mfu"), config.model.transformer.dtype)
+    memory = {policy: trainer.memory(policy) for policy in policies}
+    return {
+        "audio_s_per_s": heard / times[own],
+        "torch_audio_s_per_s": heard / times["torch"] if device else None,
+        "ratio_to_torch": times["torch"] / times[own] if device else None,
+        "torch": label,
         "torch_threads": threads,
         "cores": cores,
         "batch": config.batch,
-        "steps": _STEPS.value,
+        "turns": turns,
+        "steps": steps,
+        "dtype": config.model.transformer.dtype,
+        "step_s": times[own],
+        "flops_per_step": sum(by_part.values()),
+        "flops_by_part": by_part,
+        "model_flop_per_s": rate,
+        "mfu": rate / peak if peak else None,
+        "peak_flop_per_s": peak,
+        "peak_source": source,
+        "temp_bytes": memory[own].temporaries,
+        "argument_bytes": memory[own].arguments,
+        "peak_bytes": round(1e9 * speeds["memory_gb"]) if "memory_gb" in speeds else None,
+        "remat": {
+            policy: {"step_s": times[policy], "temp_bytes": memory[policy].temporaries}
+            for policy in REMAT
+            if policy in memory
+        },
+        "remat_of_preset": own,
     }
-    figures = {name: round(float(value), 3) for name, value in figures.items()}
+
+
+def table(figures: Figures) -> str:
+    """The figures as they are printed."""
+    lines = []
     for name, value in figures.items():
-        print(f"{name:<22}{value:>10g}")
-    if _JSON.value:
-        path = pathlib.Path(_JSON.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+        if name == "flops_by_part":
+            total = figures["flops_per_step"]
+            shown = sorted(value.items(), key=lambda item: -item[1])
+            lines += [f"  {part:<20}{n:>12.4g}{n / total:>7.1%}" for part, n in shown if n]
+        elif name == "remat":
+            lines.append("remat, ms a step and MB of temporaries")
+            for policy, row in value.items():
+                mb = row["temp_bytes"] / 1e6
+                lines.append(f"  {policy:<20}{1e3 * row['step_s']:>12.1f}{mb:>10.1f}")
+        elif value is not None:
+            shown = value if isinstance(value, str) else f"{value:>12.5g}"
+            lines.append(f"{name:<22}{shown}")
+    return "\n".join(lines)
+
+
+def draw(figures: Figures, title: str, path: pathlib.Path) -> None:
+    """Draws bars: speed of both sides, FLOPs by part, time and temporaries by remat policy."""
+    import matplotlib.pyplot as plt
+
+    names = {"interaction": "audio_s_per_s", "PyTorch": "torch_audio_s_per_s"}
+    speeds = {name: figures[key] for name, key in names.items() if figures[key]}
+    parts = {part: n / 1e9 for part, n in sorted(figures["flops_by_part"].items()) if n}
+    remat = figures["remat"]
+    bars = {
+        "s of audio a second": speeds,
+        "GFLOP a step": parts,
+        "ms a step by remat policy": {name: 1e3 * row["step_s"] for name, row in remat.items()},
+        "MB of temporaries": {name: row["temp_bytes"] / 1e6 for name, row in remat.items()},
+    }
+    figure, panels = plt.subplots(2, 2, figsize=(11, 6), layout="constrained")
+    for (label, values), panel in zip(bars.items(), panels.flat, strict=True):
+        drawn = panel.barh(list(values), list(values.values()))
+        panel.bar_label(drawn, fmt="%.4g", padding=3)
+        panel.margins(x=0.15)
+        panel.set_title(label)
+        panel.invert_yaxis()
+    figure.suptitle(title)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the figures of `measure`, writes and draws them where asked."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    given = flags.FLAGS
+    # JAX would take most of a GPU's memory at once, and leave PyTorch little.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    use_compilation_cache()
+    config = settings(given.preset, given.batch)
+    batch = make_batch(config.model, config.batch, given.turns)
+    own = config.model.transformer.remat
+    policies = (own, *(policy for policy in REMAT if given.policies and policy != own))
+    trainer = Trainer(config, batch, policies, sharding.make_mesh({}))
+    figures = {"preset": given.preset, **measure(trainer, given.steps, given.torch)}
+    print(table(figures))
+    to_json, to_plot = (name and pathlib.Path(name) for name in (given.json, given.plot))
+    for path in (to_json, to_plot):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if to_json:
+        to_json.write_text(json.dumps(figures, indent=2) + "\n")
+    if to_plot:
+        device = jax.devices()[0].device_kind
+        draw(figures, f"Training, {given.preset}, {figures['dtype']}, {device}", to_plot)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum("preset", "demo", list(PRESETS), "Model.")
+    flags.DEFINE_string("json", None, "Where to write the figures.")
+    flags.DEFINE_string("plot", None, "Where to draw them, for example out/bench_train.png.")
+    flags.DEFINE_integer("batch", None, "Sessions a step; default as the preset trains.")
+    flags.DEFINE_integer("turns", 80, "Micro-turns of a session.", lower_bound=1)
+    flags.DEFINE_integer("steps", 20, "Steps timed on each side.", lower_bound=1)
+    flags.DEFINE_boolean("policies", False, "Compiles and times every remat policy.")
+    flags.DEFINE_boolean("torch", True, "Times PyTorch too, where it is installed.")
     app.run(main)

@@ -58,31 +58,61 @@ def cross_entropy(logits: Tensor, target: Tensor, events: Tensor) -> Tensor:
 
 
 def misheard(heard: Tensor) -> Tensor:
-    """As `features.misheard`, on int64[b, n, a]."""
+    """As `features.misheard`, on int64[b, n, a]: other words are words of the same session."""
     rate = features.MISHEARD * torch.rand(heard.shape[0], 1, 1).square()
     said = heard != Special.NONE
-    words = heard[said]
-    other = heard.masked_scatter(said, words[torch.randperm(len(words))])
+    chance = torch.where(said, torch.rand(heard.shape), -1.0).flatten(1)
+    shuffled = heard.flatten(1).gather(1, chance.argsort(dim=1, descending=True))
+    rank = (said.flatten(1).cumsum(1) - 1).clamp_min(0)
+    other = shuffled.gather(1, rank).view(heard.shape)
     other = torch.where(torch.rand(heard.shape) < 0.5, Special.NONE, other)
     return torch.where(said & (torch.rand(heard.shape) < rate), other, heard)
 
 
 def spliced(tokens: Tensor) -> Tensor:
-    """As `speech.spliced`, on int64[rows, window]."""
-    rows, window = tokens.shape
-    cut = torch.randint(1, window // 2 + 1, (rows, 1))
-    cut = torch.where(torch.rand(rows, 1) < speech_training.SPLICED, cut, 0)
-    return torch.where(torch.arange(window) < cut, tokens.roll(1, 0), tokens)
+    """As `speech.spliced`, on int64[b, rows, window]: older parts come from the same session."""
+    b, rows, window = tokens.shape
+    cut = torch.randint(1, window // 2 + 1, (b, rows, 1))
+    cut = torch.where(torch.rand(b, rows, 1) < speech_training.SPLICED, cut, 0)
+    return torch.where(torch.arange(window) < cut, tokens.roll(1, 1), tokens)
 
 
 class TorchTrainer:
-    """Trains trunk and flow head together, as `conversation.joint_objective` does."""
+    """Trains trunk and flow head together, as `conversation.joint_objective` does.
 
-    def __init__(self, config: TrainConfig, trunk: dict, speech: dict, bias: np.ndarray) -> None:
-        """Takes fresh parameters of the library."""
-        self.config, self.model = config, config.model
+    On a GPU the loss is compiled, and where the model computes in bfloat16, so does autocast;
+    what is float32 multiplies as TF32, as XLA does.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        trunk: dict,
+        speech: dict,
+        bias: np.ndarray,
+        device: str = "cpu",
+    ) -> None:
+        """Takes fresh parameters of the library; `device` is "cpu" or "cuda"."""
+        self.config, self.model, self.device = config, config.model, device
+        gpu = device == "cuda"
+        self.bfloat16 = gpu and config.model.transformer.dtype == "bfloat16"
+        if gpu:
+            torch.set_float32_matmul_precision("high")
+            torch.set_default_device(device)  # of tensors that are made on the way
+        self.run_loss = torch.compile(self.loss) if gpu else self.loss
+        self._place(trunk, speech, bias)
+
+    @property
+    def label(self) -> str:
+        """How it runs."""
+        if self.device == "cpu":
+            return f"PyTorch {torch.__version__}, CPU, float32"
+        dtype = "bfloat16 autocast" if self.bfloat16 else "float32 (TF32)"
+        return f"PyTorch {torch.__version__}, {self.device}, torch.compile, {dtype}"
+
+    def _place(self, trunk: dict, speech: dict, bias: np.ndarray) -> None:
         self.params: Params = {
-            "trunk": torch_model.trunk_from_released(trunk, bias, config.model),
+            "trunk": torch_model.trunk_from_released(trunk, bias, self.model),
             "speech": layers.to_torch(speech),
         }
         self.biases = [layer.pop("bias") for layer in self.params["trunk"]["layers"]]
@@ -93,16 +123,19 @@ class TorchTrainer:
             plain = any(word in name for word in ("norm", "scale", "bias", "gain"))
             (rest if leaf.ndim < 2 or plain else decayed).append(leaf)
         groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ]
         self.leaves = list(flat.values())
         self.ema = [leaf.detach().clone() for leaf in self.leaves]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
+            groups,
+            lr=self.config.learning_rate,
+            betas=(self.config.beta1, self.config.beta2),
+            fused=True,
         )
-        self.filters = torch.tensor(mel_filterbank(config.model.audio))
-        self.window = torch.hann_window(config.model.audio.window)
+        self.filters = torch.tensor(mel_filterbank(self.model.audio))
+        self.window = torch.hann_window(self.model.audio.window)
 
     def stream_mel(self, samples: Tensor, hop: int, audio: AudioConfig) -> Tensor:
         """Log-mel of int16[b, samples] -> [b, frames, m]."""
@@ -128,10 +161,12 @@ class TorchTrainer:
     def flow_loss(self, hidden: Tensor, text: Tensor, mel: Tensor) -> Tensor:
         """Errors of the mel over micro-turns with speech, see the library's."""
         cfg, params = self.model.speech, self.params["speech"]
-        speaking = (text != Special.SILENT).flatten()
-        count = int(speech_training.SPEAKING_SHARE * speaking.numel())
-        rank, picked = (speaking + torch.rand(speaking.shape)).topk(count)
-        weight = (rank >= 1).float()
+        speaking = text != Special.SILENT
+        b, n = speaking.shape
+        count, some = speech_training.flow_rows(n)
+        rank, picked = (speaking + torch.rand(b, n)).topk(count, dim=1)
+        picked = (picked + n * torch.arange(b)[:, None]).flatten()
+        weight = (rank >= 1).float().flatten()
         mel = (mel.clamp_min(cfg.mel_floor) - cfg.mel_mean) / cfg.mel_std
         quiet = (cfg.mel_floor - cfg.mel_mean) / cfg.mel_std
         frames, seen = mel.shape[2], cfg.prefix_frames
@@ -141,6 +176,9 @@ class TorchTrainer:
 
         def rows(turns: Tensor) -> Tensor:
             return turns.flatten(0, 1)[picked]
+
+        def first(rows: Tensor) -> Tensor:  # of each session
+            return rows.unflatten(0, (b, count))[:, :some].flatten(0, 1)
 
         prefix = rows(before)[:, -seen:]
         with torch.no_grad():
@@ -152,29 +190,27 @@ class TorchTrainer:
                 frames,
             )
         self_fed = rows(delayed(text, Special.SILENT)) != Special.SILENT
-        self_fed &= torch.rand(count) < speech_training.SELF_FED
+        self_fed &= torch.rand(b * count) < speech_training.SELF_FED
         own = own[:, -seen:].clamp_min(quiet)
         prefix = torch.where(self_fed[:, None, None], own, prefix)
-        level = 0.4 * torch.rand(count, 1, 1).square()
+        level = 0.4 * torch.rand(b * count, 1, 1).square()
         prefix = prefix + level * torch.randn(prefix.shape)
-        tokens = spliced(rows(said))
+        tokens = spliced(rows(said).unflatten(0, (b, count))).flatten(0, 1)
         feature, guess = layers.speech_condition(
             params["condition"], rows(hidden), tokens, prefix, frames
         )
         target = rows(mel)
-        some = max(count // speech_training.FLOW_ROWS, 1)
-        noise, time = torch.randn(some, *target.shape[1:]), torch.rand(some)
-        point = torch.lerp(noise, target[:some], time[:, None, None])
+        noise, time = torch.randn(b * some, *target.shape[1:]), torch.rand(b * some)
+        point = torch.lerp(noise, first(target), time[:, None, None])
         estimate = layers.flow_estimate(
-            params["flow"], point, time, feature[:some], guess[:some], self.model
+            params["flow"], point, time, first(feature), first(guess), self.model
         )
 
-        def error(made: Tensor) -> Tensor:
-            square = (made - target[: len(made)]).square().mean((1, 2))
-            among = weight[: len(made)]
-            return (square * among).sum() / among.sum().clamp_min(1.0)
+        def error(made: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+            square = (made - target).square().mean((1, 2))
+            return (square * weight).sum() / weight.sum().clamp_min(1.0)
 
-        return error(guess) + error(estimate)
+        return error(guess, target, weight) + error(estimate, first(target), first(weight))
 
     def loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The whole loss, and the routers' logits by layer."""
@@ -190,19 +226,20 @@ class TorchTrainer:
         ]
         before = delayed(misheard(heard), Special.NONE)
         inputs = torch_model.Inputs(user, own, hear_own.expand(text.shape), before, last)
-        out = torch_model.forward({**trunk, "layers": layered}, self.model, inputs)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
+            out = torch_model.forward({**trunk, "layers": layered}, self.model, inputs)
+            flow = self.flow_loss(out.hidden, text, mel)
         switch = (text == Special.SILENT) != (last == Special.SILENT)
-        loss = cross_entropy(out.text_logits, text, (text >= Special.COUNT) | switch)
-        said = cross_entropy(out.heard_logits, heard, heard != Special.NONE)
-        loss = loss + conversation.HEARD_WEIGHT * said
-        loss = loss + 0.5 * self.flow_loss(out.hidden, text, mel)
-        z = sum(logits.logsumexp(-1).square().mean() for logits in out.router_logits)
+        loss = cross_entropy(out.text_logits.float(), text, (text >= Special.COUNT) | switch)
+        said = cross_entropy(out.heard_logits.float(), heard, heard != Special.NONE)
+        loss = loss + conversation.HEARD_WEIGHT * said + 0.5 * flow
+        z = sum(logits.float().logsumexp(-1).square().mean() for logits in out.router_logits)
         return loss + conversation.ROUTER_Z_WEIGHT * z, out.router_logits
 
     def step(self, batch: Batch) -> float:
         """One update; returns the loss."""
         self.optimizer.zero_grad()
-        loss, router_logits = self.loss(batch)
+        loss, router_logits = self.run_loss(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.leaves, self.config.grad_clip)
         self.optimizer.step()
