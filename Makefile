@@ -19,7 +19,7 @@ demo: $(VENV)/.demo ## streams the bundled recording through the model; writes o
 	$(BIN)/python -m experiments.converse
 
 test: engines $(VENV)/.test ## runs the tests on the CPU
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
 
 parity: $(VENV)/.test $(VENV)/.bench ## the model against an independent PyTorch implementation
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_torch_parity.py tests/pallas_kernels/test_torch_parity.py

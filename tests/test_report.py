@@ -52,7 +52,7 @@ def product_flops(jaxpr) -> int:  # noqa: ANN001
 
 def few_experts(x: Array, chosen: Array, weights: Array, layer: experts.Experts) -> Array:
     """The chosen experts and no other, without tiles or padding."""
-    gate, up, down = layer.alone()
+    gate, up, down = layer.gate, layer.up, layer.down
     hidden = jax.nn.silu(jnp.einsum("td,tkdf->tkf", x, gate[chosen]))
     hidden = hidden * jnp.einsum("td,tkdf->tkf", x, up[chosen])
     return jnp.einsum("tkf,tkfd->td", hidden * weights[..., None], down[chosen])

@@ -144,7 +144,7 @@ def experts(p: Params, x: Tensor, bias: Tensor, cfg: TransformerConfig) -> tuple
       [t, d] and the router's logits [t, e].
     """
     logits = x @ p["router"]
-    scores = logits.sigmoid()
+    scores = logits.float().sigmoid()
     chosen = (scores + bias).topk(cfg.experts_per_token, dim=-1).indices
     kept = scores.gather(-1, chosen)
     weights = torch.zeros_like(scores).scatter(-1, chosen, kept / kept.sum(-1, keepdim=True))

@@ -1,6 +1,5 @@
 """Feed-forward experts: which kernel runs them, and on which devices, is decided here, by shape."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -56,12 +55,13 @@ class Experts(NamedTuple):
         """Where the layer's experts int32[...] stand among all; -1 for what is none of them."""
         return jnp.where((ids >= 0) & (ids < self.count), ids + self.first, -1)
 
-    def alone(self) -> tuple[Array, Array, Array]:
-        """The layer's weights, copied if need be."""
-        if self.count == len(self.gate):
-            return self.gate, self.up, self.down
-        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=self.first, slice_size=self.count)
-        return cut(self.gate), cut(self.up), cut(self.down)
+    def feed(self, rows: Array, sizes: Array) -> Array:
+        """SwiGLU of rows [m, d] sorted by expert, int32[count] of them each."""
+        if self.count < len(self.gate):
+            nobody = jnp.zeros(len(self.gate), sizes.dtype)
+            sizes = jax.lax.dynamic_update_slice_in_dim(nobody, sizes, self.first, axis=0)
+        hidden = jax.nn.silu(grouped_matmul(rows, self.gate, sizes))
+        return grouped_matmul(hidden * grouped_matmul(rows, self.up, sizes), self.down, sizes)
 
 
 def chosen_experts(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
@@ -119,10 +119,10 @@ def _exchanged(x: Array, chosen: Array, weights: Array, experts: Experts) -> Arr
     tokens = (jnp.pad(x, pad), jnp.pad(chosen, pad, constant_values=-1), jnp.pad(weights, pad))
     tokens = jax.tree.map(lambda a: take_part(a, TENSOR, dim=0), tokens)
 
-    feed, number = partial(_feed_forward, *experts.alone()), devices * experts.count
+    number = devices * experts.count
 
     def exchange(tokens: tuple[Array, Array, Array]) -> Array:
-        return exchange_layer(feed, *tokens, num_experts=number, axis=EXPERTS)[0]
+        return exchange_layer(experts.feed, *tokens, num_experts=number, axis=EXPERTS)[0]
 
     if parts == 1:
         out = exchange(tokens)
@@ -138,15 +138,8 @@ def _sorted_by_expert(x: Array, chosen: Array, weights: Array, experts: Experts)
     back = jnp.argsort(order)
     sizes = jnp.sum(chosen.reshape(-1, 1) == jnp.arange(experts.count), axis=0, dtype=jnp.int32)
     rows = _permute(jnp.repeat(x, k, axis=0), order, back)
-    fed = _feed_forward(*experts.alone(), rows, sizes)
-    parts = _permute(fed, back, order).reshape(t, k, -1)
+    parts = _permute(experts.feed(rows, sizes), back, order).reshape(t, k, -1)
     return jnp.sum(parts.astype(jnp.float32) * weights[..., None], axis=1).astype(x.dtype)
-
-
-def _feed_forward(gate: Array, up: Array, down: Array, rows: Array, sizes: Array) -> Array:
-    """SwiGLU of rows sorted by expert, `sizes` of them each."""
-    hidden = jax.nn.silu(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
-    return grouped_matmul(hidden, down, sizes)
 
 
 @jax.custom_vjp
