@@ -105,7 +105,8 @@ ENTRY %main (a: bf16[4,128]) -> bf16[4,128] {
   %first = s32[] copy(%zero), backend_config={"estimated_cycles":"5"}
   %init = (s32[], bf16[4,128]{1,0}) tuple(%first, %a.1)
   %while = (s32[], bf16[4,128]{1,0}) while(%init), condition=%condition, body=%body
-  %rows = bf16[64,128]{1,0} broadcast(%x.0), backend_config={"estimated_cycles":"4611686018427387904"}
+  %rows = bf16[64,128]{1,0} broadcast(%x.0), \
+backend_config={"estimated_cycles":"4611686018427387904"}
   %kernel.4 = bf16[4,128]{1,0} custom-call(%a.1), custom_call_target="tpu_custom_call"
   %other = bf16[4,128]{1,0} custom-call(%a.1), custom_call_target="Sharding"
   %ragged = bf16[16,128]{1,0} ragged-all-to-all(%rows, %a.1), replica_groups={}
