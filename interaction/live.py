@@ -16,6 +16,7 @@ from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.model import init_params, separate_layers
 from interaction.modules import vocoder
 from interaction.packing import LIMITS, Packing
+from interaction.parallel import SESSIONS
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 RELEASED = pathlib.Path(__file__).parent / "checkpoints"
@@ -82,10 +83,15 @@ class InteractionModel:
           The state before the first micro-turn.
 
         Raises:
-          ValueError: Not as many seeds as sessions, no session, or a seed beyond int32.
+          ValueError: Not as many seeds as sessions, no session, a number of sessions that the
+            mesh does not divide, or a seed beyond int32.
         """
-        if sessions < 1:
-            raise ValueError(f"sessions: got {sessions}, wanted at least 1; ask for one")
+        share = sharding.size(self.mesh, *SESSIONS)
+        if sessions < 1 or sessions % share:
+            raise ValueError(
+                f"sessions: got {sessions}, wanted a multiple of {share}, the devices that share "
+                "them out, and at least one; ask for more"
+            )
         seeds = np.asarray(seed)
         if seeds.ndim and seeds.shape != (sessions,):
             raise ValueError(

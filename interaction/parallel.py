@@ -5,7 +5,8 @@ device runs the same code on its own sessions, micro-turns, experts and output c
 functions bring together what it lacks. Outside of one they do nothing.
 
 No contraction is ever split: a product's inputs are gathered, its outputs are what devices share
-out. So a number is computed by the same sum on any mesh.
+out. So a product is the same sum on any mesh; only the experts of a step's few tokens are added up
+device by device, see `ops.experts`.
 """
 
 import math

@@ -58,7 +58,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
 
     Args:
       axes: Axis to size.
-      devices: To take, all of them; None takes this machine's (all processes') first ones.
+      devices: To take, all of them; None takes all of all processes, or the first if one will do.
 
     Raises:
       ValueError: An unknown axis, a size below 1, or another number of devices.
@@ -178,7 +178,9 @@ def whole(params: Params, part: str, dtype: str) -> Params:
     Args:
       params: A flat dict of one layer's or module's parameters, this device's parts.
       part: Path that its names follow in `RULES`, "sliding" or "read_out".
-      dtype: Of matrices, but for the router; vectors stay float32.
+      dtype: Of matrices, but for the router; vectors stay float32. Tables are rounded to it and
+        handed out as float32, so that the gradient of a token that stands in many places is
+        summed in float32.
 
     Returns:
       The same dict; dimensions split over other axes are still parts.
@@ -189,6 +191,8 @@ def whole(params: Params, part: str, dtype: str) -> Params:
         if leaf.dtype != _dtype(path, dtype):
             # Or XLA would cast all layers of a stack before the loop over them.
             leaf = jax.lax.optimization_barrier(leaf).astype(_dtype(path, dtype))
+            if path.endswith("/table"):
+                leaf = leaf.astype("float32")
         for dim, axes in enumerate(rule(path), leaf.ndim - len(rule(path))):
             if axes == FSDP:
                 leaf = gather(leaf, FSDP, dim=dim)

@@ -199,13 +199,16 @@ def speak(
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
     idle = (before & silent) | ~kept
     fresh = vocoder.init_vocoder_state(len(token), config.vocoder, config.audio)
+    # Gathered here: whether the flow head runs differs from device to device.
+    condition = whole(params["speech"]["condition"], "condition", config.transformer.dtype)
     floor = jnp.full_like(state.mel, speech.mel_floor)
     nothing = jnp.zeros((len(token), config.audio.turn_samples))
 
     def say() -> Array:
         prefix = state.mel[:, -speech.prefix_frames :]
         noise = sampling.normal(keys, floor.shape[1:])
-        frames = generate_mel(config, params["speech"], hidden, tokens, prefix, noise)
+        head = {**params["speech"], "condition": condition}
+        frames = generate_mel(config, head, hidden, tokens, prefix, noise)
         return select_rows(silent, floor, frames)
 
     def render(frames: Array) -> tuple[vocoder.VocoderState, Array]:

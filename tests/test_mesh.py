@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 
 from experiments import check_mesh
 from interaction import sharding
+from interaction.parallel import AXES
+from interaction.types import Chunk
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,7 @@ def reference() -> check_mesh.Reference:
     [
         ({"fsdp": 2, "expert": 2, "tensor": 2}, 1),
         ({"data": 2, "sequence": 2, "expert": 2}, 2),
+        ({"expert": 8}, 1),  # a session on each device
     ],
 )
 def test_a_mesh_equals_one_device(
@@ -28,6 +31,22 @@ def test_a_mesh_equals_one_device(
     found = reference.differences(axes, accumulate)
     for name, most in check_mesh.ASKED.items():
         assert found[name] <= most, found
+
+
+def test_devices_whose_sessions_are_silent_do_not_wait(reference: check_mesh.Reference) -> None:
+    """Rows that say nothing skip the flow head; no collective may be left behind there."""
+    model = reference.model
+    active = np.array([True, False])
+    audio = np.random.default_rng(0).normal(0, 0.1, (2, model.audio.turn_samples))
+    found = []
+    for axes in ({}, {"fsdp": 2}):
+        mesh = Mesh(np.reshape(jax.devices()[: 1 + len(axes)], sharding.mesh_shape(axes)), AXES)
+        step, params, state = check_mesh.prepare_stream(mesh, model, reference.params, sessions=2)
+        _, reply = step(params, state, Chunk(audio.astype(np.float32), active=active))
+        found.append(jax.device_get(reply))
+    np.testing.assert_array_equal(found[0].text, found[1].text)
+    np.testing.assert_allclose(found[0].audio, found[1].audio, atol=1e-5)
+    assert not np.any(found[1].audio[1])
 
 
 def test_there_are_35_meshes_of_eight_devices() -> None:
@@ -40,6 +59,7 @@ def test_a_difference_is_seen() -> None:
     assert check_mesh.largest(right, right) == 0
     assert check_mesh.largest({**right, "a": np.array([1.0, -1.5])}, right) == 0.25
     assert check_mesh.largest({**right, "b": np.array([0.0, 1e-9])}, right) > 1
+    assert np.isnan(check_mesh.largest({**right, "b": np.full(2, np.nan)}, right))
 
 
 def test_every_path_has_one_rule() -> None:

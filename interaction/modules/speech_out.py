@@ -12,7 +12,6 @@ from interaction.config import ModelConfig
 from interaction.ops import flow
 from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
-from interaction.sharding import whole
 from interaction.types import Array
 
 _ONE = nn.initializers.ones
@@ -140,7 +139,7 @@ def generate_mel(
 
     Args:
       config: The model's.
-      params: {"condition": ..., "flow": ...}.
+      params: {"condition": ..., "flow": ...}, `whole`: no device waits for another here.
       hidden: [b, d].
       tokens: int32[b, token_window].
       prefix: float32[b, prefix_frames, m], log10 mel.
@@ -150,9 +149,8 @@ def generate_mel(
       float32[b, speech_frames, m], log10 mel, at least the floor of speech.
     """
     cfg = config.speech
-    weights = whole(params["condition"], "condition", config.transformer.dtype)
     features, guess = SpeechCondition(config).apply(
-        {"params": weights}, hidden, tokens, standardise(prefix, config)
+        {"params": params["condition"]}, hidden, tokens, standardise(prefix, config)
     )
 
     def move(point: Array, time: Array) -> Array:

@@ -1,9 +1,10 @@
 """Matrix product with a weight over the last axis."""
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from interaction.parallel import TENSOR, gather
+from interaction.parallel import SESSIONS, TENSOR, axis_size, gather
 from interaction.types import Array
 
 # XLA's dot on CPUs takes the rows left over from tiles of a few rows along another path, with
@@ -15,7 +16,8 @@ def dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
     """Multiplies [..., d] by [d, f], as one product of two matrices.
 
     Flattening first keeps XLA's CPU backend from transposing the activations to form the
-    weight's gradient, which took twice as long. The leading axis counts sessions.
+    weight's gradient, which took twice as long. The leading axis counts sessions; one session that
+    is alone is not padded.
 
     Args:
       x: [..., d].
@@ -26,9 +28,13 @@ def dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
       [..., f].
     """
     rows = x.reshape(-1, x.shape[-1])
-    left_over = -len(rows) % _ROWS if len(x) > 1 else 0
+    alone = len(x) == 1 and axis_size(*SESSIONS) == 1
+    left_over = 0 if alone else -len(rows) % _ROWS
     padded = jnp.pad(rows, ((0, left_over), (0, 0))) if left_over else rows
-    out = jnp.matmul(padded, weight, preferred_element_type=dtype)
+    # By default TPUs round float32 operands to bfloat16; what is float32 here is meant to be.
+    exact = x.dtype == weight.dtype == jnp.float32
+    precision = jax.lax.Precision.HIGHEST if exact else None
+    out = jnp.matmul(padded, weight, precision=precision, preferred_element_type=dtype)
     return out[: len(rows)].reshape(*x.shape[:-1], weight.shape[-1])
 
 

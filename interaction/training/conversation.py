@@ -150,7 +150,7 @@ def read_losses(
         return sums, hidden
 
     b, n, positions, _ = tail.shape
-    parts = max(1, b * n * positions * config.vocab // LOGITS)
+    parts = min(-(-b * n * positions * config.vocab // LOGITS), n)
     parts = next(count for count in range(parts, n + 1) if n % count == 0)
     if parts == 1:
         return read((tail, targets))

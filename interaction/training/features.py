@@ -76,7 +76,7 @@ def augment_user(frames: Array, keys: Array) -> Array:
 
 def _augment_session(frames: Array, key: Array) -> Array:
     mels = frames.shape[-1]
-    keys = jax.random.split(key, 7)
+    keys = jax.random.split(key, 8)
     channel = jnp.arange(mels, dtype=jnp.float32)
     warp = jax.random.uniform(keys[0], minval=0.9, maxval=1.1)
     shift = jax.random.uniform(keys[1], minval=-1.5, maxval=1.5)
@@ -91,7 +91,7 @@ def _augment_session(frames: Array, key: Array) -> Array:
     hidden = (channel >= low) & (channel < low + width)
     out = jnp.where(hidden, jnp.min(out), out)
     scale = 0.15 * jax.random.uniform(keys[6])
-    out = out + scale * jax.random.normal(keys[6], out.shape)
+    out = out + scale * jax.random.normal(keys[7], out.shape)
     return out.reshape(frames.shape)
 
 

@@ -209,7 +209,9 @@ def crop_loss(
 def vocoder_objective(model: ModelConfig) -> Objective:
     """Trains the vocoder on the assistant's side of sessions.
 
-    Reads `batch["model"]`, int16[b, samples].
+    Reads `batch["model"]`, int16[b, samples]. Its spectral terms are quotients of norms over crops,
+    and crops are drawn for all sessions that a device has at a time: losses of shares add up to a
+    mean of theirs, which depends on the shares.
     """
     cfg, audio = model.vocoder, model.audio
     length = audio.window - audio.speech_hop + _CROP_FRAMES * audio.speech_hop
