@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 _ROWS = 16
+_RUN = 64  # hidden values summed at once
 
 
 class Scales(NamedTuple):
@@ -53,8 +54,17 @@ def swiglu_expert(
         return out if scale is None else out * scale
 
     gate_scale, up_scale, down_scale = scales or (None, None, None)
-    hidden = jax.nn.silu(product(x, gate, gate_scale)) * product(x, up, up_scale)
-    return product((hidden * share[:, None]).astype(x.dtype), down, down_scale)
+    total = jnp.zeros(x.shape, jnp.float32)
+    # Rounding errors of a sum grow with its length, here and in x's gradient.
+    for start in range(0, gate.shape[1], _RUN):
+        run = slice(start, start + _RUN)
+        opened, raised = (
+            product(x, matrix[:, run], None if scale is None else scale[run])
+            for matrix, scale in ((gate, gate_scale), (up, up_scale))
+        )
+        hidden = (jax.nn.silu(opened) * raised * share[:, None]).astype(x.dtype)
+        total = total + product(hidden, down[run], None)
+    return total if down_scale is None else total * down_scale
 
 
 def reference(
