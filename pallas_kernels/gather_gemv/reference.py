@@ -45,25 +45,20 @@ def swiglu_expert(
     """
 
     def product(lhs: jax.Array, rhs: jax.Array, scale: jax.Array | None) -> jax.Array:
-        out = jnp.dot(
-            lhs,
-            rhs.astype(lhs.dtype),
-            precision=precision(lhs.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        out = jnp.dot(lhs, rhs.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
         return out if scale is None else out * scale
 
     gate_scale, up_scale, down_scale = scales or (None, None, None)
-    total = jnp.zeros(x.shape, jnp.float32)
+    total, wide = jnp.zeros(x.shape, jnp.float32), x.astype(jnp.float32)
     # Rounding errors of a sum grow with its length, here and in x's gradient.
     for start in range(0, gate.shape[1], _RUN):
         run = slice(start, start + _RUN)
         opened, raised = (
-            product(x, matrix[:, run], None if scale is None else scale[run])
+            product(wide, matrix[:, run], None if scale is None else scale[run])
             for matrix, scale in ((gate, gate_scale), (up, up_scale))
         )
         hidden = (jax.nn.silu(opened) * raised * share[:, None]).astype(x.dtype)
-        total = total + product(hidden, down[run], None)
+        total = total + product(hidden.astype(jnp.float32), down[run], None)
     return total if down_scale is None else total * down_scale
 
 
