@@ -60,6 +60,13 @@ class TurnInputs(NamedTuple):
     has_frame: Array | None = None  # bool[b, n]
 
 
+class Arrivals(NamedTuple):
+    """Text at places of its own on the clock, beside micro-turns of which most have none."""
+
+    token: Array  # int32[b, m], PAD where there is none
+    time: Array  # uint32[b, m], micro-turn * turn_span + slot; no two of a session are equal
+
+
 class Outputs(NamedTuple):
     """What the transformer says about n micro-turns."""
 
@@ -189,6 +196,22 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
     x = jnp.where(exists[..., None], x, 0).astype(dtype)
     flat = (b, n * x.shape[2])
     return Positions(x.reshape(*flat, -1), exists.reshape(flat), time.reshape(flat))
+
+
+def embed_arrivals(config: ModelConfig, trunk: Params, arrivals: Arrivals) -> Positions:
+    """Text at its own places, as `embed` has it in the micro-turns' text slots.
+
+    Returns:
+      The positions, [b, m].
+    """
+    dtype = config.transformer.dtype
+    params = whole(trunk["text_in"], "text_in", dtype)
+    slot = arrivals.time % jnp.uint32(config.turn_span)
+    slot = jnp.minimum(slot, config.text_slots - 1).astype(jnp.int32)
+    x = jnp.take(params["table"], arrivals.token, axis=0)
+    x = x + jnp.take(params["slot"], slot, axis=0)
+    exists = arrivals.token != Special.PAD
+    return Positions(jnp.where(exists[..., None], x, 0).astype(dtype), exists, arrivals.time)
 
 
 def last_positions(config: ModelConfig, x: Array, turns: int) -> Array:
@@ -322,8 +345,12 @@ def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) ->
 
 
 def encode(
-    config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs
-) -> tuple[Array, BlockAux]:
+    config: ModelConfig,
+    trunk: Params,
+    bias: Array,
+    inputs: TurnInputs,
+    arrivals: Arrivals | None = None,
+) -> tuple[Array, Array, BlockAux]:
     """Runs the layers on n micro-turns from the start of a session at once, teacher-forced.
 
     On a mesh whose axis `sequence` is longer than one, `inputs` are this device's n of all the
@@ -334,15 +361,32 @@ def encode(
       trunk: Its parameters.
       bias: float32[l, e].
       inputs: n micro-turns.
+      arrivals: Text beside that in `inputs`, at any time; not where `sequence` splits sessions.
 
     Returns:
-      The last layer's positions that are read out, [b, n, audio_positions + 1, d], and the
-      layers' reports, of this device's tokens alone.
+      The last layer's positions that are read out, [b, n, audio_positions + 1, d], those of the
+      arrivals, [b, m, d], and the layers' reports, of this device's tokens alone.
+
+    Raises:
+      ValueError: There are arrivals, and sessions are split.
     """
     cfg = config.transformer
     b, n = inputs.last.shape
     start = jnp.asarray(axis_index(SEQUENCE) * n, jnp.uint32)
     positions = embed(config, trunk, inputs, jnp.full(b, start))
+    turns = positions.x.shape[1]
+    rank = None
+    if arrivals is not None:
+        if axis_size(SEQUENCE) > 1:
+            raise ValueError(
+                f"arrivals: got a mesh with sequence={axis_size(SEQUENCE)}, wanted 1 for sessions "
+                "in which text arrives; split over fsdp or expert instead"
+            )
+        beside = embed_arrivals(config, trunk, arrivals)
+        positions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), positions, beside)
+        by_time = jnp.argsort(jnp.where(positions.valid, positions.time, ~jnp.uint32(0)), axis=1)
+        rank = jnp.argsort(by_time, axis=1)
+        positions = jax.tree.map(partial(_take_positions, by_time), positions)
     valid = gather(positions.valid, SEQUENCE, dim=1)
     order = jnp.cumsum(valid, axis=1, dtype=jnp.uint32) - jnp.uint32(1)
     window = {SLIDING: cfg.window, LONG: cfg.long_window}
@@ -362,11 +406,24 @@ def encode(
     if platform() == "cpu" and axis_size(*AXES) == 1:
         at_once, trunk = math.gcd(b, CPU_SESSIONS), separate_layers(trunk)
     x, _, aux = run_layers(cfg, trunk, bias, positions, attend, (order, valid), at_once)
-    return last_positions(config, x, n), aux
+    if rank is not None:
+        x = _take_positions(rank, x)
+    return last_positions(config, x[:, :turns], n), x[:, turns:], aux
 
 
-def forward(config: ModelConfig, trunk: Params, bias: Array, inputs: TurnInputs) -> Outputs:
+def _take_positions(order: Array, x: Array) -> Array:
+    """[b, t, ...] in another order, int32[b, t]."""
+    return jax.vmap(lambda x, order: x[order])(x, order)
+
+
+def forward(
+    config: ModelConfig,
+    trunk: Params,
+    bias: Array,
+    inputs: TurnInputs,
+    arrivals: Arrivals | None = None,
+) -> Outputs:
     """`encode` and `read_out`: what n calls of the step would compute, teacher-forced."""
-    tail, aux = encode(config, trunk, bias, inputs)
+    tail, _, aux = encode(config, trunk, bias, inputs, arrivals)
     params = whole(trunk["read_out"], "read_out", config.transformer.dtype)
     return Outputs(*read_out(config, params, tail), aux)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from interaction import control
 from interaction.compiler import step_compiler_options
 from interaction.config import ModelConfig
 from interaction.model import (
@@ -52,7 +53,9 @@ class StreamState(NamedTuple):
     caches: dict[str, Cache]
     audio_tail: Array  # float32[b, window - user_hop], the user's last samples
     heard: Array  # int32[b, audio_positions], transcription of the last micro-turn
-    tokens: Array  # int32[b, token_window], last text-out tokens, the newest last
+    text: Array  # int32[b], the last text-out token
+    control: Array  # bool[b], whether it stands in a span that is not said aloud
+    tokens: Array  # int32[b, token_window], last spoken tokens, the newest last
     mel: Array  # float32[b, speech_frames, m], log10 mel of the last micro-turn's speech
     vocoder: vocoder.VocoderState
 
@@ -91,6 +94,8 @@ def init_state(config: ModelConfig, keys: Array) -> StreamState:
         },
         audio_tail=mel.init_tail(b, audio.user_hop, audio),
         heard=jnp.full((b, config.audio_positions), Special.NONE, jnp.int32),
+        text=jnp.full(b, Special.SILENT, jnp.int32),
+        control=jnp.zeros(b, bool),
         tokens=jnp.full((b, speech.token_window), Special.SILENT, jnp.int32),
         mel=jnp.full((b, audio.speech_frames, audio.mels), speech.mel_floor, jnp.float32),
         vocoder=vocoder.init_vocoder_state(b, config.vocoder, audio),
@@ -121,7 +126,7 @@ def listen(
             own=dmel.dmel_bins(state.mel[:, stride - 1 :: stride], audio)[:, None],
             hear_own=jnp.full((chunk.audio.shape[0], 1), float(config.hears_itself)),
             heard=state.heard[:, None],
-            last=state.tokens[:, -1:],
+            last=state.text[:, None],
             text=None if chunk.text is None else chunk.text[:, None],
             frame=None if chunk.frame is None else chunk.frame[:, None],
             has_frame=None if chunk.has_frame is None else chunk.has_frame[:, None],
@@ -186,7 +191,7 @@ def speak(
       params: The model's.
       state: After `listen`.
       hidden: [b, d], from `listen`.
-      token: int32[b], the text-out token.
+      token: int32[b], what of the text-out token is spoken.
       keys: Typed PRNG keys [b], of the flow's noise.
       kept: bool[b], rows whose outcome counts; the others may come out as anything.
 
@@ -339,7 +344,9 @@ def step(
             text_keys, outputs.text_logits[:, 0], config.text_temperature
         )
         flow_keys = sampling.turn_keys(keys, start.clock, sampling.FLOW)
-    end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], token, flow_keys, kept)
+    aloud, inside = control.spoken_token(token, start.control)
+    end, pcm = speak(config, params, heard_state, outputs.hidden[:, 0], aloud, flow_keys, kept)
+    end = end._replace(text=token, control=inside)
     # The caches are not selected: `listen` wrote what is kept, and they are what is large.
     small, before = (x._replace(caches={}) for x in (end, start))
     small = jax.tree.map(partial(select_rows, kept), small, before)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from interaction import presets, stream
-from interaction.model import TurnInputs, forward
+from interaction.model import Arrivals, TurnInputs, forward
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel
@@ -135,13 +135,39 @@ def test_forward_equals_steps(turns: tuple) -> None:
         logits.append(out.text_logits)
         np.testing.assert_array_equal(state.heard, jnp.argmax(out.heard_logits[:, 0], axis=-1))
         tokens = jnp.concatenate([state.tokens[:, 1:], text[:, n : n + 1]], axis=1)
-        state = state._replace(tokens=tokens, mel=jnp.asarray(speech[:, n]))
+        frames = jnp.asarray(speech[:, n])
+        state = state._replace(text=jnp.asarray(text[:, n]), tokens=tokens, mel=frames)
     words = jnp.asarray(text != Special.SILENT)
     losses = [
         conversation.negative_log_likelihood(each, jnp.asarray(text)) / jnp.sum(words)
         for each in (whole.text_logits, jnp.concatenate(logits, axis=1))
     ]
     np.testing.assert_allclose(*losses, rtol=2e-6)  # measured: equal
+
+
+def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:
+    """Text listed beside the micro-turns, in any order, is text in their slots."""
+    _, inputs, _, _ = turns
+    params = random_params(CONFIG)
+    run = jax.jit(forward, static_argnums=0)
+    whole = run(CONFIG, params["trunk"], params["router_bias"], inputs)
+    b, n, slots = inputs.text.shape
+    shuffled = np.random.default_rng(1).permutation(n * slots)
+    time = np.arange(n)[:, None] * CONFIG.turn_span + np.arange(slots)
+    arrivals = Arrivals(
+        jnp.asarray(inputs.text).reshape(b, -1)[:, shuffled],
+        jnp.broadcast_to(jnp.asarray(time.reshape(-1)[shuffled], jnp.uint32), (b, n * slots)),
+    )
+    beside = run(
+        CONFIG,
+        params["trunk"],
+        params["router_bias"],
+        inputs._replace(text=None),
+        arrivals,
+    )
+    for name in ("text_logits", "heard_logits", "hidden"):
+        got, wanted = getattr(beside, name), getattr(whole, name)
+        np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=name)
 
 
 def test_absent_frames_are_never_read(turns: tuple) -> None:

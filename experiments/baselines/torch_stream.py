@@ -8,6 +8,7 @@ from torch import Tensor
 
 from experiments.baselines import torch_layers as layers, torch_model, torch_vocoder
 from interaction.config import ModelConfig
+from interaction.control import CONTROL, OPENING
 from interaction.ops.mel import mel_filterbank
 from interaction.types import Params, Special
 
@@ -29,6 +30,8 @@ class TorchStream:
         self.caches = torch_model.make_caches(sessions, config)
         self.tail = torch.zeros(sessions, audio.window - audio.user_hop)
         self.heard = torch.full((sessions, config.audio_positions), Special.NONE)
+        self.text = torch.full((sessions,), Special.SILENT)
+        self.inside = torch.zeros(sessions, dtype=torch.bool)
         self.tokens = torch.full((sessions, speech.token_window), Special.SILENT)
         self.mel = torch.full((sessions, audio.speech_frames, audio.mels), speech.mel_floor)
         self.fresh_vocoder = torch_vocoder.open_stream(sessions, config.vocoder, audio)
@@ -48,16 +51,24 @@ class TorchStream:
             own=own[:, None],
             hear_own=torch.ones(len(pcm), 1),
             heard=self.heard[:, None],
-            last=self.tokens[:, -1:],
+            last=self.text[:, None],
         )
         logits, heard, hidden = torch_model.step(self.trunk, self.caches, cfg, self.turn, inputs)
         self.turn += 1
         self.heard = heard[:, 0].argmax(-1)
         token = logits[:, 0].argmax(-1)
-        return self.speak(hidden[:, 0], token).numpy(), token.numpy()
+        self.text = token
+        return self.speak(hidden[:, 0], self.aloud(token)).numpy(), token.numpy()
+
+    def aloud(self, token: Tensor) -> Tensor:
+        """What of int64[b] tokens is said, see `interaction.control`."""
+        word = token >= Special.COUNT
+        muted = (self.inside & word) | torch.isin(token, torch.tensor(CONTROL))
+        self.inside = torch.isin(token, torch.tensor(OPENING)) | (self.inside & word)
+        return torch.where(muted, Special.SILENT, token)
 
     def speak(self, hidden: Tensor, token: Tensor) -> Tensor:
-        """PCM [b, turn_samples] of a micro-turn whose text token is int64[b] `token`."""
+        """PCM [b, turn_samples] of a micro-turn whose spoken token is int64[b] `token`."""
         cfg, audio = self.config, self.config.audio
         before, silent = self.tokens[:, -1] == Special.SILENT, token == Special.SILENT
         self.tokens = torch.cat([self.tokens[:, 1:], token[:, None]], dim=1)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from interaction import control
 from interaction.config import ModelConfig
 from interaction.model import TurnInputs, encode, init_params, read_out
 from interaction.ops import dmel, router, sampling
@@ -40,23 +41,25 @@ class Targets(NamedTuple):
 
     text: Array  # int32[b, n]
     heard: Array  # int32[b, n, audio_positions]
-    word: Array  # bool[b, n], the model says a word
+    word: Array  # bool[b, n], the model says a word or hands one over
     switch: Array  # bool[b, n], its speech starts or stops
 
 
 def make_targets(batch: Batch) -> Targets:
     """Targets of whole sessions."""
-    text, last = batch["text"], features.delayed(batch["text"], Special.SILENT)
-    switch = (text == Special.SILENT) != (last == Special.SILENT)
-    return Targets(text, batch["heard"], text >= Special.COUNT, switch)
+    text, aloud = batch["text"], control.spoken(batch["text"])
+    before = features.delayed(aloud, Special.SILENT)
+    switch = (aloud == Special.SILENT) != (before == Special.SILENT)
+    word = (text >= Special.COUNT) | ((text != Special.SILENT) & (aloud == Special.SILENT))
+    return Targets(text, batch["heard"], word, switch)
 
 
 def conversation_totals(config: ModelConfig, speech_weight: float, batch: Batch) -> dict:
     """What the losses of a batch are divided by, see `Objective`."""
     targets = make_targets(batch)
     positions = targets.text.size * (config.audio_positions + 1)
-    if "text_in" in batch:
-        positions += jnp.sum(batch["text_in"] != Special.PAD)
+    if "arrived" in batch:
+        positions += jnp.sum(batch["arrived"] != Special.PAD)
     counts = {
         "events": targets.word | targets.switch,
         "words": targets.word,
@@ -115,7 +118,6 @@ def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, keys: Array) -
         hear_own=jnp.broadcast_to(hear_own, (b, n)),
         heard=features.delayed(features.misheard(batch["heard"], mishear_keys), Special.NONE),
         last=features.delayed(batch["text"], Special.SILENT),
-        text=batch.get("text_in"),
     )
 
 
@@ -180,7 +182,9 @@ def conversation_loss(
     speech = features.speech_mel(batch, config)
     turns = turn_inputs(config, batch, speech, input_keys), make_targets(batch)
     inputs, targets = jax.tree.map(lambda x: take_part(x, SEQUENCE, dim=1), turns)
-    tail, reports = encode(config, params["trunk"], buffers["router_bias"], inputs)
+    tail, _, reports = encode(
+        config, params["trunk"], buffers["router_bias"], inputs, features.arrivals(batch, config)
+    )
     sums, hidden = read_losses(config, params["trunk"], tail, targets)
     flow = jnp.zeros(())
     if speech_weight:

@@ -1,12 +1,16 @@
 """From stored sessions to what the model reads and what it should say, on the device.
 
-A batch holds `user` and `model` int16[b, samples], `text` int32[b, n], `heard` int32[b, n, a].
+A batch holds `user` and `model` int16[b, samples], `text` int32[b, n], `heard` int32[b, n, a], and
+where text arrives `arrived` int32[b, m], PAD where there is none, with `arrived_slot` int32[b, m],
+micro-turn * text_slots + slot of each.
 """
 
 import jax
 import jax.numpy as jnp
 
+from interaction import control
 from interaction.config import AudioConfig, ModelConfig
+from interaction.model import Arrivals
 from interaction.ops import dmel, mel
 from interaction.training.objective import Batch
 from interaction.types import Array, Special
@@ -33,9 +37,28 @@ def speech_mel(batch: Batch, config: ModelConfig) -> Array:
       float32[b, n, speech_frames, m], log10 mel, at least the floor of speech.
     """
     frames = stream_mel(batch["model"], config.audio.speech_hop, config.audio)
-    silent = (batch["text"] == Special.SILENT)[:, :, None, None]
+    silent = (control.spoken(batch["text"]) == Special.SILENT)[:, :, None, None]
     floor = config.speech.mel_floor
     return jnp.where(silent, floor, jnp.maximum(frames, floor))
+
+
+def arrivals(batch: Batch, config: ModelConfig) -> Arrivals | None:
+    """Text that arrives in a batch's sessions, None where none does."""
+    if "arrived" not in batch:
+        return None
+    turn, slot = jnp.divmod(batch["arrived_slot"], config.text_slots)
+    return Arrivals(batch["arrived"], (turn * config.turn_span + slot).astype(jnp.uint32))
+
+
+def text_slots(batch: Batch, config: ModelConfig) -> Array | None:
+    """What arrives in each micro-turn, int32[b, n, text_slots]; None where nothing does."""
+    if "arrived" not in batch:
+        return None
+    b, n = batch["text"].shape
+    slots = jnp.full((b, n * config.text_slots), Special.PAD, jnp.int32)
+    place = jnp.where(batch["arrived"] == Special.PAD, slots.shape[1], batch["arrived_slot"])
+    slots = slots.at[jnp.arange(b)[:, None], place].set(batch["arrived"], mode="drop")
+    return slots.reshape(b, n, config.text_slots)
 
 
 def delayed(turns: Array, start: float | Array) -> Array:
@@ -52,7 +75,8 @@ def own_bins(speech: Array, config: ModelConfig) -> Array:
 
 
 def token_windows(text: Array, window: int) -> Array:
-    """The last `window` tokens at each micro-turn, int32[b, n] -> int32[b, n, window]."""
+    """The last `window` spoken tokens at each micro-turn, int32[b, n] -> int32[b, n, window]."""
+    text = control.spoken(text)
     padded = jnp.pad(text, ((0, 0), (window - 1, 0)), constant_values=Special.SILENT)
     n = text.shape[1]
     return jnp.stack([padded[:, i : i + n] for i in range(window)], axis=-1)

@@ -120,8 +120,9 @@ def speeds(
     if tracks:
         found["audio_s_per_s"] = tracks[0].size / config.model.audio.sample_rate / step_s
     if "text" in batch and "trunk" in parts:
-        positions = turn_positions(config.model, "text_in" in batch)
-        found["positions_per_s"] = batch["text"].size * positions / step_s
+        positions = batch["text"].size * turn_positions(config.model, text=False)
+        arrived = batch["arrived"].size if "arrived" in batch else 0
+        found["positions_per_s"] = (positions + arrived) / step_s
     leaf = next(iter(batch.values()))
     peak = sum(map(_peak, leaf.sharding.device_set))
     flops = _step_flops(config, batch, parts)
@@ -143,11 +144,11 @@ def _peak(device: jax.Device) -> float:
 def _step_flops(
     config: TrainConfig, batch: Mapping[str, jax.Array], parts: Mapping[str, Any]
 ) -> float:
-    """Of the matrix products of a training step; 0 where they are not counted."""
+    """Of the matrix products of a training step, without text that arrives; 0 if unknown."""
     if "text" not in batch:
         return 0.0
     sessions, turns = batch["text"].shape
-    counted = train_flops(config.model, turns, "text_in" in batch)
+    counted = train_flops(config.model, turns, text=False)
     mine = [
         count
         for name, count in counted.items()

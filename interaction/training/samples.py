@@ -42,15 +42,16 @@ def free_running_text(config: ModelConfig, trunk: Params, bias: Array, batch: Ba
     b, n = batch["text"].shape
     params = {"trunk": trunk, "router_bias": bias}
     pcm = features.pcm(batch["user"]).reshape(b, n, -1)
+    text = features.text_slots(batch, config)
 
-    def turn(state: stream.StreamState, audio: Array) -> tuple[stream.StreamState, Array]:
-        state, out = stream.listen(config, params, state, Chunk(audio))
+    def turn(state: stream.StreamState, now: tuple) -> tuple[stream.StreamState, Array]:
+        state, out = stream.listen(config, params, state, Chunk(*now))
         token = jnp.argmax(out.text_logits[:, 0], axis=-1).astype(jnp.int32)
-        tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
-        return state._replace(tokens=tokens), token
+        return state._replace(text=token), token
 
     start = stream.init_state(config, stream.session_keys(jnp.zeros(b, jnp.int32)))
-    return jax.lax.scan(turn, start, jnp.moveaxis(pcm, 1, 0))[1].T
+    turns = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), (pcm, text))
+    return jax.lax.scan(turn, start, turns)[1].T
 
 
 def conversation_samples(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from interaction import control
 from interaction.config import ModelConfig
 from interaction.model import init_speech
 from interaction.modules.speech_out import FlowNet, SpeechCondition, standardise
@@ -48,7 +49,7 @@ def flow_rows(turns: int) -> tuple[int, int]:
 def flow_totals(batch: Batch) -> dict[str, Array]:
     """Micro-turns that count in `flow_loss`, of a batch."""
     count, some = flow_rows(batch["text"].shape[1])
-    speaking = jnp.sum(batch["text"] != Special.SILENT, axis=1)
+    speaking = jnp.sum(control.spoken(batch["text"]) != Special.SILENT, axis=1)
     return {
         "guessed": jnp.sum(jnp.minimum(speaking, count), dtype=jnp.float32),
         "flowed": jnp.sum(jnp.minimum(speaking, some), dtype=jnp.float32),
@@ -84,7 +85,8 @@ def flow_loss(
     cfg = config.speech
     pick, prefixes, levels, selves, noises, times, splices = sampling.split_keys(keys, 7)
     hidden = gather(hidden, SEQUENCE, dim=1)
-    speaking = batch["text"] != Special.SILENT
+    text = control.spoken(batch["text"])
+    speaking = text != Special.SILENT
     count, some = flow_rows(speaking.shape[1])
     chance = sampling.uniform(pick, speaking.shape[1:])
     weight, picked = jax.lax.top_k(speaking + chance, count)  # [b, count], in random order
@@ -108,7 +110,7 @@ def flow_loss(
     floor = standardise(jnp.array(cfg.mel_floor), config)
     target = standardise(speech, config)
     before = features.delayed(target, floor)
-    tokens = features.token_windows(batch["text"], cfg.token_window)
+    tokens = features.token_windows(text, cfg.token_window)
     prefix = rows(before)[:, -cfg.prefix_frames :]
     _, own = condition(
         jax.lax.stop_gradient(weights),
@@ -116,7 +118,7 @@ def flow_loss(
         rows(features.delayed(tokens, Special.SILENT)),
         rows(features.delayed(before, floor))[:, -cfg.prefix_frames :],
     )
-    spoke = rows(features.delayed(batch["text"], Special.SILENT)) != Special.SILENT
+    spoke = rows(features.delayed(text, Special.SILENT)) != Special.SILENT
     self_fed = spoke & (flat(sampling.uniform(selves, (count,))) < SELF_FED)
     own = jnp.maximum(own[:, -cfg.prefix_frames :], floor)
     prefix = jnp.where(self_fed[:, None, None], own, prefix)
