@@ -1,0 +1,1 @@
+"""Whoever reasons behind a conversation, and its tools."""

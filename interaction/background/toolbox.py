@@ -1,0 +1,231 @@
+"""`Toolbox`: runs tools on threads of their own, so that nobody waits for them."""
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from interaction.background.tool import Tool
+
+_log = logging.getLogger(__name__)
+LIMIT = 2_000  # characters of a result
+CONCURRENT = 16  # calls at once
+_CALL_LIMIT = 20_000  # characters of a call
+_ERROR_LIMIT = 200  # characters of an error
+_DEPTH = 20  # of a result
+
+
+class ToolCall:
+    """One call, running or done; its function was started once and never is again."""
+
+    def __init__(self, name: str, timeout_s: float | None) -> None:
+        """A call that `Toolbox.call` starts."""
+        self.name = name
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._started = time.monotonic()
+        self._seconds = 0.0
+        self._result: str | None = None
+
+    def done(self) -> bool:
+        """Whether there is a result; a call that ran out of time has one from then on."""
+        late = self._timeout_s is not None and self._elapsed() >= self._timeout_s
+        if self._result is None and late:
+            self._finish(error_json(f"{self.name}: no result after {self._timeout_s:g} s"))
+            self._cancelled.set()
+        return self._result is not None
+
+    def result(self) -> str:
+        """JSON of {"result": value} or {"error": text}, at most `LIMIT` characters.
+
+        Of a result that was too long its beginning is here, as text, beside "cut": true.
+
+        Raises:
+          ValueError: It is not done.
+        """
+        if self._result is None:
+            raise ValueError(f"call of {self.name}: got no result yet; ask done() first")
+        return self._result
+
+    def cancel(self) -> None:
+        """Stops waiting for it, and asks it to stop."""
+        self._finish(error_json(f"{self.name}: cancelled"))
+        self._cancelled.set()
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, or has been running."""
+        return self._elapsed() if self._result is None else self._seconds
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _finish(self, result: str) -> None:
+        """The first one counts."""
+        with self._lock:
+            if self._result is None:
+                self._seconds = self._elapsed()
+                self._result = result
+
+
+class Toolbox:
+    """Some tools, and the threads that they run on."""
+
+    def __init__(self, tools: Iterable[Tool], concurrent: int = CONCURRENT) -> None:
+        """Opens a toolbox.
+
+        Args:
+          tools: With different names.
+          concurrent: How many calls may run at once, those included that hang and nobody waits
+            for; further ones fail at once.
+
+        Raises:
+          ValueError: Two tools of one name, something that is no `Tool`, or no room for a call.
+        """
+        self._tools: dict[str, Tool] = {}
+        for one in tools:
+            if not isinstance(one, Tool):
+                raise ValueError(f"tools: got {one!r}, wanted a Tool; decorate it with @tool")
+            if one.name in self._tools:
+                raise ValueError(f"tools: got {one.name!r} twice; rename one")
+            self._tools[one.name] = one
+        if concurrent < 1:
+            raise ValueError(f"concurrent: got {concurrent}, wanted at least 1; allow a call")
+        self._room = threading.Semaphore(concurrent)
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """What the tools are, as the `tools` of OpenAI's chat completions."""
+        return [one.schema for one in self._tools.values()]
+
+    def start(self, call_text: str) -> ToolCall:
+        """Starts a call in the form {"tool": name, **arguments}; never waits, never raises.
+
+        Returns:
+          The call; it is done, with an error, if the text is no call of a tool here.
+        """
+        try:
+            if len(call_text) > _CALL_LIMIT:
+                raise ValueError(f"got {len(call_text)} characters")
+            call = json.loads(call_text)
+            name = call.pop("tool")
+            if not isinstance(name, str):
+                raise ValueError("its tool is no name")
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            reason = "wanted JSON of the form {'tool': name, 'argument': value}"
+            return _failed("call", f"got no call ({error}), {reason}")
+        return self.call(name, call)
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> ToolCall:
+        """Starts a call with parsed arguments; see `start`."""
+        if name not in self._tools:
+            return _failed("call", f"no tool {name[:40]!r}, wanted one of {list(self._tools)}")
+        tool = self._tools[name]
+        try:
+            checked = tool.check(arguments)
+        except ValueError as error:
+            return _failed(name, str(error))
+        if not self._room.acquire(blocking=False):
+            return _failed(name, f"{name}: too many calls are running")
+        call = ToolCall(name, tool.timeout_s)
+        if tool.takes_cancelled:
+            checked["cancelled"] = call._cancelled
+        thread = threading.Thread(
+            target=self._run, args=(call, tool, checked), name=f"tool {name}", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread for it
+            self._room.release()
+            call._finish(error_json(f"{name}: {error}"))
+        return call
+
+    def _run(self, call: ToolCall, tool: Tool, arguments: dict[str, Any]) -> None:
+        try:
+            call._finish(result_json(tool.function(**arguments)))
+        except BaseException as error:  # SystemExit of a tool ends the call, and nothing else
+            _log.info("tool %s failed", tool.name, exc_info=True)
+            call._finish(error_json(_describe(error)))
+        finally:
+            self._room.release()
+
+
+def _failed(name: str, reason: str) -> ToolCall:
+    call = ToolCall(name, None)
+    call._finish(error_json(reason))
+    return call
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text[:_ERROR_LIMIT]}" if text else type(error).__name__
+
+
+def error_json(text: str) -> str:
+    """JSON of {"error": text}, cut to what a model wants to read of it."""
+    return json.dumps({"error": _clean(text[:_ERROR_LIMIT])}, ensure_ascii=False)
+
+
+def result_json(value: Any, limit: int = LIMIT) -> str:  # noqa: ANN401
+    """JSON of {"result": value}, at most `limit` characters; a large value is not looked through.
+
+    Raises:
+      ValueError: The value, or a part of it, is nothing that JSON has.
+    """
+    short, left = _shorten(value, limit, 0)
+    text = json.dumps({"result": short}, ensure_ascii=False)
+    if left > 0 and len(text) <= limit:
+        return text
+    text = short if isinstance(short, str) else json.dumps(short, ensure_ascii=False)
+    text = text[:limit]
+    while len(cut := json.dumps({"result": text, "cut": True}, ensure_ascii=False)) > limit:
+        text = text[: len(text) * limit // (len(cut) + 1)]
+    return cut
+
+
+def _clean(text: str) -> str:
+    """Text that UTF-8 can hold: without half surrogate pairs."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _shorten(value: Any, room: int, depth: int) -> tuple[Any, int]:  # noqa: ANN401
+    """The beginning of a value, about `room` characters, and the room left: none if it was cut."""
+    if value is None or isinstance(value, bool):
+        return value, room - 4
+    if isinstance(value, int):
+        if value.bit_length() > 3 * room + 64:
+            raise ValueError("result: got an integer of too many digits")
+        return value, room - len(str(value))
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"result: got {value}, wanted a finite number")
+        return value, room - len(str(value))
+    if isinstance(value, str):
+        return _clean(value[: max(room, 0)]), room - len(value)
+    if depth == _DEPTH:
+        raise ValueError(f"result: got more than {_DEPTH} levels")
+    if isinstance(value, list | tuple):
+        items = []
+        for item in value:
+            if room <= 0:
+                break
+            short, room = _shorten(item, room - 2, depth + 1)
+            items.append(short)
+        return items, room
+    if isinstance(value, dict):
+        fields = {}
+        for key, item in value.items():
+            if room <= 0:
+                break
+            if not isinstance(key, str):
+                raise ValueError(f"result: got a key of type {type(key).__name__}, wanted a text")
+            short, room = _shorten(item, room - len(key) - 6, depth + 1)
+            fields[_clean(key[:LIMIT])] = short
+        return fields, room
+    raise ValueError(f"result: got a {type(value).__name__}, wanted a value that JSON has")

@@ -1,0 +1,178 @@
+"""A thread that fails, hangs or falls behind ends delegations, and nothing else."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from interaction.background.agent import DONE, FAILED, TEXT, Event, Turn
+from interaction.background.threaded import ThreadedAgent
+
+
+def turn(index: int) -> Turn:
+    silence = np.zeros(3_200, np.float32)
+    return Turn(silence, silence, np.array([3, 3], np.int32), index)
+
+
+class Recorder(ThreadedAgent):
+    """Notes what it is told; a request is a thing to do."""
+
+    def __init__(self, keep: int = 300) -> None:
+        super().__init__(keep)
+        self.log: list[tuple] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+
+    def on_turns(self, turns: list[Turn]) -> None:
+        self.gate.wait(5)
+        if any(one.text < 0 for one in turns):
+            raise RuntimeError("a bad turn")
+        self.log.append(("turns", [one.text for one in turns]))
+
+    def on_ask(self, delegation: int, request: str) -> None:
+        self.log.append(("ask", delegation, request))
+        if request == "raise":
+            raise RuntimeError("no")
+        if request == "die":
+            raise SystemExit
+        if request == "answer":
+            self.emit(delegation, TEXT, "it is one")
+            self.emit(delegation, DONE)
+
+    def on_update(self, delegation: int, words: str) -> None:
+        self.log.append(("update", delegation, words))
+
+    def on_cancel(self, delegation: int) -> None:
+        self.log.append(("cancel", delegation))
+
+    def work(self) -> bool:
+        return False
+
+    def reset(self) -> None:
+        if self.broken:
+            raise RuntimeError("cannot start")
+        self.log.append(("reset",))
+
+
+def collect(agent: ThreadedAgent, number: int, limit_s: float = 5.0) -> list[Event]:
+    events, end = [], time.monotonic() + limit_s
+    while len(events) < number and time.monotonic() < end:
+        events += agent.events()
+        time.sleep(0.005)
+    return events
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.002)
+
+
+def test_order_is_kept_and_turns_come_together() -> None:
+    agent = Recorder()
+    agent.gate.clear()
+    for index in range(5):
+        agent.follow(turn(index))
+    agent.ask(1, "wait")
+    agent.follow(turn(5))
+    agent.update(1, "nine")
+    agent.cancel(1)
+    agent.ask(2, "answer")
+    agent.gate.set()
+    assert collect(agent, 2) == [Event(2, TEXT, "it is one"), Event(2, DONE)]
+    told = [text for one in agent.log if one[0] == "turns" for text in one[1]]
+    assert told == list(range(6))
+    rest = [one for one in agent.log if one[0] != "turns"]
+    assert rest == [("ask", 1, "wait"), ("update", 1, "nine"), ("cancel", 1), ("ask", 2, "answer")]
+    assert len(agent.log) < 11  # several turns at once
+    agent.close()
+
+
+@pytest.mark.parametrize("how", ["raise", "die"])
+def test_comes_back_after_a_failure(how: str) -> None:
+    agent = Recorder(keep=3)
+    for index in range(5):
+        agent.follow(turn(index))
+        wait_for(lambda index=index: ("turns", [index]) in agent.log)
+    agent.ask(1, "wait")
+    agent.ask(2, how)
+    agent.follow(turn(5))
+    agent.ask(3, "answer")
+    events = collect(agent, 4)
+    assert [(one.delegation, one.kind) for one in events] == [
+        (1, FAILED),
+        (2, FAILED),
+        (3, TEXT),
+        (3, DONE),
+    ]
+    after = agent.log[agent.log.index(("reset",)) :]
+    assert after == [("reset",), ("turns", [2, 3, 4]), ("turns", [5]), ("ask", 3, "answer")]
+    agent.close()
+
+
+def test_a_record_that_kills_it_is_forgotten() -> None:
+    agent = Recorder()
+    agent.follow(turn(1))
+    agent.follow(turn(-1))
+    agent.ask(1, "answer")
+    assert [one.kind for one in collect(agent, 2)] == [TEXT, DONE]
+    assert ("turns", [1]) not in agent.log[agent.log.index(("reset",)) :]
+    agent.close()
+
+
+def test_an_agent_that_cannot_start_fails_what_it_is_asked_until_it_can() -> None:
+    agent = Recorder()
+    agent.broken = True
+    for number in (1, 2, 3):
+        agent.ask(number, "raise")
+    assert [(one.delegation, one.kind) for one in collect(agent, 3)] == [
+        (1, FAILED),
+        (2, FAILED),
+        (3, FAILED),
+    ]
+    agent.broken = False
+    agent.ask(4, "answer")
+    assert [one.kind for one in collect(agent, 2)] == [TEXT, DONE]
+    agent.close()
+
+
+def test_a_hanging_thread_has_bounded_memory_and_costs_the_caller_nothing() -> None:
+    agent = Recorder(keep=10)
+    agent.gate.clear()
+    agent.ask(1, "wait")
+    slowest = 0.0
+    for index in range(1_000):
+        start = time.monotonic()
+        agent.follow(turn(index))
+        slowest = max(slowest, time.monotonic() - start)
+        assert len(agent._inbox) <= 11 and len(agent._skipped) <= 10
+    assert slowest < 0.1
+    agent.gate.set()
+    assert [one.kind for one in collect(agent, 1)] == [FAILED]
+    agent.ask(2, "answer")
+    assert [one.kind for one in collect(agent, 2)] == [TEXT, DONE]
+    told = [text for one in agent.log if one[0] == "turns" for text in one[1]]
+    assert told[-1] == 999
+    agent.close()
+
+
+class Flood(Recorder):
+    def work(self) -> bool:
+        for number in self.running:
+            self.emit(number, TEXT, "words " * 10_000)
+        return True
+
+
+def test_a_flood_of_events_waits_to_be_taken() -> None:
+    agent = Flood()
+    agent.ask(1, "wait")
+    time.sleep(0.2)
+    events = agent.events()
+    assert 1 <= len(events) <= 1_000
+    assert max(len(one.text) for one in events) <= 20_000
+    agent.close()
+    assert not agent._thread.is_alive()
