@@ -82,7 +82,7 @@ def step_leaves(model: ModelConfig) -> int:
     packing = Packing(params, sharding.param_specs(params), LIMITS["tpu"])
     keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
     state = jax.eval_shape(functools.partial(stream.init_state, model), keys)
-    return len(jax.tree.leaves((jax.eval_shape(packing.join, params), state))) + 1
+    return len(jax.tree.leaves((packing.specs, state))) + 1
 
 
 def dispatch_times(model: ModelConfig) -> tuple[list[float], list[float]]:
@@ -97,8 +97,9 @@ def dispatch_times(model: ModelConfig) -> tuple[list[float], list[float]]:
         return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
     params = jax.tree.map(draw, abstract_params(model))
+    params = jax.device_put(params, sharding.shardings(mesh, params))
     packing = Packing(params, sharding.param_specs(params), LIMITS["tpu"])
-    packed = jax.device_put(packing.join(params), place(packing.specs))
+    packed = packing.join(params, mesh)
     step = stream.make_step(model, mesh, packing.specs, packing.take_apart)
     sessions = max(_DEVICES.value, 8)
     state = stream.init_state(model, stream.session_keys(jnp.arange(sessions)))

@@ -5,6 +5,7 @@ python -m experiments.export --conversation=runs/demo --speech=runs/demo_speech 
 """
 
 import dataclasses
+import math
 import pathlib
 
 from absl import app, flags, logging
@@ -52,7 +53,7 @@ def merge(conversation: ModelConfig, speech: ModelConfig, vocoder: ModelConfig) 
 
 
 def main(argv: list[str]) -> None:
-    """Reads the averaged parameters of each run and writes them together."""
+    """Copies the averaged parameters of each run into one folder, piece by piece."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
         for part in parts:
             found, place = load_part(sources[flag], part)
             weights |= found
-            count = sum(leaf.size for leaf in found.values())
+            count = sum(math.prod(leaf.shape) for leaf in found.values())
             print(f"{part:12} {count:>10,} parameters from {place}")
     params = traverse_util.unflatten_dict(weights, sep="/")
     save_model(_OUT.value, config, params, _TOKENIZER.value, _DTYPE.value)

@@ -1,30 +1,35 @@
 """The released form of a model: one folder with weights, config and tokenizer.
 
 `model.safetensors` holds arrays under their path in the parameter tree ("trunk/embed/table"),
-`config.json` the `ModelConfig`, `tokenizer.json` the tokenizer.
+`config.json` the `ModelConfig`, `tokenizer.json` the tokenizer. Weights are read and written part
+by part: a model may be larger than the memory of a host.
 """
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, numpy as safetensors
+from safetensors import SafetensorError, safe_open
 
 from interaction.config import ModelConfig
+from interaction.stored import Index, Stored
 from interaction.types import Params
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 _Config = TypeVar("_Config")
 _STORED = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_CODES = {"F32": _STORED["float32"], "BF16": _STORED["bfloat16"]}  # what safetensors calls them
+_PIECE = 1 << 30  # bytes of a stored array to read at once
 
 
 def flatten(tree: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -97,7 +102,7 @@ def save_model(
     Args:
       folder: where to write; made if absent.
       config: of the model.
-      params: nested dict of float arrays.
+      params: nested dict of float arrays; those that are `Stored` are never whole in memory.
       tokenizer: path of the tokenizer's JSON file, copied.
       dtype: "float32" or "bfloat16", of the stored arrays.
 
@@ -106,28 +111,63 @@ def save_model(
     """
     if dtype not in _STORED:
         raise ValueError(f"dtype: got {dtype!r}, wanted one of {sorted(_STORED)}; choose one")
-    flat = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
-    bad = [name for name, leaf in flat.items() if not np.all(np.isfinite(leaf))]
-    if bad:
-        raise ValueError(f"params: {bad[:4]} hold NaN or Inf, wanted finite weights; train again")
-    stored = {
-        name: np.ascontiguousarray(leaf.astype(_STORED[dtype])) for name, leaf in flat.items()
-    }
     place = pathlib.Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as temporary:
         fresh = pathlib.Path(temporary)
         shutil.copyfile(tokenizer, fresh / TOKENIZER)
         (fresh / CONFIG).write_text(config_to_json(config))
-        (fresh / WEIGHTS).write_bytes(safetensors.save(stored))
+        _write_weights(fresh / WEIGHTS, flatten(params), _STORED[dtype])
         for name in (TOKENIZER, CONFIG, WEIGHTS):
             os.replace(fresh / name, place / name)
+
+
+def _write_weights(path: pathlib.Path, flat: Mapping[str, Any], dtype: np.dtype) -> None:
+    """A safetensors file: length of the header, header, arrays; its library takes whole ones."""
+    code = next(code for code, kind in _CODES.items() if kind == dtype)
+    header, end = {}, 0
+    for name, leaf in flat.items():
+        start, end = end, end + math.prod(leaf.shape) * dtype.itemsize
+        header[name] = {"dtype": code, "shape": list(leaf.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    bad = []
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        first = file.tell()
+        for name, leaf in flat.items():
+            start, finite = first + header[name]["data_offsets"][0], True
+            for index, piece in _pieces(leaf):
+                finite &= bool(np.all(np.isfinite(piece)))
+                for offset, run in _runs(leaf.shape, index, piece.astype(dtype)):
+                    file.seek(start + offset)
+                    file.write(run)
+            bad += [] if finite else [name]
+    if bad:
+        raise ValueError(f"params: {bad[:4]} hold NaN or Inf, wanted finite weights; train again")
+
+
+def _pieces(leaf: Any) -> Iterator[tuple[Index, np.ndarray]]:  # noqa: ANN401
+    if isinstance(leaf, Stored):
+        yield from ((index, leaf[index]) for index in leaf.pieces())
+    else:
+        yield tuple(slice(0, size) for size in leaf.shape), np.asarray(leaf)
+
+
+def _runs(shape: tuple[int, ...], index: Index, piece: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """The parts of a piece that lie together in its array, and where: the byte they start at."""
+    split = [dim for dim, size in enumerate(shape) if piece.shape[dim] < size]
+    outer = split[-1] if split else 0
+    strides = [math.prod(shape[dim + 1 :]) * piece.itemsize for dim in range(len(shape))]
+    first = sum(part.start * stride for part, stride in zip(index, strides, strict=True))
+    for at in np.ndindex(piece.shape[:outer]):
+        yield first + sum(i * s for i, s in zip(at, strides, strict=False)), piece[at].tobytes()
 
 
 def load_model(
     folder: str | os.PathLike, abstract: Callable[[ModelConfig], Params] | None = None
 ) -> tuple[ModelConfig, Params]:
-    """Reads a released model.
+    """Opens a released model.
 
     Args:
       folder: written by `save_model`.
@@ -135,7 +175,7 @@ def load_model(
         weights must fit it.
 
     Returns:
-      The config, and a nested dict of float32 numpy arrays.
+      The config, and a nested dict of float32 `Stored` arrays.
 
     Raises:
       ValueError: the folder or a file is missing, cut off, not ours, or does not fit the config.
@@ -170,7 +210,7 @@ def load_config(folder: str | os.PathLike) -> ModelConfig:
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_weights(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+def load_weights(folder: str | os.PathLike) -> dict[str, Stored]:
     """The weights in a released folder, flat, as float32.
 
     Raises:
@@ -178,18 +218,32 @@ def load_weights(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = _existing(pathlib.Path(folder), WEIGHTS)
     try:
-        flat = safetensors.load_file(path)
-    except (SafetensorError, ValueError, KeyError) as error:
+        file = safe_open(path, "numpy")
+        flat = {name: file.get_slice(name) for name in file.keys()}
+    except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(
             f"{path}: got a file that is cut off or no safetensors ({error}); copy it again"
         ) from error
     for name, leaf in flat.items():
-        if leaf.dtype not in _STORED.values():
+        if leaf.get_dtype() not in _CODES:
             raise ValueError(
-                f"{path}: {name} is {_describe(leaf)}, wanted float32 or bfloat16; "
+                f"{path}: {name} is {leaf.get_dtype()}{leaf.get_shape()}, wanted F32 or BF16; "
                 "this is another project's file"
             )
-    return {name: leaf.astype(np.float32) for name, leaf in flat.items()}
+    float32 = _STORED["float32"]
+    return {
+        name: Stored(shape, float32, _layers(shape), leaf.__getitem__)
+        for name, leaf in flat.items()
+        for shape in [tuple(leaf.get_shape())]
+    }
+
+
+def _layers(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of an array in row-major order: the largest leading part of at most `_PIECE` as float32."""
+    piece = list(shape)
+    for dim, size in enumerate(shape):
+        piece[dim] = max(1, min(size, _PIECE // (4 * math.prod(shape[dim + 1 :]))))
+    return tuple(piece)
 
 
 def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """`InteractionModel`: a loaded model, its tokenizer, and the jitted step behind checked inputs."""
 
 import functools
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +14,13 @@ from jax.sharding import Mesh, NamedSharding
 from interaction import checkpoint, sharding, stream
 from interaction.config import ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
+from interaction.local_rows import LocalRows
 from interaction.model import init_params, separate_layers
 from interaction.modules import vocoder
 from interaction.packing import LIMITS, Packing
-from interaction.parallel import SESSIONS
 from interaction.types import Array, Chunk, Params, Reply, Special
 
+_log = logging.getLogger(__name__)
 RELEASED = pathlib.Path(__file__).parent / "checkpoints"
 
 
@@ -32,7 +34,14 @@ def init_model_params(config: ModelConfig, key: Array) -> Params:
 
 
 class InteractionModel:
-    """A model ready to stream; immutable, so one serves any number of states."""
+    """A model ready to stream; immutable, so one serves any number of states.
+
+    On a mesh that spans processes each of them makes the same model and calls the same methods in
+    the same order. `sessions`, `Chunk` and `Reply` then are of the sessions that its own devices
+    hold, equally many on each; state spans the mesh. A session whose devices belong to several
+    processes (along `tensor` or `sequence`) is a row in each of these, and all must feed it the
+    same.
+    """
 
     def __init__(
         self, config: ModelConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh | None = None
@@ -41,12 +50,14 @@ class InteractionModel:
 
         Args:
           config: The model's.
-          params: As `init_model_params` lays them out; on the host, or wherever they are.
+          params: As `init_model_params` lays them out: on the host, in files (`Stored`), of which
+            each process reads what its devices need, or wherever devices hold them.
           tokenizer: With `config.vocab` ids at most.
-          mesh: From `sharding.make_mesh`; None takes the first device.
+          mesh: From `sharding.make_mesh`; None takes the first device. It may span processes.
 
         Raises:
-          ValueError: The tokenizer has more ids than the model, or the mesh does not divide it.
+          ValueError: The tokenizer has more ids than the model, or the mesh does not divide it, or
+            has no device of this process.
         """
         if tokenizer.vocab > config.vocab:
             raise ValueError(
@@ -55,14 +66,15 @@ class InteractionModel:
             )
         self.config = config
         self.mesh = sharding.make_mesh({}) if mesh is None else mesh
+        self._rows = LocalRows(self.mesh)
         params = sharding.cast_params(params, config.transformer.dtype)
-        self.params = jax.device_put(params, sharding.shardings(self.mesh, params))
+        self.params = jax.tree.map(sharding.put, params, sharding.shardings(self.mesh, params))
         self.tokenizer = tokenizer
         platform, alone = sharding.platform(self.mesh), self.mesh.size == 1
         # What the step reads: the same, on one CPU copied layer by layer, see `run_stack`.
         arranged = _separate(self.params) if platform == "cpu" and alone else self.params
         packing = Packing(arranged, sharding.param_specs(arranged), LIMITS[platform])
-        self._packed = jax.device_put(packing.join(arranged), self._place(packing.specs))
+        self._packed = packing.join(arranged, self.mesh)
         self._step = stream.make_step(config, self.mesh, packing.specs, packing.take_apart)
         self._init = jax.jit(
             lambda seeds: stream.init_state(config, stream.session_keys(seeds)),
@@ -76,8 +88,8 @@ class InteractionModel:
         """Fresh sessions.
 
         Args:
-          sessions: How many.
-          seed: One for each session, or one number from which row i takes seed + i.
+          sessions: How many, of this process.
+          seed: One for each session, or one number from which row i of all takes seed + i.
 
         Returns:
           The state before the first micro-turn.
@@ -86,10 +98,10 @@ class InteractionModel:
           ValueError: Not as many seeds as sessions, no session, a number of sessions that the
             mesh does not divide, or a seed beyond int32.
         """
-        share = sharding.size(self.mesh, *SESSIONS)
-        if sessions < 1 or sessions % share:
+        shares = self._rows.shares
+        if sessions < 1 or sessions % shares:
             raise ValueError(
-                f"sessions: got {sessions}, wanted a multiple of {share}, the devices that share "
+                f"sessions: got {sessions}, wanted a multiple of {shares}, the devices that share "
                 "them out, and at least one; ask for more"
             )
         seeds = np.asarray(seed)
@@ -98,15 +110,20 @@ class InteractionModel:
                 f"seed: got shape {seeds.shape}, wanted one number or {sessions} of them; "
                 "pass a seed for each session"
             )
-        rows = np.zeros(sessions, np.int64) if seeds.ndim else np.arange(sessions)
+        rows = np.zeros(sessions, np.int64) if seeds.ndim else self._rows.places(sessions)
+        last = 0 if seeds.ndim else self._rows.total(sessions) - 1
         limits = np.iinfo(np.int32)
         whole = np.issubdtype(seeds.dtype, np.integer)
-        if not whole or np.any(seeds < limits.min) or np.any(seeds > limits.max - rows[-1]):
+        if not whole or np.any(seeds < limits.min) or np.any(seeds > limits.max - last):
             raise ValueError(f"seed: got {seed!r}, wanted integers of 32 bits; pass other ones")
-        return self._init(jax.device_put((seeds.astype(np.int64) + rows).astype(np.int32)))
+        return self._init(self._rows.spread((seeds.astype(np.int64) + rows).astype(np.int32)))
 
     def step(self, state: stream.StreamState, chunk: Chunk) -> tuple[stream.StreamState, Reply]:
         """Takes one micro-turn of every session; inside a `jax.jit` of yours use `stream.step`.
+
+        With several processes a step begins when all have called it, with the same fields of the
+        chunk. One that raised alone would leave the others waiting, so there a chunk of wrong
+        shapes or dtypes is logged, and all rows of its process are refused.
 
         Args:
           state: Donated: use the one that is returned.
@@ -116,14 +133,29 @@ class InteractionModel:
           The new state and the reply; both may still be being computed.
 
         Raises:
-          ValueError: A field has the wrong shape or dtype, or it came as numpy and no row of it
-            holds usable numbers. Nothing was done and `state` is still good. A bad row beside
-            good ones is refused alone, see `Reply.refused`.
+          ValueError: In a single process: a field has the wrong shape or dtype, or it came as
+            numpy and no row of it holds usable numbers. Nothing was done and `state` is still
+            good. A bad row beside good ones is refused alone, see `Reply.refused`.
         """
+        if self._rows.several:
+            return self._step_together(state, chunk)
         check_chunk(self.config, chunk, state.clock.shape[0])
         # Transfers are asynchronous, and the caller may refill its buffers at once.
         chunk = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, chunk)
         return self._step(self._packed, state, chunk)
+
+    def _step_together(
+        self, state: stream.StreamState, chunk: Chunk
+    ) -> tuple[stream.StreamState, Reply]:
+        sessions = self._rows.count(state.clock.shape[0])
+        try:
+            check_form(self.config, chunk, sessions)
+        except ValueError as error:
+            _log.warning("%s. All rows of process %d are refused", error, jax.process_index())
+            chunk = unusable_chunk(self.config, chunk, sessions)
+        chunk = jax.tree.map(self._rows.spread, chunk)
+        state, reply = self._step(self._packed, state, chunk)
+        return state, jax.tree.map(self._rows.collect, reply)
 
     def encode(self, text: str) -> np.ndarray:
         """Text as one micro-turn's text-in slots.
@@ -162,7 +194,8 @@ def load(name: str = "demo", mesh: Mesh | None = None) -> InteractionModel:
 
     Args:
       name: Of the model, or its folder.
-      mesh: Devices to run on, from `sharding.make_mesh`; None takes the first.
+      mesh: Devices to run on, from `sharding.make_mesh`; None takes the first. Each process reads
+        what its own devices need.
 
     Returns:
       The model, ready to stream.
@@ -184,14 +217,10 @@ def load(name: str = "demo", mesh: Mesh | None = None) -> InteractionModel:
     return InteractionModel(config, params, load_tokenizer(folder / checkpoint.TOKENIZER), mesh)
 
 
-def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
-    """Refuses what the step could not take, before anything is done.
-
-    Raises:
-      ValueError: Names the field, what came, what was wanted and the fix.
-    """
+def _form(config: ModelConfig, sessions: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each field of a chunk."""
     size = config.frame_size
-    wanted = {
+    shapes = {
         "audio": ((sessions, config.audio.turn_samples), np.float32),
         "text": ((sessions, config.text_slots), np.int32),
         "frame": ((sessions, size, size, 3), np.float32),
@@ -199,26 +228,58 @@ def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
         "active": ((sessions,), np.bool_),
         "reset": ((sessions,), np.bool_),
     }
+    return {field: (shape, np.dtype(dtype)) for field, (shape, dtype) in shapes.items()}
+
+
+def check_form(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
+    """Refuses fields of wrong shapes and dtypes.
+
+    Raises:
+      ValueError: Names the field, what came, what was wanted and the fix.
+    """
+    size = config.frame_size
     fixes = {
         "audio": f"cut {config.audio.sample_rate} Hz mono PCM into 200 ms, scaled to [-1, 1]",
         "text": "use model.encode for each session",
         "frame": f"resize each frame to {size}x{size} RGB in [0, 1]",
     }
-    for field, (shape, dtype) in wanted.items():
+    for field, (shape, dtype) in _form(config, sessions).items():
         value = getattr(chunk, field)
         if value is None and field != "audio":
             continue
         got = (tuple(np.shape(value)), getattr(value, "dtype", type(value).__name__))
-        if got != (shape, np.dtype(dtype)):
+        if got != (shape, dtype):
             fix = fixes.get(field, "pass one value for each session")
             raise ValueError(
-                f"chunk.{field}: got {got[1]}{list(got[0])}, wanted "
-                f"{np.dtype(dtype)}{list(shape)}; {fix}"
+                f"chunk.{field}: got {got[1]}{list(got[0])}, wanted {dtype}{list(shape)}; {fix}"
             )
     if (chunk.frame is None) != (chunk.has_frame is None):
         raise ValueError(
             "chunk.has_frame: frame and has_frame come together; say which rows have a frame"
         )
+
+
+def unusable_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> Chunk:
+    """A chunk with the fields of another one, every row of which is refused by the step."""
+    given = {field for field, value in chunk._asdict().items() if value is not None}
+    if given & {"frame", "has_frame"}:
+        given |= {"frame", "has_frame"}
+    form = _form(config, sessions)
+    fields: dict[str, Any] = {field: np.zeros(*form[field]) for field in given}
+    shape, dtype = form["audio"]
+    fields["audio"] = np.full(shape, np.nan, dtype)
+    if "active" in fields:
+        fields["active"][:] = True
+    return Chunk(**fields)
+
+
+def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
+    """Refuses what the step could not take, before anything is done.
+
+    Raises:
+      ValueError: Names the field, what came, what was wanted and the fix.
+    """
+    check_form(config, chunk, sessions)
     ranges = {
         "audio": (-stream.PCM_LIMIT, stream.PCM_LIMIT, "PCM in [-1, 1]; divide int16 by 32768"),
         "text": (0, config.vocab - 1, f"ids below {config.vocab}; use this model's tokenizer"),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from interaction.types import Array, Params
 
@@ -64,12 +64,14 @@ class Packing:
             tuple(flat[i] for i in self._others),
         )
 
-    def join(self, params: Params) -> Packed:
-        """Joins a tree; arrays that stay alone are not copied."""
+    def join(self, params: Params, mesh: Mesh) -> Packed:
+        """Joins a tree whose arrays lie on a mesh; those that stay alone are not copied."""
         leaves = self._structure.flatten_up_to(params)
         inline = [leaves[i] for i in self._inline]
         groups = [[leaves[i] for i in group] for group in self._groups]
-        vector, stacks = _join(inline, groups)
+        where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.specs)
+        join = jax.jit(_join, out_shardings=(where.vector, where.stacks))
+        vector, stacks = join(inline, groups)
         return Packed(vector, stacks, tuple(leaves[i] for i in self._others))
 
     def take_apart(self, packed: Packed) -> Params:
@@ -85,7 +87,6 @@ class Packing:
         return jax.tree.unflatten(self._structure, [found[i] for i in range(len(found))])
 
 
-@jax.jit
 def _join(inline: list[Array], groups: list[list[Array]]) -> tuple[Array, tuple[Array, ...]]:
     vector = jnp.concatenate([jnp.zeros(0, jnp.float32), *(leaf.ravel() for leaf in inline)])
     return vector, tuple(jnp.stack(group) for group in groups)

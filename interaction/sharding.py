@@ -162,6 +162,26 @@ def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:  # noqa: ANN401
     return jax.tree_util.tree_map_with_path(place, tree, param_specs(tree))
 
 
+def put(leaf: Any, where: NamedSharding) -> Array:  # noqa: ANN401
+    """Puts an array on a mesh, which may span processes.
+
+    Args:
+      leaf: A jax array, which devices pass on if it lies elsewhere; or what can be indexed (numpy,
+        `Stored`), of which each process takes the parts that its own devices hold.
+      where: Its sharding.
+    """
+    if isinstance(leaf, Array):
+        return jax.device_put(leaf, where)
+    parts: dict[str, np.ndarray] = {}  # several devices may hold the same
+
+    def part(index: Any) -> np.ndarray:  # noqa: ANN401
+        if str(index) not in parts:
+            parts[str(index)] = np.asarray(leaf[index])
+        return parts[str(index)]
+
+    return jax.make_array_from_callback(leaf.shape, where, part)
+
+
 def session_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Of arrays whose leading axis counts sessions: batches, chunks, replies."""
     return NamedSharding(mesh, PartitionSpec(SESSIONS))

@@ -6,6 +6,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from interaction.packing import Limits, Packing
+from interaction.sharding import make_mesh
 
 
 def test_what_is_taken_apart_was_joined() -> None:
@@ -27,7 +28,7 @@ def test_what_is_taken_apart_was_joined() -> None:
     specs["split"] = P("tensor")
     specs["twins"][2] = P(None, "tensor")  # lives elsewhere than the other two
     packing = Packing(params, specs, Limits(256, 8192))
-    packed, packed_specs = packing.join(params), packing.specs
+    packed, packed_specs = packing.join(params, make_mesh({})), packing.specs
     assert packed.vector.shape == (3 * 5 + 7 + 1,)
     assert [stack.shape for stack in packed.stacks] == [(2, 32, 32)]
     assert len(packed.others) == 5
@@ -44,6 +45,6 @@ def test_what_is_taken_apart_was_joined() -> None:
 
 def test_nothing_small_leaves_an_empty_vector() -> None:
     packing = Packing((jnp.arange(4),), (P(),), Limits(1024, 0))
-    packed = packing.join((jnp.arange(4),))
+    packed = packing.join((jnp.arange(4),), make_mesh({}))
     assert packed.vector.shape == (0,) and packed.stacks == ()
     np.testing.assert_array_equal(packing.take_apart(packed)[0], jnp.arange(4))

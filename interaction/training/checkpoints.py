@@ -11,19 +11,21 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from interaction.checkpoint import WEIGHTS, differences, flatten, load_weights
 from interaction.compiler import step_compiler_options
+from interaction.stored import Index, Stored
 from interaction.training import hosts
 from interaction.training.feed import Feed
 from interaction.training.finite import NotFiniteError, not_finite
@@ -31,6 +33,7 @@ from interaction.training.state import TrainState
 from interaction.types import Array
 
 _LEAVES, _SEAL = "leaves", "sha256"  # of the position's file: arrays, and a hash of all the rest
+_RELEASED = ("ema/", "buffers/")  # parts of the state that a released model is made of
 _log = logging.getLogger(__name__)
 _snapshot = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -131,27 +134,35 @@ class Checkpoints:
         hosts.all_agree(True)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _fold_piece(leaf: Array, shape: tuple[int, ...], starts: list[int]) -> Array:
+    return _fold(leaf, shape, starts)
+
+
 @functools.cache
 def _fingerprint(where: NamedSharding | None) -> Any:  # noqa: ANN401
     return jax.jit(
-        lambda leaves: jnp.stack([_fold(leaf) for leaf in leaves]),
+        lambda leaves: jnp.stack([_fold(leaf, leaf.shape, (0,) * leaf.ndim) for leaf in leaves]),
         out_shardings=where,
         compiler_options=step_compiler_options(jax.default_backend()),
     )
 
 
-def _fold(leaf: Array) -> Array:
+def _fold(leaf: Array, shape: tuple[int, ...], starts: Sequence[Array | int]) -> Array:
     """Fingerprint and number of entries that are not finite: uint32[2].
 
-    The fingerprint is a sum of integers, so the order and the mesh that it is summed on change
-    nothing. One changed entry always changes it, several all but certainly.
+    Of an array of this shape, of which `leaf` is the part that begins at `starts`: what all parts
+    have adds up to what the whole has. The fingerprint is a sum of integers, so the order and the
+    mesh that it is summed on change nothing. One changed entry always changes it, several all but
+    certainly.
     """
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
     at = jnp.zeros(leaf.shape, jnp.uint32)
-    for dim, size in enumerate(leaf.shape):
-        at = at * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
+    for dim, (size, start) in enumerate(zip(shape, starts, strict=True)):
+        here = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) + jnp.uint32(start)
+        at = at * jnp.uint32(size) + here
     mixed = (bits ^ (bits >> 16)) * ((at * jnp.uint32(0x9E3779B1)) | 1)  # odd: invertible
     return jnp.stack(
         [jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(~jnp.isfinite(leaf), dtype=jnp.uint32)]
@@ -169,20 +180,31 @@ def fingerprints(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         where = NamedSharding(sharding.mesh, PartitionSpec())
     found = np.asarray(_fingerprint(where)(leaves)).tolist()
     return {
-        name: {
-            "shape": list(leaf.shape),
-            "dtype": np.dtype(leaf.dtype).name,
-            "fingerprint": value,
-            "not_finite": bad,
-        }
-        for (name, leaf), (value, bad) in zip(flat.items(), found, strict=True)
+        name: _describe(leaf, *figures)
+        for (name, leaf), figures in zip(flat.items(), found, strict=True)
     }
 
 
-def _changed(kept: dict[str, dict], flat: Mapping[str, Any]) -> list[str]:
+def _read_fingerprint(leaf: Stored) -> dict[str, Any]:
+    """Of an array in a file, read piece by piece."""
+    found = np.zeros(2, np.uint32)
+    for index in leaf.pieces():
+        found += np.asarray(_fold_piece(leaf[index], leaf.shape, [part.start for part in index]))
+    return _describe(leaf, *found.tolist())
+
+
+def _describe(leaf: Any, fingerprint: int, bad: int) -> dict[str, Any]:  # noqa: ANN401
+    return {
+        "shape": list(leaf.shape),
+        "dtype": np.dtype(leaf.dtype).name,
+        "fingerprint": fingerprint,
+        "not_finite": bad,
+    }
+
+
+def _changed(kept: dict[str, dict], found: dict[str, dict]) -> list[str]:
     """Names of arrays that do not have the fingerprint that is kept of them."""
-    found = fingerprints(flat)
-    return [name for name in flat if name in kept and kept[name] != found[name]]
+    return [name for name in found if name in kept and kept[name] != found[name]]
 
 
 def _seal(fields: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +212,7 @@ def _seal(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, _SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def load_part(source: str, part: str) -> tuple[dict[str, np.ndarray], str]:
+def load_part(source: str, part: str) -> tuple[dict[str, Stored], str]:
     """One part of a trained model: averaged parameters or buffers below the path `part`.
 
     Args:
@@ -198,25 +220,21 @@ def load_part(source: str, part: str) -> tuple[dict[str, np.ndarray], str]:
       part: path in the parameters ("speech", "trunk/embed") or buffers ("router_bias").
 
     Returns:
-      Flat float32 arrays under their full paths, and the folder they came from.
+      Flat float32 arrays under their full paths, and the folder they are in.
 
     Raises:
       ValueError: there is no checkpoint, it is damaged, or it has no such part.
     """
     folder = pathlib.Path(source).absolute()
-    if (folder / WEIGHTS).exists():
-        flat, place = load_weights(folder), folder
-    else:
-        place = _newest(folder)
-        stored = _read_arrays(place)
-        wrong = _changed(_read_position(place).get(_LEAVES, {}), stored)
-        if wrong:
-            raise _damaged(place, f"not what was written: {', '.join(wrong[:4])}")
-        flat = {name.partition("/")[2]: leaf for name, leaf in stored.items()}
+    released = (folder / WEIGHTS).exists()
+    place = folder if released else _newest(folder)
+    flat = load_weights(folder) if released else _open_arrays(place)
     found = {name: leaf for name, leaf in flat.items() if f"{name}/".startswith(f"{part}/")}
     if not found:
         parts = sorted({name.partition("/")[0] for name in flat})
         raise ValueError(f"{place}: has no part {part!r}, wanted one of {parts}; check the path")
+    if not released:
+        _verify(place, found)
     return found, str(place)
 
 
@@ -269,26 +287,57 @@ def _read_state(
         leaves = [jax.block_until_ready(flat[name]) for name in wanted]
     except Exception as error:
         raise _damaged(place, error) from error
-    wrong = _changed(kept, flat)
+    wrong = _changed(kept, fingerprints(flat))
     if wrong:
         raise _damaged(place, f"not what was written: {', '.join(wrong[:4])}")
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves), position
 
 
-def _read_arrays(place: pathlib.Path) -> dict[str, np.ndarray]:
-    """Averaged parameters and buffers at `place`, flat, whole."""
+def _open_arrays(place: pathlib.Path) -> dict[str, Stored]:
+    """Averaged parameters and buffers at `place`, flat."""
     try:
-        handler = ocp.PyTreeCheckpointHandler()
-        stored = flatten(handler.metadata(_state_of(place)).tree)
-        names = [name for name in stored if name.startswith(("ema/", "buffers/"))]
-        target = traverse_util.unflatten_dict(
-            {name: np.zeros(stored[name].shape, stored[name].dtype) for name in names}, sep="/"
-        )
-        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-        args = ocp.args.PyTreeRestore(target, restore_args=whole, partial_restore=True)
-        return flatten(handler.restore(_state_of(place), args=args))
+        names = flatten(_handler().metadata(_state_of(place)).tree)
+        return {_inner(name): _open(place, name) for name in names if name.startswith(_RELEASED)}
     except Exception as error:
         raise _damaged(place, error) from error
+
+
+def _inner(name: str) -> str:
+    """Path in the parameters or buffers of a path in the state."""
+    return name.partition("/")[2]
+
+
+def _open(place: pathlib.Path, name: str) -> Stored:
+    """An array of a checkpoint. Orbax restores whole ones; it keeps them as TensorStore does."""
+    files = {"driver": "ocdbt", "base": f"file://{_state_of(place)}/"}
+    path = name.replace("/", ".") + "/"
+    spec = {"driver": "zarr", "kvstore": {**files, "path": path}}
+    array = tensorstore.open(spec, read=True).result()
+    piece: Any = array.chunk_layout.read_chunk.shape  # what a device held; read as a whole
+
+    def read(index: Index) -> np.ndarray:
+        return array[index].read().result()
+
+    return Stored(tuple(array.shape), array.dtype.numpy_dtype, tuple(piece), read)
+
+
+def _verify(place: pathlib.Path, flat: Mapping[str, Stored]) -> None:
+    """Reads arrays of a checkpoint once.
+
+    Raises:
+      DamagedError: they are not what was written.
+    """
+    kept = _read_position(place).get(_LEAVES, {})
+    kept = {
+        name.partition("/")[2]: leaf for name, leaf in kept.items() if name.startswith(_RELEASED)
+    }
+    try:
+        found = {name: _read_fingerprint(leaf) for name, leaf in flat.items()}
+    except Exception as error:
+        raise _damaged(place, error) from error
+    wrong = _changed(kept, found)
+    if wrong:
+        raise _damaged(place, f"not what was written: {', '.join(wrong[:4])}")
 
 
 def _read_position(place: pathlib.Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from interaction import sharding
 from interaction.checkpoint import config_to_json, differences, flatten
 from interaction.config import ModelConfig
+from interaction.stored import Stored
 from interaction.training import hosts
 from interaction.training.checkpoints import Checkpoints, load_part
 from interaction.training.config import TrainConfig
@@ -228,12 +229,9 @@ def load_parts(state: TrainState, sources: dict[str, str]) -> TrainState:
     return state
 
 
-def _replaced(tree: dict, loaded: dict[str, np.ndarray]) -> dict:
-    def place(leaf: jax.Array, value: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
-
+def _replaced(tree: dict, loaded: dict[str, Stored]) -> dict:
     leaves = [
-        place(leaf, loaded[name]) if name in loaded else leaf
+        sharding.put(loaded[name], leaf.sharding) if name in loaded else leaf
         for name, leaf in flatten(tree).items()
     ]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)

@@ -6,12 +6,9 @@ taken in another order, by gloo between processes, which the last bits show.
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
-import socket
 import subprocess
-import sys
 import time
 
 import jax
@@ -22,9 +19,9 @@ from interaction.training.config import TrainConfig
 from interaction.training.loop import NotFiniteError, train
 from interaction.training.objective import find_objective
 from interaction.training.state import TrainState
+from tests.multihost.launch import finish, start
 from tests.training import toy
 
-DEVICES = 8
 MESH, OTHER = {"data": 4, "fsdp": 2}, {"data": 2, "expert": 2, "tensor": 2}
 CONFIG = """
 from interaction.training.config import TrainConfig
@@ -66,36 +63,7 @@ def _start(config: TrainConfig, processes: int) -> list[subprocess.Popen]:
         if field.name != "model"
     }
     path.write_text(CONFIG.format(fields=fields))
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "experiments.train", f"--config={path}"]
-    env = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
-        "JAX_COMPILATION_CACHE_DIR": str(run.parent / "cache"),
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": str(processes),
-    }
-    return [
-        subprocess.Popen(
-            command,
-            cwd=pathlib.Path(__file__).parents[2],
-            env={**env, "JAX_PROCESS_ID": str(place)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for place in range(processes)
-    ]
-
-
-def _finish(processes: list[subprocess.Popen]) -> list[str]:
-    """Waits for all, which must exit with 0; returns what they printed."""
-    printed = [process.communicate(timeout=200)[0] for process in processes]
-    for process, text in zip(processes, printed, strict=True):
-        assert process.returncode == 0, text
-    return printed
+    return start(["experiments.train", f"--config={path}"], processes, run.parent / "cache")
 
 
 def _figures(run: pathlib.Path, *names: str) -> dict[int, list]:
@@ -111,7 +79,7 @@ def _wait_for_step(processes: list[subprocess.Popen], run: pathlib.Path, step: i
         if len(_figures(run)) >= step:
             return
         time.sleep(0.02)
-    pytest.fail(_finish(processes)[0])
+    pytest.fail(finish(processes)[0])
 
 
 def test_one_two_and_four_processes_make_one_run(tmp_path: pathlib.Path) -> None:
@@ -122,7 +90,7 @@ def test_one_two_and_four_processes_make_one_run(tmp_path: pathlib.Path) -> None
     two = _start(_config(tmp_path, "run", steps=10**6), 2)
     _wait_for_step(two, run, 12)
     two[1].send_signal(signal.SIGTERM)  # to one of them
-    printed = _finish(two)
+    printed = finish(two)
     stopped = len(_figures(run))
     assert 12 <= stopped < 10**6
     assert f"stopped and saved at step {stopped} of" in printed[0]
@@ -130,7 +98,7 @@ def test_one_two_and_four_processes_make_one_run(tmp_path: pathlib.Path) -> None
     assert (run / f"checkpoints/{stopped}").is_dir()
 
     steps = stopped + 6
-    _finish(_start(_config(tmp_path, "run", steps=steps), 4))
+    finish(_start(_config(tmp_path, "run", steps=steps), 4))
 
     whole = _train(_config(tmp_path, "whole", steps=steps))
     _compare(tmp_path, whole, _train(_config(tmp_path, "run", steps=steps, mesh={})))  # restores

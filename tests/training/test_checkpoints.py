@@ -211,6 +211,24 @@ def test_one_without_fingerprints_is_read(
     assert toy.digest(state) == toy.digest(_state(2))
 
 
+def test_a_part_is_read_piece_by_piece(data: str, tmp_path: pathlib.Path) -> None:
+    mesh = make_mesh({"fsdp": 2, "tensor": 4})
+    state = _state(3)
+    params = {"trunk": {"read_out": {"text": state.params["vocoder"]["w"]}}}
+    params = jax.device_put(params, shardings(mesh, params))
+    writer = Checkpoints(str(tmp_path), 1)
+    writer.save(3, TrainState(jnp.int32(3), {}, {}, (), params), _feed(data, 1).state())
+    writer.close()
+    found, place = load_part(str(tmp_path), "trunk/read_out")
+    assert place == str(tmp_path / "checkpoints/3")
+    leaf = found["trunk/read_out/text"]
+    assert [leaf[index].shape for index in leaf.pieces()] == 8 * [(256, 128)]
+    np.testing.assert_array_equal(leaf, state.params["vocoder"]["w"])
+    _flip_bit(tmp_path / "checkpoints/3")
+    with pytest.raises(ValueError, match=r"checkpoints/3: .* damaged"):
+        load_part(str(tmp_path), "trunk/read_out")
+
+
 @pytest.mark.parametrize("axes", [{"data": 4}, {"tensor": 2, "fsdp": 2, "expert": 2}])
 def test_any_mesh_reads_it(saved: pathlib.Path, data: str, axes: dict[str, int]) -> None:
     state = _state(0)

@@ -1,0 +1,43 @@
+"""Starts this machine as several hosts."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+DEVICES = 8
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(command: list[str], processes: int, cache: pathlib.Path) -> list[subprocess.Popen]:
+    """`python -m <command>` as on so many hosts, which share the devices out."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env={**env, "JAX_PROCESS_ID": str(place)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for place in range(processes)
+    ]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[str]:
+    """Waits for all, which must exit with 0; returns what they printed."""
+    printed = [process.communicate(timeout=200)[0] for process in processes]
+    for process, text in zip(processes, printed, strict=True):
+        assert process.returncode == 0, text
+    return printed

@@ -1,0 +1,89 @@
+"""One of two processes that serve a model together: streams its rows, and writes its replies."""
+
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+import interaction
+from experiments.check_mesh import small_model
+from experiments.train import join_hosts
+from interaction import sharding
+from interaction.stored import Stored
+from interaction.types import Chunk, Reply
+
+SESSIONS, STEPS = 8, 20
+MODEL = small_model()
+MODEL = replace(MODEL, transformer=replace(MODEL.transformer, expert_ffn=512))  # experts are most
+Step = Callable[[interaction.StreamState, Chunk], tuple[interaction.StreamState, Reply]]
+
+
+def inputs() -> list[Chunk]:
+    """Chunks of all sessions, which come, go and begin afresh; in the last one a row is NaN."""
+    rng, samples = np.random.default_rng(0), MODEL.audio.turn_samples
+    chunks = [
+        Chunk(
+            audio=rng.normal(0, 0.1, (SESSIONS, samples)).astype(np.float32),
+            active=rng.random(SESSIONS) < 0.8,
+            reset=rng.random(SESSIONS) < 0.1,
+        )
+        for _ in range(STEPS)
+    ]
+    chunks[-1].audio[5, 3] = np.nan
+    chunks[-1].active[5] = True
+    return chunks
+
+
+def stream(step: Step, state: interaction.StreamState, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Replies to these rows of the inputs, field by field, [turn, row, ...]."""
+    replies = []
+    for chunk in inputs():
+        state, reply = step(state, jax.tree.map(lambda leaf: leaf[rows], chunk))
+        replies.append(jax.device_get(reply))
+    return {name: np.stack([getattr(r, name) for r in replies]) for name in Reply._fields}
+
+
+def count_reading() -> list[int]:
+    """A list that will hold the number of elements of each part that is read."""
+    read, sizes = Stored.__getitem__, []
+
+    def counted(self: Stored, index: tuple[slice, ...]) -> np.ndarray:
+        part = read(self, index)
+        sizes.append(part.size)
+        return part
+
+    Stored.__getitem__ = counted
+    return sizes
+
+
+def held(params: dict) -> int:
+    """Elements of parameters on this process's devices, each counted once."""
+    return sum(
+        sum({str(shard.index): shard.data.size for shard in leaf.addressable_shards}.values())
+        for leaf in jax.tree.leaves(params)
+    )
+
+
+def main(folder: str, mesh: str, out: str) -> None:
+    """Serves `folder` on `mesh`, in which the two processes' devices take turns."""
+    join_hosts()
+    process = jax.process_index()
+    sizes = count_reading()
+    turns = np.reshape(np.array(jax.devices()), (2, -1)).T.ravel().tolist()
+    model = interaction.load(folder, mesh=sharding.make_mesh(json.loads(mesh), turns))
+    figures = {"read": sum(sizes), "held": held(model.params)}
+    rows = model._rows.places(model._rows.count(SESSIONS))
+    replies = stream(model.step, model.init_state(len(rows)), rows)
+    if len(rows) < SESSIONS:  # a mistake of one process alone: it is refused, and no one waits
+        chunk = jax.tree.map(lambda leaf: leaf[rows], inputs()[0])
+        chunk = chunk._replace(audio=chunk.audio[:, process:])
+        figures["mistaken"] = model.step(model.init_state(len(rows)), chunk)[1].refused
+    np.savez(pathlib.Path(out) / str(process), rows=rows, **figures, **replies)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,69 @@
+"""Two processes, whose devices take turns on a mesh, serve a model as one device does."""
+
+import json
+import pathlib
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.check_mesh import prepare_stream
+from interaction import checkpoint, sharding
+from interaction.types import Reply
+from tests.multihost import serve
+from tests.multihost.launch import ROOT, finish, start
+from tests.support import random_params
+
+TOKENIZER = ROOT / "interaction/data/tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    place = tmp_path_factory.mktemp("served") / "model"
+    checkpoint.save_model(place, serve.MODEL, random_params(serve.MODEL), TOKENIZER)
+    return place
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, np.ndarray]:
+    """Of one device of this process."""
+    alone, params = sharding.make_mesh({}), random_params(serve.MODEL)
+    step, params, state = prepare_stream(alone, serve.MODEL, params, serve.SESSIONS)
+    return serve.stream(partial(step, params), state, np.arange(serve.SESSIONS))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rows", "share"),
+    [
+        (
+            {"expert": 8},
+            [[0, 2, 4, 6], [1, 3, 5, 7]],
+            0.6,
+        ),  # measured 0.593: experts halved, the rest whole
+        ({"fsdp": 2, "expert": 2, "tensor": 2}, [list(range(8))] * 2, 0.56),  # 0.556
+    ],
+)
+def test_two_processes_serve_as_one_device(
+    folder: pathlib.Path,
+    wanted: dict[str, np.ndarray],
+    tmp_path: pathlib.Path,
+    mesh: dict[str, int],
+    rows: list[list[int]],
+    share: float,
+) -> None:
+    """Rows are one process's or, where `tensor` reaches across, both's."""
+    command = ["tests.multihost.serve", str(folder), json.dumps(mesh), str(tmp_path)]
+    printed = finish(start(command, 2, folder.parent / "cache"))
+    whole = sum(leaf.size for leaf in jax.tree.leaves(random_params(serve.MODEL)))
+    for process, mine in enumerate(rows):
+        got = np.load(tmp_path / f"{process}.npz")
+        assert got["rows"].tolist() == mine
+        for name in Reply._fields:
+            np.testing.assert_array_equal(got[name], wanted[name][:, mine], err_msg=name)
+        assert got["read"] == got["held"]
+        assert got["held"] < share * whole
+        if len(mine) < serve.SESSIONS:
+            assert np.all(got["mistaken"] == bool(process))
+            assert ("chunk.audio: got float32[4, 3199]" in printed[process]) == bool(process)
+    assert np.any(wanted["refused"]) and np.any(wanted["audio"])
