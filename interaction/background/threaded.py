@@ -10,7 +10,8 @@ import logging
 import threading
 from typing import NamedTuple
 
-from interaction.background.agent import DONE, FAILED, KINDS, Event, Turn
+from interaction.background.agent import CALL, DONE, FAILED, KINDS, TEXT, Event, Turn
+from interaction.background.toolbox import Toolbox, ToolCall
 
 _log = logging.getLogger(__name__)
 KEEP = 300  # micro-turns that are told again after a crash: a minute
@@ -47,6 +48,7 @@ class ThreadedAgent:
         self._waiting = 0  # turns in the inbox
         self._skipped: collections.deque[Turn] = collections.deque(maxlen=keep)
         self._outbox: collections.deque[Event] = collections.deque()
+        self._updates: collections.Counter[int] = collections.Counter()  # that wait
         self._closed = False
 
         self._thread: threading.Thread | None = None
@@ -66,7 +68,12 @@ class ThreadedAgent:
         self._put(_Message(_ASK, None, delegation, request))
 
     def update(self, delegation: int, words: str) -> None:
-        """See `BackgroundAgent`."""
+        """See `BackgroundAgent`; words of before that nobody has taken yet are dropped."""
+        with self._change:
+            self._updates[delegation] += 1
+            kept = [one for one in self._outbox if not self._overtaken(one)]
+            self._outbox = collections.deque(kept)
+            self._change.notify_all()
         self._put(_Message(_UPDATE, None, delegation, words))
 
     def cancel(self, delegation: int) -> None:
@@ -116,7 +123,7 @@ class ThreadedAgent:
         raise NotImplementedError
 
     def on_update(self, delegation: int, words: str) -> None:
-        """Changes one that is running."""
+        """Changes one; it may just have been done, and then runs again."""
         raise NotImplementedError
 
     def on_cancel(self, delegation: int) -> None:
@@ -150,6 +157,7 @@ class ThreadedAgent:
 
         Raises:
           ValueError: An unknown kind.
+          RuntimeError: The agent was closed, and the thread is to end.
         """
         if kind not in KINDS:
             raise ValueError(f"kind: got {kind!r}, wanted one of {KINDS}; use a constant of agent")
@@ -159,7 +167,20 @@ class ThreadedAgent:
             del self._running[delegation]
         with self._change:
             self._change.wait_for(lambda: self._closed or len(self._outbox) < _EVENTS)
-            self._outbox.append(Event(delegation, kind, text[:_TEXT]))
+            if self._closed:
+                raise RuntimeError("the agent is closed")
+            event = Event(delegation, kind, text[:_TEXT])
+            if not self._overtaken(event):
+                self._outbox.append(event)
+
+    def call(self, delegation: int, toolbox: Toolbox, call_text: str) -> ToolCall:
+        """Emits a call and starts it, in this order: none is made that nobody knows of."""
+        self.emit(delegation, CALL, call_text)
+        return toolbox.start(call_text)
+
+    def _overtaken(self, event: Event) -> bool:
+        """Under the lock: whether an update waits that makes the event void."""
+        return event.kind in (TEXT, DONE, FAILED) and self._updates[event.delegation] > 0
 
     # The thread.
 
@@ -176,6 +197,8 @@ class ThreadedAgent:
                 self._handle(messages)
                 more = not self._down and self.work()
             except BaseException as error:  # a thread that ends for whatever reason comes back
+                if self._closed:
+                    return
                 _log.warning("background agent failed", exc_info=True)
                 more = False
                 self._fail(error, messages)
@@ -210,15 +233,22 @@ class ThreadedAgent:
             message = messages.popleft()
             number = message.delegation
             if message.kind == _ASK:
-                self._running[number] = None
-                if self._down:
-                    self._recover()
+                self._begin(number)
                 self.on_ask(number, message.words)
-            elif number in self._running and message.kind == _UPDATE:
+            elif message.kind == _UPDATE:
+                with self._change:
+                    self._updates[number] -= 1
+                    self._updates += collections.Counter()  # drops zeros
+                self._begin(number)
                 self.on_update(number, message.words)
             elif number in self._running:
                 self._running.pop(number)
                 self.on_cancel(number)
+
+    def _begin(self, number: int) -> None:
+        self._running[number] = None
+        if self._down:
+            self._recover()
 
     def _follow(self, turns: list[Turn]) -> None:
         self._kept.extend(turns)
@@ -230,7 +260,8 @@ class ThreadedAgent:
         while True:
             reason = f"{type(error).__name__}: {error}"
             with self._change:  # not through emit, which may wait
-                self._outbox.extend(Event(one, FAILED, reason[:200]) for one in self._running)
+                failed = [Event(one, FAILED, reason[:200]) for one in self._running]
+                self._outbox.extend(one for one in failed if not self._overtaken(one))
             self._running.clear()
             try:
                 self._recover()

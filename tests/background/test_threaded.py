@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from interaction.background.agent import DONE, FAILED, TEXT, Event, Turn
+from interaction.background.agent import CALL, DONE, FAILED, TEXT, Event, Turn
 from interaction.background.threaded import ThreadedAgent
+from interaction.background.tool import tool
+from interaction.background.toolbox import Toolbox
 
 
 def turn(index: int) -> Turn:
@@ -158,6 +160,55 @@ def test_a_hanging_thread_has_bounded_memory_and_costs_the_caller_nothing() -> N
     told = [text for one in agent.log if one[0] == "turns" for text in one[1]]
     assert told[-1] == 999
     agent.close()
+
+
+def test_an_update_overtakes_the_answer_of_before() -> None:
+    agent = Recorder()
+    agent.ask(1, "answer")
+    wait_for(lambda: len(agent._outbox) == 2)
+    agent.gate.clear()
+    agent.follow(turn(0))
+    agent.update(1, "nine")  # the answer has not been taken, and never will be
+    assert agent.events() == []
+    agent.gate.set()
+    wait_for(lambda: ("update", 1, "nine") in agent.log and agent.running == (1,))
+    agent.close()
+
+
+class Caller(Recorder):
+    def __init__(self, toolbox: Toolbox) -> None:
+        super().__init__()
+        self.toolbox = toolbox
+        self.raised = threading.Event()
+
+    def on_ask(self, delegation: int, request: str) -> None:
+        self.gate.wait(5)
+        try:
+            self.call(delegation, self.toolbox, request)
+        except RuntimeError:
+            self.raised.set()
+            raise
+
+
+def test_no_call_is_made_after_closing() -> None:
+    runs = []
+
+    @tool
+    def note() -> None:
+        """Notes that it ran."""
+        runs.append(1)
+
+    agent = Caller(Toolbox([note]))
+    agent.ask(1, '{"tool": "note"}')
+    wait_for(lambda: len(runs) == 1)
+    assert agent.events() == [Event(1, CALL, '{"tool": "note"}')]
+    agent.gate.clear()
+    agent.ask(2, '{"tool": "note"}')
+    wait_for(lambda: 2 in agent.running)
+    agent.close()
+    agent.gate.set()
+    assert agent.raised.wait(5)
+    assert agent.events() == [] and len(runs) == 1
 
 
 class Flood(Recorder):
