@@ -6,6 +6,7 @@ DTYPES = ("float32", "bfloat16")
 # Of a layer's activations the backward pass computes again: none, what is no product of a weight
 # (norms, attention's inside, dispatch), or all of them.
 REMAT = ("nothing", "all but products", "everything")
+FOLLOW = 5  # micro-turns that a background model reads at once, behind the live one
 
 
 def _require(ok: bool, field: str, got: object, wanted: str, fix: str) -> None:

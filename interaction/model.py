@@ -51,13 +51,15 @@ class TurnInputs(NamedTuple):
     """What the transformer reads in n micro-turns."""
 
     user: Array  # int32[b, n, frames, m], dMel of the user
-    own: Array  # int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier
+    # int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier; None blanks all
+    own: Array | None
     hear_own: Array  # float32[b, n], 0 where own speech is blanked
     heard: Array  # int32[b, n, audio_positions], transcription of the previous micro-turn
     last: Array  # int32[b, n], text-out token of the previous micro-turn
     text: Array | None = None  # int32[b, n, text_slots], PAD where empty
     frame: Array | None = None  # float32[b, n, size, size, 3]
     has_frame: Array | None = None  # bool[b, n]
+    exists: Array | None = None  # bool[b, n], None where all do; what does not may be anything
 
 
 class Arrivals(NamedTuple):
@@ -192,6 +194,8 @@ def embed(config: ModelConfig, trunk: Params, inputs: TurnInputs, clock: Array) 
     time = turn[:, :, None] * jnp.uint32(config.turn_span)
     time = time + jnp.concatenate(offsets).astype(jnp.uint32)
     exists = jnp.concatenate(valid, axis=2)
+    if inputs.exists is not None:
+        exists &= inputs.exists[..., None]
     # What is absent may be anything, NaN included.
     x = jnp.where(exists[..., None], x, 0).astype(dtype)
     flat = (b, n * x.shape[2])
@@ -233,6 +237,17 @@ def read_out(config: ModelConfig, params: Params, tail: Array) -> tuple[Array, A
       normalised hidden state [b, n, d].
     """
     return ReadOut(config).apply({"params": params}, tail[:, :, :-1], tail[:, :, -1])
+
+
+def read_text(config: ModelConfig, params: Params, x: Array) -> Array:
+    """Logits of the text stream at positions [b, m, d] of the last layer, float32[b, m, v].
+
+    Args:
+      config: The model's.
+      params: Its read-out, `whole`.
+      x: From `encode` or `run_cached`.
+    """
+    return read_out(config, params, x[:, :, None])[0]
 
 
 # (kind, index among the layers of its kind, carry, q, k, v, sink) -> (mixed, carry)

@@ -7,10 +7,12 @@ import math
 import jax
 import pytest
 
+from interaction.config import FOLLOW
 from interaction.live import init_model_params
 from interaction.ops.ring import ring_capacity
 from interaction.presets import PRESETS
 from interaction.report import parameter_counts
+from interaction.types import Params
 from pallas_kernels import shapes
 
 TOTAL = {
@@ -20,7 +22,7 @@ TOTAL = {
     "small": 274_449_340_960,
     "medium": 661_186_826_496,
     "large": 1_292_720_654_688,
-    "background_demo": 12_133_232,
+    "background_demo": 4_871_746,
     "background_base": 4_213_080_400,
     "background_small": 661_064_339_696,
 }
@@ -29,10 +31,16 @@ LIVE = {"background_demo": "demo", "background_base": "base", "background_small"
 
 
 @functools.cache
+def params(preset: str) -> Params:
+    """Shapes of a fresh model."""
+    init = functools.partial(init_model_params, PRESETS[preset]())
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+@functools.cache
 def parts(preset: str) -> dict[str, int]:
     """Parameters of each part of the tree, from shapes."""
-    init = functools.partial(init_model_params, PRESETS[preset]())
-    tree = jax.eval_shape(init, jax.random.key(0))
+    tree = {**params(preset)}
     tree = {**tree.pop("trunk"), **tree}
     return {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
@@ -62,11 +70,12 @@ def test_sizes_are_as_named() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_one_more_key_would_double_a_ring(preset: str) -> None:
     config = PRESETS[preset]()
+    span = config.turn_span * (FOLLOW if preset in LIVE else 1)  # that is written at once
     for window in (config.transformer.window, config.transformer.long_window):
-        capacity = ring_capacity(window, config.turn_span)
+        capacity = ring_capacity(window, span)
         if preset not in ("tiny", "demo"):
-            assert ring_capacity(window + 1, config.turn_span) == 2 * capacity
-        assert window <= capacity < 2 * window + config.turn_span
+            assert ring_capacity(window + 1, span) == 2 * capacity
+        assert window <= capacity < 2 * window + span
 
 
 @pytest.mark.parametrize("preset", ["base", "small", "medium", "large"])
@@ -96,10 +105,23 @@ def test_sizes_are_multiples_of_256(preset: str) -> None:
 @pytest.mark.parametrize("preset", sorted(LIVE))
 def test_background_reads_the_record_of_its_live_model(preset: str) -> None:
     config, live = PRESETS[preset](), PRESETS[LIVE[preset]]()
-    own = ("transformer", "speech", "vocoder")
+    own = ("transformer", "speech", "vocoder", "hears_itself")
     for field in dataclasses.fields(config):
         if field.name not in own:
             assert getattr(config, field.name) == getattr(live, field.name)
     assert config.transformer.long_window > live.transformer.long_window
+    assert live.hears_itself and not config.hears_itself
+
+
+@pytest.mark.parametrize("preset", ["background_base", "background_small"])
+def test_background_is_larger(preset: str) -> None:
     layers = [parts(name)["sliding"] + parts(name)["long"] for name in (preset, LIVE[preset])]
     assert layers[0] > 2 * layers[1]
+
+
+def test_background_of_the_demo_learns_on_from_its_trunk() -> None:
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, params(name)["trunk"])
+        for name in ("background_demo", "demo")
+    ]
+    assert shapes[0] == shapes[1]

@@ -16,12 +16,13 @@ class AudioIn(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, user: Array, own: Array, hear_own: Array) -> Array:
+    def __call__(self, user: Array, own: Array | None, hear_own: Array) -> Array:
         """Embeds micro-turns.
 
         Args:
           user: int32[b, n, frames, m], dMel of the user.
-          own: int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier.
+          own: int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier; None is
+            as if `hear_own` were 0 everywhere.
           hear_own: float32[b, n], 0 blanks the model's own speech, 1 keeps it.
 
         Returns:
@@ -34,8 +35,9 @@ class AudioIn(nn.Module):
             return self.param(name, lambda key: dmel.init_table(key, *shape))
 
         bag = dmel.bag_of_embeddings(table("user_table"), user)
-        own_bag = dmel.bag_of_embeddings(table("own_table"), own)
-        bag = bag + own_bag * hear_own[:, :, None, None].astype(bag.dtype)
+        if own is not None:
+            own_bag = dmel.bag_of_embeddings(table("own_table"), own)
+            bag = bag + own_bag * hear_own[:, :, None, None].astype(bag.dtype)
         b, n = bag.shape[:2]
         patch = bag.reshape(b, n, cfg.audio_positions, -1)
         width = patch.shape[-1]

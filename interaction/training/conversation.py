@@ -71,18 +71,24 @@ def conversation_totals(config: ModelConfig, speech_weight: float, batch: Batch)
     return {**found, "positions": jnp.float32(positions), **flow}
 
 
-def negative_log_likelihood(logits: Array, target: Array) -> Array:
-    """Sum over all entries, in nats, of float32[..., v] and int32[...].
+def negative_log_likelihood(logits: Array, target: Array, counted: Array | None = None) -> Array:
+    """Sum over all entries, or those that are counted, in nats.
 
     Every entry weighs the same, or the likeliest token would not be the best guess at when to
     speak; but most entries are silence, so the sum is divided by the number of words, starts and
     stops: a mean over all entries would make the words' part small.
 
+    Args:
+      logits: float32[..., v].
+      target: int32[...].
+      counted: bool, of a shape that broadcasts to the target's; None counts all.
+
     Returns:
       float32[].
     """
     top = jax.nn.logsumexp(logits, axis=-1)
-    return jnp.sum(top - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0])
+    lost = top - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    return jnp.sum(lost if counted is None else jnp.where(counted, lost, 0))
 
 
 def likeliest(logits: Array, token: Array) -> Array:

@@ -121,8 +121,8 @@ def speeds(
         found["audio_s_per_s"] = tracks[0].size / config.model.audio.sample_rate / step_s
     if "text" in batch and "trunk" in parts:
         positions = batch["text"].size * turn_positions(config.model, text=False)
-        arrived = batch["arrived"].size if "arrived" in batch else 0
-        found["positions_per_s"] = (positions + arrived) / step_s
+        beside = (batch[name].size for name in ("arrived", "thought") if name in batch)
+        found["positions_per_s"] = (positions + sum(beside)) / step_s
     leaf = next(iter(batch.values()))
     peak = sum(map(_peak, leaf.sharding.device_set))
     flops = _step_flops(config, batch, parts)
