@@ -31,7 +31,7 @@ class LocalRows:
         if not indices:
             raise ValueError(
                 f"mesh: got {mesh.size} devices, none of them of process {jax.process_index()}, "
-                "wanted some of each process that uses it; change the mesh"
+                "wanted some of each process that uses it; add jax.local_devices()"
             )
         held = {index[0].start or 0: device for device, index in indices.items() if index}
         self._held = sorted(held)  # shares of all sessions

@@ -63,6 +63,7 @@ def test_two_processes_serve_as_one_device(
             np.testing.assert_array_equal(got[name], wanted[name][:, mine], err_msg=name)
         assert got["read"] == got["held"]
         assert got["held"] < share * whole
+        assert f"1 devices, none of them of process {process}" in str(got["named"])
         if len(mine) < serve.SESSIONS:
             assert np.all(got["mistaken"] == bool(process))
             assert ("chunk.audio: got float32[4, 3199]" in printed[process]) == bool(process)
