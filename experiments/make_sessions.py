@@ -2,6 +2,7 @@
 
     python -m experiments.make_sessions --out=data/train --sessions=16000
     python -m experiments.make_sessions --out=data/heldout --sessions=300 --seed=1 --split=heldout
+    python -m experiments.make_sessions --out=data/errands --sessions=8000 --errands=0.6
 
 Session i depends on the seed, the split and i alone. The folder appears when it is complete.
 """
@@ -14,10 +15,11 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import tqdm
 from absl import app, flags
 
-from interaction.data import domain, records, sessions, voices
+from interaction.data import domain, errand_sessions, records, sessions, voices
 
 OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
 SESSIONS = flags.DEFINE_integer("sessions", 16_000, "Number of sessions.", lower_bound=1)
@@ -27,17 +29,28 @@ PROCESSES = flags.DEFINE_integer(
     "processes", os.cpu_count(), "Processes that synthesise and mix.", lower_bound=1
 )
 TURNS = flags.DEFINE_integer("turns", 80, "Micro-turns of 200 ms in a session.", lower_bound=20)
+ERRANDS = flags.DEFINE_float(
+    "errands", 0.0, "Share of sessions with requests for the background model.", 0.0, 1.0
+)
 _SHARD = 100  # sessions of a file
 
 
-def _shard(job: tuple[str, int, int, int, str, int]) -> collections.Counter:
+def make(seed: int, index: int, split: str, turns: int, errands: float) -> sessions.Record:
+    """Session `index` of a set."""
+    chosen = np.random.default_rng((seed, index, _SHARD)).random() < errands
+    if chosen:
+        return errand_sessions.make_errand_session((seed, index), split, turns)
+    return sessions.make_session((seed, index), split, turns=turns)
+
+
+def _shard(job: tuple[str, int, int, int, str, int, float]) -> collections.Counter:
     """Writes sessions [start, stop) to one file; returns what is in it."""
-    path, start, stop, seed, split, turns = job
+    path, start, stop, seed, split, turns, errands = job
     counts: collections.Counter = collections.Counter()
 
     def made() -> collections.abc.Iterator[sessions.Record]:
         for index in range(start, stop):
-            record = sessions.make_session((seed, index), split, turns=turns)
+            record = make(seed, index, split, turns, errands)
             meta = json.loads(record["meta"])
             for event in meta["events"]:
                 counts[event["kind"]] += 1
@@ -66,6 +79,7 @@ def main(_: list[str]) -> None:
             SEED.value,
             SPLIT.value,
             TURNS.value,
+            ERRANDS.value,
         )
         for start in range(0, SESSIONS.value, _SHARD)
     ]

@@ -13,6 +13,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from interaction.data.sessions import Record
 
 ARRAYS = {"user": np.int16, "model": np.int16, "text": np.int32, "heard": np.int32}
+ARRAYS |= dict.fromkeys(
+    ("arrived", "arrived_slot", "followed", "thought", "thought_wanted"), np.int32
+)
 
 
 def encode(record: Record) -> bytes:
@@ -83,7 +86,7 @@ class _Decode(grain.transforms.Map):
 
 
 def dataset(path: Path) -> grain.MapDataset:
-    """Sessions of a folder or a file as a Grain dataset of {user, model, text, heard} arrays."""
+    """Sessions of a folder or a file as a Grain dataset of the arrays in `ARRAYS`."""
     source = grain.sources.ArrayRecordDataSource([str(file) for file in files(path)])
     return grain.MapDataset.source(source).map(_Decode())
 

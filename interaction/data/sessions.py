@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from interaction.data import acoustics, clips, domain, timing, voices
+from interaction.data import acoustics, branches, clips, domain, timing, voices
 from interaction.data.clips import RATE, Clip
 from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
@@ -43,7 +43,7 @@ LONG_FIXABLE_FORMS = tuple(f for f in LONG_FORMS if f.fixable)
 COMPOSITIONAL_FORMS = tuple(f for f in domain.FORMS if f.intent.held_out)
 
 
-class _Session:
+class Session:
     """A session under construction; a scenario returns False if it no longer fits."""
 
     def __init__(self, rng: np.random.Generator, split: str, turns: int) -> None:
@@ -133,10 +133,13 @@ class _Session:
         self.events.append(entry)
         return entry
 
-    def answer(self, entry: dict, text: str) -> float:
-        """Gives the answer to a request; returns when it ends on the user's clock."""
+    def speak(self, first: int, text: str) -> tuple[int, float]:
+        """Says something from micro-turn `first` on.
+
+        Returns:
+            The first micro-turn after it, and when its last sound has played on the user's clock.
+        """
         clip = clips.assistant_clip(text)
-        first = timing.answer_turn(round(entry["end_s"] * RATE))
         end = timing.answer_end_turn(first, len(clip.pcm))
         at = first * timing.TURN
         kept = clip.pcm[: max(self.samples - at, 0)]
@@ -144,7 +147,12 @@ class _Session:
         for turn, token in timing.answer_tokens(load_tokenizer(), clip, first, end).items():
             if turn < self.turns:
                 self.text[turn] = token
-        over = (at + timing.TURN + len(clip.pcm)) / RATE
+        return end, (at + timing.TURN + len(clip.pcm)) / RATE
+
+    def answer(self, entry: dict, text: str) -> float:
+        """Gives the answer to a request; returns when it ends on the user's clock."""
+        first = timing.answer_turn(round(entry["end_s"] * RATE))
+        end, over = self.speak(first, text)
         entry.update(
             answer=text,
             answer_turn=first,
@@ -441,6 +449,8 @@ class _Session:
             "model": _int16(self.model),
             "text": self.text,
             "heard": timing.heard_tokens(load_tokenizer(), self.spoken, self.turns),
+            **branches.branch_arrays(0, []),
+            **branches.arrival_arrays([]),
             "meta": json.dumps(meta),
         }
 
@@ -462,7 +472,7 @@ def make_session(
 
     Returns:
         user int16[turns * 3200], model int16[turns * 3200] on the reply clock, text int32[turns],
-        heard int32[turns, 2], meta JSON.
+        heard int32[turns, 2], meta JSON; and the fields of `branches`, which are empty.
 
     Raises:
         ValueError: the split or the scenario is unknown.
@@ -472,7 +482,7 @@ def make_session(
         raise ValueError(
             f"scenario: got {scenario!r}, wanted one of {(*SCENARIOS, *QUIET)}; name one of them"
         )
-    session = _Session(np.random.default_rng(list(seed)), split, turns)
+    session = Session(np.random.default_rng(list(seed)), split, turns)
     quiet = scenario in QUIET or (scenario is None and session.rng.random() < QUIET_SHARE)
     if quiet:
         kind = scenario or session.pick(QUIET)

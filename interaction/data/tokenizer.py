@@ -47,12 +47,19 @@ class Tokenizer:
         self._core.save(str(path))
 
 
-def train(words: Iterable[str], lines: Iterable[str], vocab: int = 1_024) -> Tokenizer:
+def train(
+    words: Iterable[str],
+    lines: Iterable[str],
+    vocab: int = 1_024,
+    later: Sequence[str] = (),
+    pieces: Sequence[str] = (),
+) -> Tokenizer:
     """A unigram model over bytes: `words` whole, and pieces learned from `lines`.
 
     Ids are the special tokens, the 256 bytes, the words in order, and as many learned pieces
     (byte-pair merges, the most frequent first) as there is room for. Text without any of these
-    falls apart into its bytes.
+    falls apart into its bytes. Words that come `later`, and given `pieces` (which stand as the
+    byte-level alphabet writes them), take the ids of the last learned pieces: all others stay.
 
     Raises:
         ValueError: there are more words than ids.
@@ -74,10 +81,21 @@ def train(words: Iterable[str], lines: Iterable[str], vocab: int = 1_024) -> Tok
     known = set(whole) | set(symbols)
     learned = sorted(merges.get_vocab().items(), key=lambda item: item[1])
     learned = [piece for piece, _ in learned if piece not in known][: room - len(whole)]
-    pieces = [(name, -1e4) for name in Special.NAMES]
-    pieces += [(symbol, -20.0) for symbol in symbols]
-    pieces += [(word, -5.0) for word in whole] + [(piece, -9.0) for piece in learned]
-    core = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=Special.PAD))
+    added = [pre.pre_tokenize_str(word)[0][0] for word in later] + list(pieces)
+    added = [piece for piece in dict.fromkeys(added) if piece not in known]
+    new = [piece for piece in added if piece not in learned]
+    free = [piece for piece in reversed(learned) if piece not in added]
+    if len(new) > len(free):
+        raise ValueError(
+            f"later: got {len(new)} new words and pieces, wanted at most {len(free)}; raise vocab"
+        )
+    replaced = dict(zip(free, new, strict=False))
+    learned = [replaced.get(piece, piece) for piece in learned]
+    entries = [(name, -1e4) for name in Special.NAMES]
+    entries += [(symbol, -20.0) for symbol in symbols]
+    entries += [(word, -5.0) for word in whole]
+    entries += [(piece, -5.0 if piece in added else -9.0) for piece in learned]
+    core = tokenizers.Tokenizer(models.Unigram(entries, unk_id=Special.PAD))
     core.pre_tokenizer = pre
     core.decoder = decoders.ByteLevel()
     return Tokenizer(core)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from interaction.data.domain import asides
+from interaction.data.domain import asides, errands
 from interaction.data.domain.form import (
     Form,
     Intent,
@@ -87,6 +87,7 @@ __all__ = [
     "complete_forms",
     "draw_form",
     "draw_slots",
+    "errands",
     "form",
     "is_held_out",
     "said_words",

@@ -1,0 +1,21 @@
+"""The conversation, third leg: what to hand over, and to say results when they come."""
+
+from interaction.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The run."""
+    return TrainConfig(
+        name="demo_errands",
+        objective="interaction.training.conversation:conversation_objective",
+        data="data/errands",
+        batch=8,
+        steps=3_000,
+        learning_rate=1e-3,
+        warmup=100,
+        schedule="wsd",
+        decay_fraction=0.5,
+        ema_decay=0.997,
+        sample_every=500,
+        init_from={"trunk": "demo", "router_bias": "demo"},
+    )

@@ -1,0 +1,102 @@
+"""What a stored session says about the background model: arrivals, and one branch to learn from.
+
+A branch is what the reasoner reads and writes of one delegation, see `branch_tokens`.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from interaction.data.tokenizer import Tokenizer
+from interaction.types import Special
+
+ARRIVALS = 32  # tokens that may arrive in a session
+THOUGHTS = 64  # tokens of a branch
+
+Branch = list[tuple[int, bool]]  # (token, whether the reasoner is to write it)
+
+
+def branch_tokens(
+    tokenizer: Tokenizer,
+    opening: int,
+    words: str,
+    thought: str,
+    call: dict[str, Any],
+    result: dict[str, Any],
+    answer: str,
+) -> Branch:
+    """A branch, token by token.
+
+    Args:
+      tokenizer: The models'.
+      opening: DELEGATE or UPDATE, the token that opened the span.
+      words: Of the span.
+      thought: The whole request, after an update too.
+      call: "tool" and its arguments.
+      result: {"result": value} or {"error": text}.
+      answer: What the user is told.
+
+    Returns:
+      The span and the result, which are read; thought, call and answer, which are written.
+    """
+    read = [opening, *tokenizer.encode(words), Special.END_DELEGATE]
+    write = tokenizer.encode(thought)
+    write += [Special.DELEGATE, *tokenizer.encode(json.dumps(call)), Special.END_DELEGATE]
+    back = [Special.UPDATE, *tokenizer.encode(json.dumps(result)), Special.END_DELEGATE]
+    told = [Special.HOLD, *tokenizer.encode(answer), Special.SILENT]
+    parts = ((read, False), (write, True), (back, False), (told, True))
+    return [(token, wanted) for tokens, wanted in parts for token in tokens]
+
+
+def branch_arrays(followed: int, branch: Branch) -> dict[str, np.ndarray]:
+    """A branch as a record has it.
+
+    Args:
+      followed: Micro-turns of the session before it.
+      branch: From `branch_tokens`, [] where the session has none.
+
+    Returns:
+      followed int32[], thought int32[THOUGHTS] with PAD at the end, thought_wanted
+      int32[THOUGHTS].
+
+    Raises:
+      ValueError: the branch is too long.
+    """
+    if len(branch) > THOUGHTS:
+        raise ValueError(
+            f"branch: got {len(branch)} tokens, wanted at most {THOUGHTS}; shorten its call"
+        )
+    thought = np.full(THOUGHTS, Special.PAD, np.int32)
+    wanted = np.zeros(THOUGHTS, np.int32)
+    for place, (token, write) in enumerate(branch):
+        thought[place], wanted[place] = token, write
+    return {
+        "followed": np.asarray(followed, np.int32),
+        "thought": thought,
+        "thought_wanted": wanted,
+    }
+
+
+def arrival_arrays(arrivals: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
+    """Arrivals as a record has them.
+
+    Args:
+      arrivals: (micro-turn * text_slots + slot, token) in order of time.
+
+    Returns:
+      arrived int32[ARRIVALS] with PAD at the end, arrived_slot int32[ARRIVALS].
+
+    Raises:
+      ValueError: there are too many.
+    """
+    if len(arrivals) > ARRIVALS:
+        raise ValueError(
+            f"arrivals: got {len(arrivals)} tokens, wanted at most {ARRIVALS}; shorten the session"
+        )
+    slots = np.zeros(ARRIVALS, np.int32)
+    tokens = np.full(ARRIVALS, Special.PAD, np.int32)
+    for place, (slot, token) in enumerate(arrivals):
+        slots[place], tokens[place] = slot, token
+    return {"arrived": tokens, "arrived_slot": slots}

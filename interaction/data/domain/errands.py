@@ -1,0 +1,266 @@
+"""Requests that need a tool: how they are said, handed over, called, and answered."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from interaction.data.domain import words as w
+from interaction.data.domain.form import Slots, combination_hash
+
+Call = dict[str, Any]  # "tool" and its arguments
+Prices = Mapping[str, tuple[int, str]]  # item -> price in dollars, room: what `lookup` reads
+
+HELD_OUT_ITEMS = ("butter", "pepper")  # never looked up in training
+HELD_OUT_AMOUNTS = ("six", "eleven")  # never converted or waited for in training
+FAILURE = "sorry that did not work"
+OKAY = "okay"  # is said to a cancellation or a correction
+CANCELS = ("never mind", "forget it", "forget about it", "never mind that", "cancel that")
+FIXERS = ("no i mean", "no wait", "sorry i meant", "no i meant")
+
+_TEENS = "thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_SMALL = ("zero", *w.NUMBERS, *_TEENS)
+_AMOUNTS = w.NUMBERS[1:]  # two to twelve
+_SECONDS = {"seconds": 1, "minutes": 60}
+CONVERSIONS = {
+    ("weeks", "days"): 7,
+    ("feet", "inches"): 12,
+    ("hours", "minutes"): 60,
+    ("pounds", "ounces"): 16,
+    ("yards", "feet"): 3,
+}
+
+
+def number_words(number: int) -> str:
+    """A number in words.
+
+    Raises:
+        ValueError: it is not in 0..999.
+    """
+    if not 0 <= number < 1_000:
+        raise ValueError(f"number: got {number}, wanted 0..999; round or split it")
+    if number < 20:
+        return _SMALL[number]
+    hundreds, rest = divmod(number, 100)
+    if hundreds:
+        return f"{_SMALL[hundreds]} hundred" + (f" {number_words(rest)}" if rest else "")
+    tens, ones = divmod(rest, 10)
+    return _TENS[tens - 2] + (f" {_SMALL[ones]}" if ones else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Errand:
+    """Something a user may want that takes a tool.
+
+    `{…}` in `templates`, `request` and `fix` are slots; `fix` is what a correction names.
+    """
+
+    name: str
+    templates: tuple[str, ...]
+    slots: dict[str, tuple[str, ...]]
+    hold: str  # is said while the tool works
+    request: str  # is handed over
+    call: Callable[[Slots], Call]
+    answer: Callable[[Slots, Any], str]  # from the tool's result
+    fix: str = ""  # "" if it cannot be corrected
+    changes: tuple[str, ...] = ()  # slots of which a correction changes at least one
+    held_out: Callable[[Slots], bool] = lambda slots: False
+    weight: float = 1.0
+
+    def parts(self, template: str, slots: Slots) -> list[str]:
+        """Words of a request, cut where a speaker may pause."""
+        return [part.strip().format(**slots) for part in template.split("|")]
+
+
+def _times(slots: Slots) -> Call:
+    return {"tool": "calculate", "expression": f"{w.VALUE[slots['a']]} * {w.VALUE[slots['b']]}"}
+
+
+def _clock_words(slots: Slots, time: str) -> str:
+    hour, minute = map(int, time.split(":"))
+    return f"it is {number_words(minute) if minute else 'exactly'} " + (
+        f"past {number_words(hour)}" if minute else number_words(hour)
+    )
+
+
+def _timer(slots: Slots) -> Call:
+    return {"tool": "timer", "seconds": w.VALUE[slots["n"]] * _SECONDS[slots["unit"]]}
+
+
+def _lookup(field: str) -> Callable[[Slots], Call]:
+    return lambda slots: {"tool": "lookup", "item": slots["item"], "field": field}
+
+
+def _convert(slots: Slots) -> Call:
+    unit, to = slots["pair"].split(" to ")
+    return {"tool": "convert", "amount": w.VALUE[slots["n"]], "unit": unit, "to": to}
+
+
+def _converting(pair: tuple[str, str], weight: float) -> Errand:
+    unit, to = pair
+    return Errand(
+        f"convert_{unit}",
+        (
+            f"how many {to} are | {{n}} {unit}",
+            f"convert to {to} | {{n}} {unit}",
+            f"how many {to} make | {{n}} {unit}",
+            f"tell me in {to} | {{n}} {unit}",
+        ),
+        {"n": _AMOUNTS, "pair": (f"{unit} to {to}",)},
+        hold="let me see",
+        request=f"{{n}} {unit} in {to}",
+        call=_convert,
+        answer=lambda slots, result: f"it is {number_words(result)} {to}",
+        fix=f"{{n}} {unit}",
+        changes=("n",),
+        held_out=lambda slots: slots["n"] in HELD_OUT_AMOUNTS,
+        weight=weight,
+    )
+
+
+ERRANDS: tuple[Errand, ...] = (
+    Errand(
+        "times",
+        (
+            "what is {a} times | {b}",
+            "how much is {a} times | {b}",
+            "multiply {a} by | {b}",
+            "tell me {a} times | {b}",
+        ),
+        {"a": w.NUMBERS[2:], "b": w.NUMBERS[2:]},
+        hold="let me see",
+        request="{a} times {b}",
+        call=_times,
+        answer=lambda slots, result: f"it is {number_words(result)}",
+        fix="{b}",
+        changes=("b",),
+        held_out=lambda slots: combination_hash("times", slots) % 8 == 0,
+        weight=1.8,
+    ),
+    Errand(
+        "clock",
+        ("what time is it", "tell me the time", "do you have the time", "what is the time now"),
+        {},
+        hold="one moment",
+        request="the time",
+        call=lambda slots: {"tool": "clock"},
+        answer=_clock_words,
+        weight=0.7,
+    ),
+    Errand(
+        "timer",
+        (
+            "ring a bell in | {n} {unit}",
+            "ring me in | {n} {unit}",
+            "give me a ring in | {n} {unit}",
+            "ring in | {n} {unit}",
+        ),
+        {"n": (*_AMOUNTS[:7], "ten"), "unit": tuple(_SECONDS)},
+        hold="i will",
+        request="ring in {n} {unit}",
+        call=_timer,
+        answer=lambda slots, result: f"{slots['n']} {slots['unit']} are over",
+        fix="{n} {unit}",
+        changes=("n", "unit"),
+        held_out=lambda slots: slots["n"] in HELD_OUT_AMOUNTS,
+        weight=0.9,
+    ),
+    Errand(
+        "price",
+        (
+            "what is the price of the | {item}",
+            "tell me the price of the | {item}",
+            "how much do i pay for the | {item}",
+            "look up the price of the | {item}",
+        ),
+        {"item": w.GROCERIES},
+        hold="let me look",
+        request="price of {item}",
+        call=_lookup("price"),
+        answer=lambda slots, result: f"it is {number_words(result)} dollars",
+        fix="the {item}",
+        changes=("item",),
+        held_out=lambda slots: slots["item"] in HELD_OUT_ITEMS,
+        weight=1.1,
+    ),
+    Errand(
+        "place",
+        (
+            "in which room is the | {item}",
+            "tell me the room of the | {item}",
+            "look up the room of the | {item}",
+            "where did i put the | {item}",
+        ),
+        {"item": w.GROCERIES},
+        hold="let me look",
+        request="room of {item}",
+        call=_lookup("place"),
+        answer=lambda slots, result: f"it is in the {result}",
+        fix="the {item}",
+        changes=("item",),
+        held_out=lambda slots: slots["item"] in HELD_OUT_ITEMS,
+        weight=1.1,
+    ),
+    *(_converting(pair, 0.4) for pair in CONVERSIONS),
+)
+
+
+def draw_errand(rng: np.random.Generator) -> Errand:
+    """Draws an errand by weight."""
+    weights = np.array([errand.weight for errand in ERRANDS])
+    return ERRANDS[rng.choice(len(ERRANDS), p=weights / weights.sum())]
+
+
+def draw_slots(errand: Errand, rng: np.random.Generator, held_out: bool) -> Slots:
+    """Draws values of all slots, held out or not as asked; without slots there is one choice."""
+    for _ in range(1_000):
+        slots = {
+            name: values[int(rng.integers(len(values)))] for name, values in errand.slots.items()
+        }
+        if errand.held_out(slots) == held_out or not errand.slots:
+            return slots
+    raise ValueError(
+        f"held_out: got {held_out} for {errand.name}, wanted one that has such slots; draw another"
+    )
+
+
+def draw_prices(rng: np.random.Generator) -> dict[str, tuple[int, str]]:
+    """A table for `lookup`, new for each session: nobody can know it by heart."""
+    return {
+        item: (int(rng.integers(1, 60)), w.ROOMS[int(rng.integers(len(w.ROOMS)))])
+        for item in w.GROCERIES
+    }
+
+
+def said_words() -> list[str]:
+    """Every word that users, the model and the reasoner use in errands, alphabetical."""
+    texts = [FAILURE, OKAY, "exactly past over dollars hundred zero", *CANCELS, *FIXERS, *_SMALL]
+    texts += _TENS
+    for errand in ERRANDS:
+        texts += [errand.hold, errand.request, errand.fix, *errand.templates]
+        texts += [value for values in errand.slots.values() for value in values]
+    plain = re.sub(r"\{\w+\}|\|", " ", " ".join(texts))
+    return sorted(set(plain.split()))
+
+
+def call_pieces() -> list[str]:
+    """Pieces of which the text of calls and results is made, as the tokenizer cuts it."""
+    names = "tool calculate expression clock timer seconds lookup item field price place convert"
+    names += " amount unit to result error weeks days feet inches hours minutes pounds ounces yards"
+    return ['\u0120{"', '":', '\u0120"', '",', '"}', "\u0120*", *names.split()]
+
+
+def true_result(call: Call, prices: Prices, time: str) -> int | str:
+    """What the demo's tools return: of a call, a table for `lookup`, and the time "h:mm"."""
+    tool = call["tool"]
+    if tool == "calculate":
+        first, second = call["expression"].split(" * ")
+        return int(first) * int(second)
+    if tool == "lookup":
+        return prices[call["item"]][0 if call["field"] == "price" else 1]
+    if tool == "convert":
+        return call["amount"] * CONVERSIONS[call["unit"], call["to"]]
+    return time if tool == "clock" else "over"

@@ -1,0 +1,167 @@
+import json
+
+import numpy as np
+import pytest
+
+from interaction import control
+from interaction.data import branches, domain, voices
+from interaction.data.domain import errands
+from interaction.data.errand_sessions import TEXT_SLOTS, make_errand_session
+from interaction.data.tokenizer import load_tokenizer
+from interaction.types import Special
+
+SPLITS = ("train", "heldout")
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, list[tuple[dict, dict]]]:
+    found = {}
+    for split in SPLITS:
+        records = [make_errand_session((11, i), split) for i in range(16)]
+        found[split] = [(record, json.loads(record["meta"])) for record in records]
+    return found
+
+
+def _spans(text: np.ndarray) -> list[tuple[int, str, int]]:
+    """(opening token, words, micro-turn that closes it) of complete spans."""
+    tokenizer, found, begun = load_tokenizer(), [], -1
+    for turn, token in enumerate(text.tolist()):
+        if token in control.OPENING:
+            begun = turn
+        elif token == Special.END_DELEGATE and begun >= 0:
+            words = tokenizer.decode(text[begun + 1 : turn].tolist())
+            found.append((int(text[begun]), words, turn))
+            begun = -1
+        elif token < Special.COUNT:
+            begun = -1
+    return found
+
+
+def test_each_errand_is_handed_over_in_its_own_words(made: dict) -> None:
+    for record, meta in made["train"] + made["heldout"]:
+        spans = [span for span in _spans(record["text"]) if span[0] == Special.DELEGATE]
+        asked = [e for e in meta["events"] if e["kind"] == "errand"]
+        assert len(asked) == len(meta["delegations"]) == len(spans)
+        for (_, words, _), entry in zip(spans, asked, strict=True):
+            errand = next(e for e in errands.ERRANDS if e.name == entry["form"])
+            pattern = errand.request.split("{")[0].strip()
+            assert words.startswith(pattern) and entry["answer"] == errand.hold
+
+
+def test_results_arrive_before_they_are_said_and_nobody_speaks_then(made: dict) -> None:
+    checked = 0
+    for record, meta in made["train"] + made["heldout"]:
+        decode = load_tokenizer().decode
+        for note in meta["delegations"]:
+            if not note.get("whole"):
+                continue
+            first, words = note["said_turn"], note["said"].split()
+            said = [int(t) for t in record["text"][first : first + 3 * len(words)]]
+            aloud = [token for token in said if token >= Special.COUNT]
+            assert decode(aloud[: len(words)]) == note["said"]
+            turns = record["arrived_slot"] // TEXT_SLOTS
+            arrived = record["arrived"][turns <= first]
+            assert arrived[np.flatnonzero(arrived)][-1] != Special.PAD
+            start_s = 0.2 * (first + 1)
+            spoken = [
+                (e["start_s"], e["end_s"]) for e in meta["events"] if e["kind"] != "background"
+            ]
+            assert not any(start < start_s < end for start, end in spoken)
+            checked += 1
+    assert checked > 15
+
+
+def test_what_arrives_is_what_is_said_and_ends_with_a_mark(made: dict) -> None:
+    for record, meta in made["train"]:
+        tokens = record["arrived"][record["arrived"] != Special.PAD].tolist()
+        texts = [[]]
+        for token in tokens:
+            if token == Special.END_DELEGATE:
+                texts.append([])
+            else:
+                texts[-1].append(token)
+        said = sorted(
+            (note["said_turn"], note["said"])
+            for note in meta["delegations"]
+            if note["said_turn"] >= 0
+        )
+        assert [load_tokenizer().decode(text) for text in texts[:-1]] == [text for _, text in said]
+        slots = record["arrived_slot"][: len(tokens)]
+        assert (np.diff(slots) > 0).all()
+
+
+def test_a_branch_begins_with_the_span_that_the_model_wrote(made: dict) -> None:
+    for record, _ in made["train"] + made["heldout"]:
+        thought, followed = record["thought"], int(record["followed"])
+        if not followed:
+            continue
+        closed = int(np.flatnonzero(thought == Special.END_DELEGATE)[0])
+        written = record["text"][followed - 1 - closed : followed]
+        np.testing.assert_array_equal(thought[: closed + 1], written)
+        assert not record["thought_wanted"][: closed + 1].any()
+        length = np.count_nonzero(thought)
+        assert thought[length - 1] == Special.SILENT and record["thought_wanted"][length - 1]
+
+
+def test_calls_give_the_results_that_are_said(made: dict) -> None:
+    for _, meta in made["train"] + made["heldout"]:
+        for note in meta["delegations"]:
+            if "result" in note:
+                true = errands.true_result(note["call"], meta["prices"], meta["time"])
+                assert note["result"] == true
+
+
+def test_training_never_has_what_is_held_out(made: dict) -> None:
+    for _, meta in made["train"]:
+        assert meta["voice"].split(":")[1].rsplit("+")[-1] not in voices.HELD_OUT_VARIANTS
+        for note in meta["delegations"]:
+            assert not note["held_out"]
+            assert note["call"].get("item") not in errands.HELD_OUT_ITEMS
+    for _, meta in made["heldout"]:
+        for note in meta["delegations"]:
+            assert note["held_out"] or note["errand"] == "clock"
+
+
+def test_users_cancel_and_correct(made: dict) -> None:
+    kinds = {e["kind"] for _, meta in made["train"] + made["heldout"] for e in meta["events"]}
+    assert {"errand", "errand_cancel", "errand_update", "request"} <= kinds
+    for record, meta in made["train"] + made["heldout"]:
+        cancels = [e for e in meta["events"] if e["kind"] == "errand_cancel"]
+        assert np.sum(record["text"] == Special.CANCEL) == len(cancels)
+        updates = [words for kind, words, _ in _spans(record["text"]) if kind == Special.UPDATE]
+        noted = [each["words"] for note in meta["delegations"] for each in note["updates"]]
+        assert sorted(updates) == sorted(noted)
+
+
+def test_every_word_is_a_token_of_its_own() -> None:
+    tokenizer = load_tokenizer()
+    for word in errands.said_words():
+        assert len(tokenizer.encode(word)) == 1, word
+
+
+def test_no_errand_is_another_request() -> None:
+    rng = np.random.default_rng(0)
+    for errand in errands.ERRANDS:
+        slots = errands.draw_slots(errand, rng, held_out=False)
+        for template in errand.templates:
+            assert not domain.complete_forms(" ".join(errand.parts(template, slots)))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "zero"), (12, "twelve"), (19, "nineteen"), (40, "forty"), (144, "one hundred forty four")],
+)
+def test_numbers_in_words(number: int, words: str) -> None:
+    assert errands.number_words(number) == words
+
+
+def test_numbers_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="number: got 1000"):
+        errands.number_words(1_000)
+
+
+def test_long_branches_and_many_arrivals_are_refused() -> None:
+    with pytest.raises(ValueError, match="branch: got"):
+        branches.branch_arrays(3, [(9, True)] * (branches.THOUGHTS + 1))
+    with pytest.raises(ValueError, match="arrivals: got"):
+        branches.arrival_arrays([(0, 9)] * (branches.ARRIVALS + 1))
