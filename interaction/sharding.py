@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -210,9 +211,12 @@ def whole(params: Params, part: str, dtype: str) -> Params:
         path = f"{part}/{name}"
         if leaf.dtype != _dtype(path, dtype):
             # Or XLA would cast all layers of a stack before the loop over them.
-            leaf = jax.lax.optimization_barrier(leaf).astype(_dtype(path, dtype))
-            if path.endswith("/table"):
-                leaf = leaf.astype("float32")
+            leaf = jax.lax.optimization_barrier(leaf)
+            if path.endswith("/table"):  # casts there and back might be left out by XLA
+                kind = jnp.finfo(_dtype(path, dtype))
+                leaf = jax.lax.reduce_precision(leaf.astype("float32"), kind.nexp, kind.nmant)
+            else:
+                leaf = leaf.astype(_dtype(path, dtype))
         for dim, axes in enumerate(rule(path), leaf.ndim - len(rule(path))):
             if axes == FSDP:
                 leaf = gather(leaf, FSDP, dim=dim)

@@ -51,7 +51,9 @@ class SpeechCondition(nn.Module):
         said = jnp.take(table, tokens, axis=0).reshape(tokens.shape[0], -1)
         before = prefix.reshape(prefix.shape[0], -1)
         width = cfg.condition_dim
-        x = dense(said, self.param("tokens_in", _DENSE, (said.shape[1], width)))
+        tokens_in = self.param("tokens_in", _DENSE, (said.shape[1], width))
+        # Of one dtype in training, where a table is float32, as in the step, where it need not be.
+        x = dense(said.astype(tokens_in.dtype), tokens_in)
         x = x + dense(before, self.param("prefix_in", _DENSE, (before.shape[1], width)))
         x = x + dense(hidden, self.param("hidden_in", _ZERO, (hidden.shape[1], width)))
         x = jax.nn.silu(x + self.param("bias_in", _ZERO, (width,)))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from interaction.ops.dense import exact
 from interaction.types import Array
 from pallas_kernels.varying import vary, varying
 
@@ -50,20 +51,16 @@ def attention(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> Array:
     rows = (q * dim**-0.5).reshape(t, g, h // g, dim).transpose(1, 2, 0, 3).reshape(g, -1, dim)
     keys = k.transpose(1, 0, 2)
     if rows.shape[1] < s:  # whichever side is shorter is the one to be transposed
-        scores = jnp.matmul(keys, rows.swapaxes(1, 2), preferred_element_type=jnp.float32)
+        scores = _matmul(keys, rows.swapaxes(1, 2))
         scores = scores.swapaxes(1, 2)
     else:
-        scores = jnp.matmul(rows, keys.swapaxes(1, 2), preferred_element_type=jnp.float32)
+        scores = _matmul(rows, keys.swapaxes(1, 2))
     scores = jnp.where(mask, scores.reshape(h, t, s), -jnp.inf)
     sink = sink[:, None, None].astype(jnp.float32)
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink))
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sink - top)
-    mixed = jnp.matmul(
-        weights.reshape(g, -1, s).astype(v.dtype),
-        v.transpose(1, 0, 2),
-        preferred_element_type=jnp.float32,
-    )
+    mixed = _matmul(weights.reshape(g, -1, s).astype(v.dtype), v.transpose(1, 0, 2))
     return (mixed.reshape(h, t, dim) / total).astype(q.dtype).transpose(1, 0, 2)
 
 
@@ -241,7 +238,7 @@ def _visited(oldest: Array, newest: Array) -> tuple[Array, Array]:
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+    return jnp.matmul(a, b, precision=exact(a, b), preferred_element_type=jnp.float32)
 
 
 def _add(x: Array, j: Array, update: Array) -> Array:

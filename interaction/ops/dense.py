@@ -12,6 +12,11 @@ from interaction.types import Array
 _ROWS = 12
 
 
+def exact(a: Array, b: Array) -> jax.lax.Precision | None:
+    """Precision of a product: what is float32 is meant to be; by default TPUs and GPUs round it."""
+    return jax.lax.Precision.HIGHEST if a.dtype == b.dtype == jnp.float32 else None
+
+
 def dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
     """Multiplies [..., d] by [d, f], as one product of two matrices.
 
@@ -31,10 +36,7 @@ def dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
     alone = len(x) == 1 and axis_size(*SESSIONS) == 1
     left_over = 0 if alone else -len(rows) % _ROWS
     padded = jnp.pad(rows, ((0, left_over), (0, 0))) if left_over else rows
-    # By default TPUs round float32 operands to bfloat16; what is float32 here is meant to be.
-    exact = x.dtype == weight.dtype == jnp.float32
-    precision = jax.lax.Precision.HIGHEST if exact else None
-    out = jnp.matmul(padded, weight, precision=precision, preferred_element_type=dtype)
+    out = jnp.matmul(padded, weight, precision=exact(x, weight), preferred_element_type=dtype)
     return out[: len(rows)].reshape(*x.shape[:-1], weight.shape[-1])
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interaction.config import AudioConfig
+from interaction.ops.dense import exact
 from interaction.types import Array
 
 _TILE = 256  # frames whose one-hot is alive at a time in the backward pass
@@ -87,7 +88,8 @@ def _bag_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, n
     def add(total: Array, tiles: tuple[Array, Array]) -> tuple[Array, None]:
         grad, index = tiles
         hot = index.T[:, None, :] == jnp.arange(levels)[:, None]
-        return total + hot.reshape(mels * levels, tile).astype(grad.dtype) @ grad, None
+        hot = hot.reshape(mels * levels, tile).astype(grad.dtype)
+        return total + jnp.matmul(hot, grad, precision=exact(hot, grad)), None
 
     total = jax.lax.scan(add, jnp.zeros((mels * levels, width), grad.dtype), (grad, index))[0]
     return total.reshape(table.shape).astype(table.dtype), np.zeros(bins.shape, jax.dtypes.float0)

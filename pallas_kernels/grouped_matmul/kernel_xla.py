@@ -58,7 +58,7 @@ def matmul(
         return _over_tiles(tile, starts[index], ends[index], len(padded), _TILE, out)
 
     out = jnp.zeros((len(padded), rhs.shape[1 if transpose_rhs else 2]), lhs.dtype)
-    return jax.lax.fori_loop(0, len(rhs), group, vary(out, varying(lhs)))[:rows]
+    return _over_groups(group, starts, ends, vary(out, varying(lhs)))[:rows]
 
 
 def outer(
@@ -96,7 +96,19 @@ def outer(
         return jax.lax.dynamic_update_index_in_dim(out, sum_, index, 0)
 
     out = jnp.zeros((len(starts), lhs.shape[1], grad.shape[1]), lhs.dtype)
-    return jax.lax.fori_loop(0, len(starts), group, vary(out, varying(lhs)))
+    return _over_groups(group, starts, ends, vary(out, varying(lhs)))
+
+
+def _over_groups(
+    group: Callable[[jax.Array, jax.Array], jax.Array],
+    starts: jax.Array,
+    ends: jax.Array,
+    carry: jax.Array,
+) -> jax.Array:
+    """Calls `group(index, carry)` for groups that have rows: of a stack of layers few have any."""
+    some = jnp.nonzero(ends > starts, size=len(starts), fill_value=0)[0]
+    count = jnp.sum(ends > starts)
+    return jax.lax.fori_loop(0, count, lambda i, carry: group(some[i], carry), carry)
 
 
 def _over_tiles(
