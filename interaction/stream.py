@@ -14,34 +14,18 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from interaction import control
+from interaction.cached import CACHE_SPEC, Cache, init_caches, run_cached
 from interaction.compiler import step_compiler_options
 from interaction.config import ModelConfig
-from interaction.model import (
-    LONG,
-    SLIDING,
-    Outputs,
-    TurnInputs,
-    embed,
-    last_positions,
-    read_out,
-    run_layers,
-)
+from interaction.model import Outputs, TurnInputs, embed, last_positions, read_out
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel, ring, sampling
-from interaction.ops.attention import attention_batch, window_mask
-from interaction.parallel import FSDP, SESSIONS, TENSOR, axis_size, local
+from interaction.parallel import SESSIONS
 from interaction.sharding import platform, whole
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 PCM_LIMIT = 2.0  # a sample beyond this is no PCM in [-1, 1] with an overshoot
-
-
-class Cache(NamedTuple):
-    """Ring caches of the layers of one kind."""
-
-    k: Array  # [b, l, capacity, g, k], turned by RoPE
-    v: Array  # [b, l, capacity, g, k]
 
 
 class StreamState(NamedTuple):
@@ -75,23 +59,14 @@ def init_state(config: ModelConfig, keys: Array) -> StreamState:
     Returns:
       The state before the first micro-turn.
     """
-    cfg, audio, speech = config.transformer, config.audio, config.speech
+    audio, speech = config.audio, config.speech
     b = keys.shape[0]
-    groups = cfg.layers // cfg.long_every
-
-    def cache(layers: int, window: int) -> Cache:
-        capacity = ring.ring_capacity(window, config.turn_span)
-        shape = (b, layers, capacity, local(cfg.kv_heads, TENSOR), cfg.head_dim)
-        return Cache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
-
+    rings, caches = init_caches(config.transformer, b, config.turn_span)
     return StreamState(
         key=keys,
         clock=jnp.zeros(b, jnp.uint32),
-        rings=ring.RingClock(jnp.zeros(b, jnp.uint32), jnp.zeros(b, jnp.int32)),
-        caches={
-            SLIDING: cache(groups * (cfg.long_every - 1), cfg.window),
-            LONG: cache(groups, cfg.long_window),
-        },
+        rings=rings,
+        caches=caches,
         audio_tail=mel.init_tail(b, audio.user_hop, audio),
         heard=jnp.full((b, config.audio_positions), Special.NONE, jnp.int32),
         text=jnp.full(b, Special.SILENT, jnp.int32),
@@ -134,31 +109,7 @@ def listen(
         positions = embed(config, params["trunk"], inputs, state.clock)
         if chunk.active is not None:
             positions = positions._replace(valid=positions.valid & chunk.active[:, None])
-    order = ring.new_order(state.rings, positions.valid)
-    rows = jnp.arange(order.shape[0])[:, None]
-    capacity = {kind: cache.k.shape[2] for kind, cache in state.caches.items()}
-    window = {SLIDING: cfg.window, LONG: cfg.long_window}
-    rings = ring.advance(state.rings, positions.valid, max(capacity.values()))
-    slots, masks = {}, {}
-    for kind, size in capacity.items():
-        slots[kind] = ring.ring_slots(state.rings, positions.valid, size)
-        masks[kind] = window_mask(order, *ring.slot_order(rings, size), window[kind])
-
-    def attend(
-        kind: str, layer: Array, caches: dict, q: Array, k: Array, v: Array, sink: Array
-    ) -> tuple[Array, dict]:
-        place = (rows, layer, slots[kind])
-        keys = caches[kind].k.at[place].set(k, mode="drop")
-        values = caches[kind].v.at[place].set(v, mode="drop")
-        mixed = attention_batch(q, keys[:, layer], values[:, layer], masks[kind], sink)
-        return mixed, {**caches, kind: Cache(keys, values)}
-
-    trunk = params["trunk"]
-    kept = trunk[LONG][0] if isinstance(trunk[LONG], tuple) else trunk[LONG]
-    in_place = axis_size(FSDP) == 1 and kept["gate"].dtype == cfg.dtype
-    x, caches, aux = run_layers(
-        cfg, trunk, params["router_bias"], positions, attend, state.caches, in_place=in_place
-    )
+    x, rings, caches, aux = run_cached(cfg, params, positions, state.rings, state.caches)
     weights = whole(params["trunk"]["read_out"], "read_out", cfg.dtype)
     outputs = Outputs(*read_out(config, weights, last_positions(config, x, 1)), aux)
     state = state._replace(
@@ -261,8 +212,7 @@ def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
     """`PartitionSpec`s of a state: sessions over `parallel.SESSIONS`, heads over `tensor`."""
     state = jax.eval_shape(partial(init_state, config), jnp.zeros((1, 2), jnp.uint32))
     specs = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS), state)
-    heads = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS, None, None, TENSOR), state.caches)
-    return specs._replace(caches=heads)
+    return specs._replace(caches=jax.tree.map(lambda leaf: CACHE_SPEC, state.caches))
 
 
 def make_step(
