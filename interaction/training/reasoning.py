@@ -2,8 +2,9 @@
 
 A batch holds, beside the record (see `features`; the model's own speech is not read), `followed`
 int32[b], how many of its micro-turns come before the branch, `thought` int32[b, l], the branch's
-tokens with PAD at the end, and `thought_wanted` int32[b, l], 1 where the model is to produce the
-token by itself. Later micro-turns, and what arrives in them, are as if they were not there.
+tokens with PAD at the end (PAD alone where a record has none), and `thought_wanted` int32[b, l], 1
+where the model is to produce the token by itself. Later micro-turns, and what arrives in them, are
+as if they were not there.
 """
 
 from functools import partial
@@ -54,7 +55,7 @@ def reasoning_totals(config: ModelConfig, batch: Batch) -> dict[str, Array]:
     turns = followed_turns(batch)
     beside = branch_arrivals(config, batch).token != Special.PAD
     found = {
-        "branches": len(batch["followed"]),
+        "branches": jnp.sum(jnp.any(wanted_tokens(batch), axis=1)),
         "wanted": jnp.sum(wanted_tokens(batch)),
         "heard": jnp.sum((batch["heard"] != Special.NONE) & turns[..., None]),
         "positions": jnp.sum(turns) * (config.audio_positions + 1) + jnp.sum(beside),
@@ -127,7 +128,7 @@ def reasoning_sums(
         "thought": negative_log_likelihood(logits, token, wanted),
         "heard": negative_log_likelihood(heard_logits, heard, turns),
         "thought_hits": jnp.sum(right & wanted),
-        "exact": jnp.sum(jnp.all(right | ~wanted, axis=1)),
+        "exact": jnp.sum(jnp.all(right | ~wanted, axis=1) & jnp.any(wanted, axis=1)),
         "heard_hits": jnp.sum(words & likeliest(heard_logits, heard)),
     }
     return {name: jnp.float32(value) for name, value in sums.items()}

@@ -123,6 +123,8 @@ def test_a_branch_is_exact_when_all_its_wanted_tokens_are_right() -> None:
     batch = {**batch, "thought": thought, "thought_wanted": wanted}
     aux = _aux(batch)
     np.testing.assert_allclose([aux.exact, aux.thought_accuracy], [2 / 3, 3 / 4], rtol=1e-6)
+    aux = _aux({**batch, "thought_wanted": wanted.at[0].set(0)})  # a record without a branch
+    np.testing.assert_allclose([aux.exact, aux.thought_accuracy], [1 / 2, 2 / 3], rtol=1e-6)
 
 
 def test_shares_of_a_batch_add_up() -> None:
