@@ -12,6 +12,7 @@ from interaction import control
 from interaction.config import AudioConfig, ModelConfig
 from interaction.model import Arrivals
 from interaction.ops import dmel, mel
+from interaction.ops.dense import exact
 from interaction.training.objective import Batch
 from interaction.types import Array, Special
 
@@ -106,7 +107,8 @@ def _augment_session(frames: Array, key: Array) -> Array:
     shift = jax.random.uniform(keys[1], minval=-1.5, maxval=1.5)
     source = jnp.clip(channel * warp + shift, 0, mels - 1)
     weights = jnp.maximum(0.0, 1.0 - jnp.abs(source[:, None] - channel))  # to, from
-    out = frames.reshape(-1, mels) @ weights.T
+    flat = frames.reshape(-1, mels)
+    out = jnp.matmul(flat, weights.T, precision=exact(flat, weights))
     tilt = jax.random.uniform(keys[2], minval=-0.3, maxval=0.3)
     lift = jax.random.uniform(keys[3], minval=-0.25, maxval=0.25)
     out = out + tilt * (channel / mels - 0.5) * 2 + lift
