@@ -1,0 +1,226 @@
+"""The background model's two functions: follow the record of a session, read and write a branch.
+
+The reasoner prefills the micro-turns of a live conversation, some at a time, and then holds it
+whole in its ring caches. A branch is a copy of that state, in which text stands one token a
+micro-turn: what is asked, what is thought, a tool's result. Branches do not come back; the record
+goes on beside them.
+
+Of the live model it reads what was said as text, and not the sound of it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from interaction.cached import CACHE_SPEC, Cache, init_caches, run_cached
+from interaction.compiler import step_compiler_options
+from interaction.config import FOLLOW, ModelConfig
+from interaction.model import Arrivals, TurnInputs, embed, embed_arrivals, read_text
+from interaction.ops import dmel, mel, ring
+from interaction.parallel import SESSIONS
+from interaction.sharding import platform, whole
+from interaction.types import Array, Params, Special
+
+
+class ReasonerState(NamedTuple):
+    """All that the reasoner knows of sessions; the leading axis of every leaf is the session."""
+
+    clock: Array  # uint32[b], micro-turns and a branch's tokens so far, wraps
+    rings: ring.RingClock
+    caches: dict[str, Cache]
+    audio_tail: Array  # float32[b, window - user_hop], the user's last samples
+    heard: Array  # int32[b, audio_positions], transcription of the last micro-turn
+    text: Array  # int32[b], the live model's last text-out token
+
+
+class Turns(NamedTuple):
+    """The next micro-turns of a record, n <= FOLLOW; those from `count` on may be anything."""
+
+    audio: Array  # float32[b, n, turn_samples], the user's PCM
+    heard: Array  # int32[b, n, audio_positions], its transcription by the live model
+    text: Array  # int32[b, n], the live model's text-out tokens
+    arrived: Array  # int32[b, n, text_slots], PAD where empty
+    count: Array  # int32[b], micro-turns that are there, the first ones
+    frame: Array | None = None  # float32[b, n, size, size, 3]
+    has_frame: Array | None = None  # bool[b, n], required with `frame`
+
+
+def init_state(config: ModelConfig, sessions: int) -> ReasonerState:
+    """Sessions before their first micro-turn."""
+    rings, caches = init_caches(config.transformer, sessions, FOLLOW * config.turn_span)
+    return ReasonerState(
+        clock=jnp.zeros(sessions, jnp.uint32),
+        rings=rings,
+        caches=caches,
+        audio_tail=mel.init_tail(sessions, config.audio.user_hop, config.audio),
+        heard=jnp.full((sessions, config.audio_positions), Special.NONE, jnp.int32),
+        text=jnp.full(sessions, Special.SILENT, jnp.int32),
+    )
+
+
+def follow(
+    config: ModelConfig, params: Params, state: ReasonerState, turns: Turns
+) -> ReasonerState:
+    """Takes the next micro-turns in, however many of them there are.
+
+    Args:
+      config: The model's.
+      params: The model's: trunk, router_bias.
+      state: Before them.
+      turns: At most FOLLOW of each session.
+
+    Returns:
+      The state after them.
+
+    Raises:
+      ValueError: More than the rings have room for.
+    """
+    b, n = turns.text.shape
+    if n > FOLLOW:
+        raise ValueError(f"turns: got {n}, wanted at most {FOLLOW} at once; call again for more")
+    audio = config.audio
+    with jax.named_scope("front_end"):
+        pcm = turns.audio.reshape(b, -1)
+        _, user = mel.log_mel_stream(state.audio_tail, pcm, audio.user_hop, audio)
+        heard = jnp.concatenate([state.heard[:, None], turns.heard], axis=1)
+        text = jnp.concatenate([state.text[:, None], turns.text], axis=1)
+        inputs = TurnInputs(
+            user=dmel.dmel_bins(user, audio).reshape(b, n, audio.user_frames, audio.mels),
+            own=None,
+            hear_own=jnp.zeros((b, n)),
+            heard=heard[:, :-1],
+            last=text[:, :-1],
+            text=turns.arrived,
+            frame=turns.frame,
+            has_frame=turns.has_frame,
+            exists=jnp.arange(n) < turns.count[:, None],
+        )
+        positions = embed(config, params["trunk"], inputs, state.clock)
+    _, rings, caches, _ = run_cached(
+        config.transformer, params, positions, state.rings, state.caches
+    )
+
+    def newest(row: Array, end: Array, size: int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(row, end, size)
+
+    samples = jnp.concatenate([state.audio_tail, pcm], axis=1)
+    cut = jax.vmap(partial(newest, size=state.audio_tail.shape[1]))
+    last = jax.vmap(lambda row, count: row[count])
+    return ReasonerState(
+        clock=state.clock + turns.count.astype(jnp.uint32),
+        rings=rings,
+        caches=caches,
+        audio_tail=cut(samples, turns.count * audio.turn_samples),
+        heard=last(heard, turns.count),
+        text=last(text, turns.count),
+    )
+
+
+def read(
+    config: ModelConfig, params: Params, state: ReasonerState, tokens: Array
+) -> tuple[ReasonerState, Array]:
+    """Takes text in that belongs to a branch, and says what comes after it.
+
+    Args:
+      config: The model's.
+      params: The model's: trunk, router_bias.
+      state: Of branches, or of records from which they part here.
+      tokens: int32[b, m], PAD at the end of rows that have fewer.
+
+    Returns:
+      The state after them, and the logits of the next token, float32[b, v]; those of a row without
+      a token mean nothing.
+
+    Raises:
+      ValueError: More tokens than the rings have room for.
+    """
+    m, span = tokens.shape[1], config.turn_span
+    if m > FOLLOW * span:
+        raise ValueError(f"tokens: got {m}, wanted at most {FOLLOW * span} at once; call again")
+    place = state.clock[:, None] + jnp.arange(m, dtype=jnp.uint32)
+    arrivals = Arrivals(tokens, place * jnp.uint32(span))
+    positions = embed_arrivals(config, params["trunk"], arrivals)
+    x, rings, caches, _ = run_cached(
+        config.transformer, params, positions, state.rings, state.caches
+    )
+    count = jnp.sum(positions.valid, axis=1, dtype=jnp.int32)
+    newest = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
+    weights = whole(params["trunk"]["read_out"], "read_out", config.transformer.dtype)
+    state = state._replace(clock=state.clock + count.astype(jnp.uint32), rings=rings, caches=caches)
+    return state, read_text(config, weights, newest)[:, 0]
+
+
+class Functions(NamedTuple):
+    """The reasoner's functions, jitted; each shape of inputs is compiled once."""
+
+    init: Callable[[int], ReasonerState]  # sessions -> their state
+    follow: Callable[..., ReasonerState]  # (params, state, turns) -> state
+    read: Callable[..., tuple[ReasonerState, Array]]  # (params, state, tokens) -> state, int32[b]
+    branch: Callable[[ReasonerState], ReasonerState]  # a copy; the others donate their state
+
+
+def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
+    """`PartitionSpec`s of a state: sessions over `parallel.SESSIONS`, heads over `tensor`."""
+    state = jax.eval_shape(partial(init_state, config, 1))
+    specs = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS), state)
+    return specs._replace(caches=jax.tree.map(lambda leaf: CACHE_SPEC, state.caches))
+
+
+def make_reasoner(
+    config: ModelConfig,
+    mesh: Mesh | AbstractMesh,
+    specs: Any,  # noqa: ANN401
+    unpack: Callable[[Any], Params] = lambda params: params,
+) -> Functions:
+    """The jitted functions on a mesh.
+
+    Args:
+      config: The model's.
+      mesh: With all axes of `parallel.AXES`; its `data`, `fsdp` and `expert` devices share out the
+        sessions.
+      specs: `PartitionSpec`s of params, `sharding.param_specs` of a model's.
+      unpack: Makes a model's parameters of params, on each device.
+
+    Returns:
+      `follow` and `read`, which gives the likeliest next token.
+    """
+    sessions, states = PartitionSpec(SESSIONS), state_specs(config)
+
+    def place(specs: Any) -> Any:  # noqa: ANN401
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+    def jitted(body: Callable, outputs: Any) -> Callable:  # noqa: ANN401
+        inputs = (specs, states, sessions)
+        if mesh.size > 1:
+            body = jax.shard_map(
+                body, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False
+            )
+        return jax.jit(
+            body,
+            donate_argnums=1,
+            in_shardings=tuple(place(one) for one in inputs),
+            out_shardings=place(outputs),
+            compiler_options=step_compiler_options(platform(mesh)),
+        )
+
+    def follow_turns(params: Any, state: ReasonerState, turns: Turns) -> ReasonerState:  # noqa: ANN401
+        return follow(config, unpack(params), state, turns)
+
+    def read_tokens(params: Any, state: ReasonerState, tokens: Array) -> tuple:  # noqa: ANN401
+        state, logits = read(config, unpack(params), state, tokens)
+        return state, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    return Functions(
+        init=jax.jit(partial(init_state, config), static_argnums=0, out_shardings=place(states)),
+        follow=jitted(follow_turns, states),
+        read=jitted(read_tokens, (states, sessions)),
+        branch=jax.jit(
+            lambda state: jax.tree.map(jnp.copy, state),
+            in_shardings=(place(states),),
+            out_shardings=place(states),
+        ),
+    )
