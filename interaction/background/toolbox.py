@@ -169,7 +169,7 @@ def _describe(error: BaseException) -> str:
 
 def error_json(text: str) -> str:
     """JSON of {"error": text}, cut to what a model wants to read of it."""
-    return json.dumps({"error": _clean(text[:_ERROR_LIMIT])}, ensure_ascii=False)
+    return json.dumps({"error": clean_text(text[:_ERROR_LIMIT])}, ensure_ascii=False)
 
 
 def result_json(value: Any, limit: int = LIMIT) -> str:  # noqa: ANN401
@@ -189,7 +189,7 @@ def result_json(value: Any, limit: int = LIMIT) -> str:  # noqa: ANN401
     return cut
 
 
-def _clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Text that UTF-8 can hold: without half surrogate pairs."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -207,7 +207,7 @@ def _shorten(value: Any, room: int, depth: int) -> tuple[Any, int]:  # noqa: ANN
             raise ValueError(f"result: got {value}, wanted a finite number")
         return value, room - len(str(value))
     if isinstance(value, str):
-        return _clean(value[: max(room, 0)]), room - len(value)
+        return clean_text(value[: max(room, 0)]), room - len(value)
     if depth == _DEPTH:
         raise ValueError(f"result: got more than {_DEPTH} levels")
     if isinstance(value, list | tuple):
@@ -226,6 +226,6 @@ def _shorten(value: Any, room: int, depth: int) -> tuple[Any, int]:  # noqa: ANN
             if not isinstance(key, str):
                 raise ValueError(f"result: got a key of type {type(key).__name__}, wanted a text")
             short, room = _shorten(item, room - len(key) - 6, depth + 1)
-            fields[_clean(key[:LIMIT])] = short
+            fields[clean_text(key[:LIMIT])] = short
         return fields, room
     raise ValueError(f"result: got a {type(value).__name__}, wanted a value that JSON has")

@@ -1,0 +1,391 @@
+"""Between the control tokens of a live model and a background agent: who asked what, what is due.
+
+Pure bookkeeping on the driver's thread; nothing here waits.
+"""
+
+import collections
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from interaction.background.agent import (
+    CALL,
+    DONE,
+    FAILED,
+    RESULT,
+    TEXT,
+    THINKING,
+    BackgroundAgent,
+    Event,
+    Turn,
+)
+from interaction.background.toolbox import clean_text
+from interaction.types import Special
+
+_log = logging.getLogger(__name__)
+SORRY = "sorry that did not work"
+LIMIT_S = 120.0
+CALLS_LIMIT_S = 3_600.0
+# Kinds of notes beside those of an agent's events.
+ASKED, UPDATED, CANCELLED, GIVEN, IGNORED = "asked", "updated", "cancelled", "given", "ignored"
+TYPED = 0  # number of text that comes from outside; delegations count from 1
+_LONGEST_REQUEST = 200  # tokens
+_LONGEST_ANSWER = 500
+_LONGEST_TEXT = 4_000  # characters of an event
+_AT_ONCE = 8  # delegations; more fail
+_WAITING = 32  # results; more are ignored
+_EVENTS = 64  # handled in a micro-turn, so that a flood is spread over many
+_BACKLOG = 5_000
+
+
+class Note(NamedTuple):
+    """Something that happened, for the record."""
+
+    time: float  # s since the epoch
+    delegation: int
+    kind: str  # of an event, or one of the kinds above
+    text: str = ""
+
+
+class Words(Protocol):
+    """What a tokenizer does."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of words."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Words of ids."""
+
+
+@dataclasses.dataclass
+class Delegation:
+    """One request and its result."""
+
+    number: int
+    request: str
+    updates: list[str] = dataclasses.field(default_factory=list)
+    called: bool = False  # a tool was called, which must not happen again
+    calling: int = 0  # calls without a result yet
+    worked_s: float = 0.0  # without them
+    called_s: float = 0.0  # of them
+    due: list[int] = dataclasses.field(default_factory=list)  # tokens to give
+    length: int = 0  # of the answer
+    begun: bool = False  # some tokens were given
+    ended: bool = False  # nothing is to be added
+
+
+class Delegations:
+    """All delegations of one conversation."""
+
+    def __init__(
+        self,
+        agent: BackgroundAgent | None,
+        words: Words,
+        limit_s: float = LIMIT_S,
+        calls_limit_s: float = CALLS_LIMIT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begins with none.
+
+        Args:
+          agent: Whom to ask; with None every delegation fails.
+          words: The live model's tokenizer.
+          limit_s: How long an agent may take, its tool calls apart.
+          calls_limit_s: How long the tool calls of one delegation may take, timers among them.
+          clock: Seconds from anywhere on.
+        """
+        self._agent = agent
+        self._words = words
+        self._limits = limit_s, calls_limit_s
+        self._clock = clock
+        self._seen = clock()
+        self._raised = False
+        self._backlog: collections.deque[Event] = collections.deque()
+        self._notes: list[Note] = []
+        # What is saved:
+        self._last = 0
+        self._open: dict[int, Delegation] = {}  # with something to come
+        self._ready: list[int] = []  # with tokens to give, in the order in which these came
+        self._floor: int | None = None  # whose tokens are being given; nobody else's come between
+        self._span: tuple[int, list[int]] | None = None  # opening token and words since
+
+    @property
+    def running(self) -> list[int]:
+        """Delegations whose result has not been given in full."""
+        return [number for number in self._open if number != TYPED]
+
+    def notes(self) -> list[Note]:
+        """What has happened since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _note(self, number: int, kind: str, text: str = "") -> None:
+        self._notes.append(Note(time.time(), number, kind, clean_text(text[:_LONGEST_TEXT])))
+
+    # Text that arrives.
+
+    def type(self, text: str) -> None:
+        """Puts text from outside among what is to be given.
+
+        Raises:
+          ValueError: There is too much of it; send it later.
+        """
+        ids = self._encode(text)
+        unit = self._open.get(TYPED) or Delegation(TYPED, "", ended=True)
+        if len(unit.due) + len(ids) > _LONGEST_ANSWER or len(text) > _LONGEST_TEXT:
+            raise ValueError(
+                f"text: got {len(ids)} tokens more while {len(unit.due)} wait, wanted at most "
+                f"{_LONGEST_ANSWER}; send it in parts"
+            )
+        if ids:
+            self._open[TYPED] = unit
+            self._give(unit, ids)
+
+    def take(self, slots: int) -> np.ndarray | None:
+        """The next tokens for the live model.
+
+        Args:
+          slots: How many at most.
+
+        Returns:
+          int32[slots], PAD where empty, of one delegation; None if nothing is due.
+        """
+        if self._floor is None and self._ready:
+            self._floor = self._ready.pop(0)
+        unit = None if self._floor is None else self._open[self._floor]
+        if unit is None or not unit.due:
+            return None
+        ids, unit.due = unit.due[:slots], unit.due[slots:]
+        unit.begun = True
+        if unit.ended and not unit.due:
+            self._drop(unit.number)
+            self._note(unit.number, GIVEN)
+        return np.array(ids + [Special.PAD] * (slots - len(ids)), np.int32)
+
+    def _give(self, unit: Delegation, ids: list[int]) -> None:
+        unit.due += ids
+        if ids and unit.number != self._floor and unit.number not in self._ready:
+            self._ready.append(unit.number)
+
+    def _drop(self, number: int) -> None:
+        del self._open[number]
+        self._withdraw(number)
+        if self._floor == number:
+            self._floor = None
+
+    def _withdraw(self, number: int) -> None:
+        if number in self._ready:
+            self._ready.remove(number)
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of words; text cannot smuggle in a control token."""
+        ids = self._words.encode(clean_text(text[:_LONGEST_TEXT]))
+        return [one for one in ids if one >= Special.COUNT]
+
+    # The agent.
+
+    def follow(self, turn: Turn) -> None:
+        """Tells the agent of a micro-turn."""
+        self._tell("follow", turn)
+
+    def close(self) -> None:
+        """Closes the agent, and takes what it has done until then."""
+        self._tell("close")
+        self.collect(every=True)
+
+    def _tell(self, method: str, *args: Any) -> Any:  # noqa: ANN401
+        """Calls the agent; one that raises fails what was running."""
+        if self._agent is None:
+            return None
+        try:
+            answer = getattr(self._agent, method)(*args)
+            self._raised = False
+            return answer
+        except Exception as error:
+            if not self._raised:
+                _log.warning("background agent raised in %s", method, exc_info=True)
+            self._raised = True
+            for one in list(self._open.values()):
+                if not one.ended:
+                    self._fail(one, f"the agent raised {type(error).__name__}")
+            return None
+
+    def collect(self, every: bool = False) -> None:
+        """Takes up what the agent has done, and ends what takes too long.
+
+        Args:
+          every: All events; otherwise a flood is spread over calls.
+        """
+        events = self._tell("events")
+        if isinstance(events, list):
+            self._backlog.extend(one for one in events if isinstance(one, Event))
+        if len(self._backlog) > _BACKLOG:
+            self._backlog.clear()
+            for one in list(self._open.values()):
+                if not one.ended:
+                    self._fail(one, "the agent floods")
+        for _ in range(len(self._backlog) if every else min(len(self._backlog), _EVENTS)):
+            self._handle(self._backlog.popleft())
+        now = self._clock()
+        passed, self._seen = now - self._seen, now
+        for one in list(self._open.values()):
+            if not one.ended:
+                self._age(one, passed)
+
+    def _age(self, one: Delegation, passed: float) -> None:
+        limit_s, calls_limit_s = self._limits
+        if one.calling > 0:
+            one.called_s += passed
+        else:
+            one.worked_s += passed
+        if one.worked_s > limit_s or one.called_s > calls_limit_s:
+            self._tell("cancel", one.number)
+            if not one.ended:
+                self._fail(one, "it took too long")
+
+    def _handle(self, event: Event) -> None:
+        number, kind, text = event
+        if not isinstance(text, str) or not 0 < number <= self._last:
+            return
+        one = self._open.get(number)
+        if kind in (THINKING, CALL, RESULT):
+            self._note(number, kind, text)
+        if one is not None and kind == CALL:
+            one.called, one.calling = True, one.calling + 1
+        elif one is not None and kind == RESULT:
+            one.calling = max(0, one.calling - 1)
+        if one is None or one.ended:
+            return
+        if kind in (TEXT, DONE):
+            self._note(number, kind, text)
+        if kind == TEXT:
+            self._say(one, text)
+        elif kind == DONE and one.length:
+            self._finish(one)
+        elif kind in (DONE, FAILED):
+            self._fail(one, text if kind == FAILED else "there were no words")
+
+    def _say(self, one: Delegation, text: str) -> None:
+        ids = self._encode(text)[: _LONGEST_ANSWER - one.length]
+        one.length += len(ids)
+        self._give(one, ids)
+        if one.length == _LONGEST_ANSWER:
+            self._tell("cancel", one.number)
+            if not one.ended:
+                self._finish(one)
+
+    def _finish(self, one: Delegation) -> None:
+        one.ended = True
+        self._give(one, [Special.END_DELEGATE])
+
+    def _fail(self, one: Delegation, why: str) -> None:
+        """In place of what was not given yet, an honest sentence."""
+        self._note(one.number, FAILED, why)
+        one.due.clear()
+        self._give(one, self._encode(SORRY))
+        self._finish(one)
+
+    # Control tokens.
+
+    def read(self, token: int) -> None:
+        """Follows the live model's text, token by token."""
+        if token >= Special.COUNT:
+            if self._span is not None and len(self._span[1]) <= _LONGEST_REQUEST:
+                self._span[1].append(token)
+            return
+        span, self._span = self._span, None
+        if token in (Special.DELEGATE, Special.UPDATE):
+            self._span = token, []
+        if span is not None and token != Special.END_DELEGATE:
+            self._note(0, IGNORED, "a request that was not finished")
+        elif span is not None:
+            self._order(*span)
+        if token == Special.CANCEL:
+            self._cancel()
+
+    def _order(self, opening: int, ids: list[int]) -> None:
+        words = self._words.decode(ids)
+        if not words or len(ids) > _LONGEST_REQUEST:
+            self._note(0, IGNORED, "a request without words" if not words else "too long a request")
+        elif opening == Special.DELEGATE:
+            self._ask(words)
+        elif not self.running:
+            self._note(0, IGNORED, f"an update without a delegation: {words}")
+        else:
+            self._update(self._open[max(self.running)], words)
+
+    def _ask(self, words: str) -> None:
+        if len(self._open) >= _WAITING:
+            self._note(0, IGNORED, f"too many delegations: {words}")
+            return
+        self._last += 1
+        busy = len(self.running)
+        one = self._open[self._last] = Delegation(self._last, words)
+        self._note(one.number, ASKED, words)
+        if self._agent is None or busy >= _AT_ONCE:
+            self._fail(one, "nobody to ask" if self._agent is None else "too many at once")
+        else:
+            self._tell("ask", one.number, words)
+
+    def _update(self, one: Delegation, words: str) -> None:
+        """Also of one whose result is there: what of it was not given is void."""
+        self._note(one.number, UPDATED, words)
+        if self._agent is None:
+            return
+        one.updates.append(words)
+        one.due.clear()
+        self._withdraw(one.number)
+        one.ended, one.length, one.calling, one.worked_s = False, 0, 0, 0.0
+        self._tell("update", one.number, words)
+
+    def _cancel(self) -> None:
+        if not self.running:
+            self._note(0, IGNORED, "a cancel without a delegation")
+            return
+        number = max(self.running)
+        self._drop(number)
+        self._note(number, CANCELLED)
+        self._tell("cancel", number)
+
+    # A conversation as a file.
+
+    def saved(self) -> dict[str, Any]:
+        """Everything, as values that MessagePack has."""
+        return {
+            "last": self._last,
+            "open": [dataclasses.asdict(one) for one in self._open.values()],
+            "ready": list(self._ready),
+            "floor": self._floor,
+            "span": self._span,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Takes up what was saved, after the agent has been told the record.
+
+        What was running is asked again; where a tool had been called, or words given already, the
+        honest sentence comes instead.
+
+        Raises:
+          ValueError, TypeError, KeyError: It was not written by `saved`.
+        """
+        self._last = int(saved["last"])
+        self._open = {one["number"]: Delegation(**one) for one in saved["open"]}
+        self._ready, self._floor = list(saved["ready"]), saved["floor"]
+        span = saved["span"]
+        self._span = None if span is None else (int(span[0]), list(span[1]))
+        for one in list(self._open.values()):
+            if one.ended:
+                continue
+            if one.called or one.begun or self._agent is None:
+                self._fail(one, "it ran when the conversation was saved")
+                continue
+            one.due.clear()
+            self._withdraw(one.number)
+            one.length = 0
+            self._tell("ask", one.number, one.request)
+            for words in one.updates:
+                self._tell("update", one.number, words)

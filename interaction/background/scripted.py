@@ -1,0 +1,92 @@
+"""`ScriptedAgent`: says what a script says, at the micro-turn at which the script says it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from interaction.background.agent import Event, Turn
+
+DIE = "die"  # a kind of `Line`: from then on every method raises
+
+
+class Line(NamedTuple):
+    """One event of an answer."""
+
+    after: int  # micro-turns since the line before, or since the request
+    kind: str  # of the event, or DIE
+    text: str = ""
+
+
+Script = Mapping[str, Iterable[Line]] | Callable[[str], Iterable[Line]]
+
+
+class ScriptedAgent:
+    """A `BackgroundAgent` without a thread: its time is that of the micro-turns that it follows.
+
+    A script without a last line DONE or FAILED hangs. What it was told is in `told`.
+    """
+
+    def __init__(self, script: Script) -> None:
+        """Makes an agent.
+
+        Args:
+          script: Lines by the words of a request, or of an update, which has an answer of its own
+            in place of what was still to come.
+        """
+        self._script = script if callable(script) else lambda words: script.get(words, ())
+        self._now = 0
+        self._lines: dict[int, list[tuple[int, Line]]] = {}  # by delegation, with their turns
+        self._dead = False
+        self.told: list[tuple] = []
+        self.turns: list[Turn] = []
+
+    def follow(self, turn: Turn) -> None:
+        """See `BackgroundAgent`."""
+        self._alive()
+        self.turns.append(turn)
+        self._now += 1
+
+    def ask(self, delegation: int, request: str) -> None:
+        """See `BackgroundAgent`."""
+        self._alive()
+        self.told.append(("ask", delegation, request))
+        self._answer(delegation, request)
+
+    def update(self, delegation: int, words: str) -> None:
+        """See `BackgroundAgent`."""
+        self._alive()
+        self.told.append(("update", delegation, words))
+        self._answer(delegation, words)
+
+    def cancel(self, delegation: int) -> None:
+        """See `BackgroundAgent`."""
+        self._alive()
+        self.told.append(("cancel", delegation))
+        self._lines.pop(delegation, None)
+
+    def events(self) -> list[Event]:
+        """See `BackgroundAgent`."""
+        self._alive()
+        events = []
+        for delegation, lines in self._lines.items():
+            while lines and lines[0][0] <= self._now:
+                line = lines.pop(0)[1]
+                if line.kind == DIE:
+                    self._dead = True
+                    self._alive()
+                events.append(Event(delegation, line.kind, line.text))
+        return events
+
+    def close(self) -> None:
+        """See `BackgroundAgent`."""
+        self.told.append(("close",))
+
+    def _alive(self) -> None:
+        if self._dead:
+            raise RuntimeError("the script says that the agent is dead")
+
+    def _answer(self, delegation: int, words: str) -> None:
+        at, lines = self._now, []
+        for line in self._script(words):
+            at += line.after
+            lines.append((at, line))
+        self._lines[delegation] = lines
