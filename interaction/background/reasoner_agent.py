@@ -1,0 +1,342 @@
+"""A background agent that reasons with a model of this library, and calls tools.
+
+In a branch of the record the model reads and writes text, a token at a time:
+
+  read   <delegate> the request </delegate>, or <update> what changes it </delegate>
+  write  the request as it understands it, then <delegate> {"tool": name, ...} </delegate>
+  read   <update> {"result": value} </delegate>, or {"error": text}
+  write  further calls, then <hold> the words for the user <silent>
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from interaction import checkpoint, sharding
+from interaction.background import reasoner
+from interaction.background.agent import DONE, FAILED, RESULT, TEXT, THINKING, Turn
+from interaction.background.reasoner import ReasonerState, Turns
+from interaction.background.threaded import KEEP, ThreadedAgent
+from interaction.background.toolbox import Toolbox, ToolCall, error_json
+from interaction.config import FOLLOW, ModelConfig
+from interaction.data.tokenizer import Tokenizer, load_tokenizer
+from interaction.model import init_params, separate_layers
+from interaction.packing import LIMITS, Packing
+from interaction.parallel import SESSIONS
+from interaction.types import Params, Special
+
+RELEASED = pathlib.Path(__file__).parents[1] / "checkpoints"
+READ = 16  # tokens of a span that are read at once
+LIMIT = 256  # tokens that a branch may write
+_LONGEST = 500  # tokens of a span that is read
+_THINK, _CALL, _SAY = "think", "call", "say"  # what a branch is writing
+
+
+class Reasoner:
+    """A loaded background model; immutable, so one serves any number of conversations."""
+
+    def __init__(
+        self, config: ModelConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh | None = None
+    ) -> None:
+        """Puts the parameters on the devices; functions are compiled when first called.
+
+        Args:
+          config: The model's.
+          params: Of which trunk and router_bias are read: a background model is mute.
+          tokenizer: The live model's.
+          mesh: Devices to run on, other than the live model's if need be; None takes the first.
+
+        Raises:
+          ValueError: The tokenizer has more ids than the model, or the mesh splits conversations
+            or a parameter that it does not divide.
+        """
+        if tokenizer.vocab > config.vocab:
+            raise ValueError(
+                f"tokenizer: got {tokenizer.vocab} ids, wanted at most vocab={config.vocab}; "
+                "load the tokenizer that the model was trained with"
+            )
+        mesh = sharding.make_mesh({}) if mesh is None else mesh
+        if sharding.size(mesh, *SESSIONS) > 1:
+            raise ValueError(
+                f"mesh: got {dict(mesh.shape)}, wanted size 1 along {SESSIONS}; a conversation "
+                "stays on one of the devices that share sessions out"
+            )
+        self.config, self.tokenizer = config, tokenizer
+        params = {part: params[part] for part in ("trunk", "router_bias")}
+        params = sharding.cast_params(params, config.transformer.dtype)
+        params = jax.tree.map(sharding.put, params, sharding.shardings(mesh, params))
+        platform = sharding.platform(mesh)
+        if platform == "cpu" and mesh.size == 1:  # see `run_stack`
+            params = {**params, "trunk": jax.jit(separate_layers)(params["trunk"])}
+        packing = Packing(params, sharding.param_specs(params), LIMITS[platform])
+        self._packed = packing.join(params, mesh)
+        self._run = reasoner.make_reasoner(config, mesh, packing.specs, packing.take_apart)
+        self._warm = threading.Lock()
+        self._compiled: set[bool] = set()
+
+    def warm_up(self, frames: bool = False) -> None:
+        """Compiles all that a conversation needs, with `frames` what it needs for video."""
+        with self._warm:
+            if frames in self._compiled:
+                return
+            audio, size = self.config.audio, self.config.frame_size
+            silence = np.zeros(audio.turn_samples, np.float32)
+            picture = np.zeros((size, size, 3), np.float32) if frames else None
+            heard = np.full(self.config.audio_positions, Special.NONE, np.int32)
+            turn = Turn(silence, silence, heard, Special.SILENT, None, picture)
+            state = self.branch(self.follow(self.start(), [turn]))
+            for span in ([Special.DELEGATE, Special.END_DELEGATE], [Special.HOLD]):
+                state, _ = self.read(state, span)
+            self._compiled.add(frames)
+
+    def start(self) -> ReasonerState:
+        """A conversation before its first micro-turn."""
+        return self._run.init(1)
+
+    def follow(self, state: ReasonerState, turns: Sequence[Turn]) -> ReasonerState:
+        """Takes at most FOLLOW micro-turns in; the state is donated."""
+        config, count = self.config, len(turns)
+        samples, positions = config.audio.turn_samples, config.audio_positions
+        given: dict[str, Any] = {
+            "audio": np.zeros((1, FOLLOW, samples), np.float32),
+            "heard": np.full((1, FOLLOW, positions), Special.NONE, np.int32),
+            "text": np.full((1, FOLLOW), Special.SILENT, np.int32),
+            "arrived": np.full((1, FOLLOW, config.text_slots), Special.PAD, np.int32),
+        }
+        if any(turn.frame is not None for turn in turns):
+            size = config.frame_size
+            given["frame"] = np.zeros((1, FOLLOW, size, size, 3), np.float32)
+        for place, turn in enumerate(turns):
+            for name, rows in given.items():
+                if getattr(turn, name) is not None:
+                    rows[0, place] = getattr(turn, name)
+        if "frame" in given:
+            given["has_frame"] = np.zeros((1, FOLLOW), bool)
+            given["has_frame"][0, :count] = [turn.frame is not None for turn in turns]
+        given["count"] = np.array([count], np.int32)
+        return self._run.follow(self._packed, state, Turns(**given))
+
+    def branch(self, state: ReasonerState) -> ReasonerState:
+        """A copy, to be read on."""
+        return self._run.branch(state)
+
+    def read(self, state: ReasonerState, ids: Sequence[int]) -> tuple[ReasonerState, int]:
+        """Takes at most READ tokens in, and says the likeliest next one; the state is donated."""
+        tokens = np.full((1, 1 if len(ids) == 1 else READ), Special.PAD, np.int32)
+        tokens[0, : len(ids)] = ids
+        state, token = self._run.read(self._packed, state, tokens)
+        return state, int(np.asarray(token)[0])
+
+
+def load_reasoner(
+    name: str | os.PathLike = "demo_background", mesh: Mesh | None = None
+) -> Reasoner:
+    """Loads a released background model by name, or from a folder of `checkpoint.save_model`.
+
+    Args:
+      name: Of the model, or its folder; its weights are trunk and router_bias alone.
+      mesh: See `Reasoner`.
+
+    Raises:
+      ValueError: There is no such model, or its files are damaged or foreign.
+    """
+    folder = RELEASED / name
+    folder = folder if folder.is_dir() else pathlib.Path(name)
+    if not str(name) or not folder.is_dir():
+        raise ValueError(
+            f"name: got {str(name)!r}, wanted a background model of {RELEASED} or a folder; "
+            "check the spelling"
+        )
+
+    def abstract(config: ModelConfig) -> Params:
+        key = jax.random.key(0)
+        trunk, _, bias = jax.eval_shape(functools.partial(init_params, config), key)
+        return {"trunk": trunk, "router_bias": bias}
+
+    config, params = checkpoint.load_model(folder, abstract)
+    return Reasoner(config, params, load_tokenizer(folder / checkpoint.TOKENIZER), mesh)
+
+
+@dataclasses.dataclass
+class _Branch:
+    """One delegation at work."""
+
+    state: ReasonerState
+    unread: list[int]  # tokens that the model is still to take in
+    token: int = Special.PAD  # that it says next, when it has
+    writes: str = _THINK
+    part: list[int] = dataclasses.field(default_factory=list)  # words of it so far
+    call: ToolCall | None = None  # that runs
+    written: int = 0  # tokens
+    said: bool = False  # words for the user were given
+    mistakes: int = 0
+
+
+class ReasonerAgent(ThreadedAgent):
+    """Follows one conversation and works on its delegations, several at once.
+
+    A branch that writes what is no call and no answer is told so once; then it has failed.
+    """
+
+    def __init__(
+        self, model: Reasoner, toolbox: Toolbox, *, frames: bool = False, keep: int = KEEP
+    ) -> None:
+        """Compiles all that the conversation will need.
+
+        Args:
+          model: A loaded one.
+          toolbox: What it may call.
+          frames: Whether video may come.
+          keep: See `ThreadedAgent`.
+        """
+        super().__init__(keep)
+        model.warm_up()
+        if frames:
+            model.warm_up(frames)
+        self._model = model
+        self._toolbox = toolbox
+        self._branches: dict[int, _Branch] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """See `ThreadedAgent`."""
+        for number in list(self._branches):
+            self._drop(number)
+        self._record = self._model.start()
+        self._pending: list[Turn] = []
+
+    def close(self) -> None:
+        """See `BackgroundAgent`; calls that run are cancelled."""
+        super().close()
+        for branch in list(self._branches.values()):
+            if branch.call is not None:
+                branch.call.cancel()
+
+    def on_turns(self, turns: list[Turn]) -> None:
+        """See `ThreadedAgent`; `work` follows them when there are enough."""
+        self._pending += turns
+
+    def on_ask(self, delegation: int, request: str) -> None:
+        """See `ThreadedAgent`."""
+        self._open(delegation, Special.DELEGATE, request)
+
+    def on_update(self, delegation: int, words: str) -> None:
+        """See `ThreadedAgent`: a new branch of the record, which holds the request as well."""
+        self._drop(delegation)
+        self._open(delegation, Special.UPDATE, words)
+
+    def on_cancel(self, delegation: int) -> None:
+        """See `ThreadedAgent`."""
+        self._drop(delegation)
+
+    def work(self) -> bool:
+        """Follows some micro-turns, or takes each branch one token further."""
+        if len(self._pending) >= FOLLOW:
+            self._follow_some()
+            return True
+        going = [self._advance(*one) for one in list(self._branches.items())]
+        return any(going)
+
+    def _follow_some(self) -> None:
+        turns, self._pending = self._pending[:FOLLOW], self._pending[FOLLOW:]
+        self._record = self._model.follow(self._record, turns)
+
+    def _open(self, number: int, opening: int, words: str) -> None:
+        while self._pending:
+            self._follow_some()
+        state = self._model.branch(self._record)
+        self._branches[number] = _Branch(state, self._span(opening, words))
+
+    def _drop(self, number: int) -> None:
+        branch = self._branches.pop(number, None)
+        if branch is not None and branch.call is not None:
+            branch.call.cancel()
+
+    def _span(self, opening: int, text: str) -> list[int]:
+        ids = [one for one in self._model.tokenizer.encode(text) if one >= Special.COUNT]
+        return [opening, *ids[:_LONGEST], Special.END_DELEGATE]
+
+    def _advance(self, number: int, branch: _Branch) -> bool:
+        """Takes a branch a little further; False while it waits for a call, and at its end."""
+        if branch.call is not None:
+            if not branch.call.done():
+                return False
+            result, branch.call = branch.call.result(), None
+            self.emit(number, RESULT, result)
+            branch.unread += self._span(Special.UPDATE, result)
+        if not branch.unread:
+            self._write(number, branch, branch.token)
+        if number not in self._branches or branch.call is not None:
+            return number in self._branches
+        ids, branch.unread = branch.unread[:READ], branch.unread[READ:]
+        branch.state, branch.token = self._model.read(branch.state, ids)
+        return True
+
+    def _write(self, number: int, branch: _Branch, token: int) -> None:
+        """Does what a token that the model wrote says."""
+        branch.written += 1
+        if branch.written > LIMIT:
+            self._give_up(number, f"no end after {LIMIT} tokens")
+            return
+        branch.unread = [token]
+        if token >= Special.COUNT:
+            branch.part.append(token)
+            if branch.writes == _SAY:
+                self._say(number, branch, last=False)
+        elif branch.writes == _THINK and token in (Special.DELEGATE, Special.HOLD):
+            if branch.part:
+                self.emit(number, THINKING, self._model.tokenizer.decode(branch.part))
+            branch.part = []
+            branch.writes = _CALL if token == Special.DELEGATE else _SAY
+        elif branch.writes == _CALL and token == Special.END_DELEGATE:
+            self._call(number, branch)
+        elif branch.writes == _SAY and token == Special.SILENT:
+            self._say(number, branch, last=True)
+            del self._branches[number]
+            self.emit(number, DONE)
+        else:
+            branch.unread = []
+            self._correct(number, branch, f"{Special.NAMES[token]} where it was to {branch.writes}")
+
+    def _say(self, number: int, branch: _Branch, last: bool) -> None:
+        """Gives the words that are whole: all but the last one, to which more may belong."""
+        text = self._model.tokenizer.decode(branch.part)
+        if not last:
+            text, more, _ = text.rpartition(" ")
+            branch.part = branch.part[-1:] if more else branch.part
+        if text:
+            branch.said = True
+            self.emit(number, TEXT, text)
+
+    def _call(self, number: int, branch: _Branch) -> None:
+        text = self._model.tokenizer.decode(branch.part)
+        branch.part, branch.writes = [], _THINK
+        try:
+            call = json.loads(text)
+        except (ValueError, RecursionError):
+            call = None
+        if not isinstance(call, dict) or not isinstance(call.get("tool"), str):
+            self._correct(number, branch, "call: wanted JSON of a tool and its arguments")
+            return
+        branch.call = self.call(number, self._toolbox, text)
+
+    def _correct(self, number: int, branch: _Branch, why: str) -> None:
+        branch.mistakes += 1
+        if branch.mistakes > 1 or branch.said:
+            self._give_up(number, f"the model wrote {why}")
+            return
+        branch.part, branch.writes = [], _THINK
+        branch.unread += self._span(Special.UPDATE, error_json(why))
+
+    def _give_up(self, number: int, why: str) -> None:
+        self._drop(number)
+        self.emit(number, FAILED, why)

@@ -1,0 +1,409 @@
+"""The agent that reasons with a model: what it reads and writes, whatever the model says."""
+
+import json
+import pathlib
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from interaction import presets, sharding
+from interaction.background.agent import (
+    CALL,
+    DONE,
+    FAILED,
+    RESULT,
+    TEXT,
+    THINKING,
+    Event,
+    Turn,
+)
+from interaction.background.reasoner_agent import (
+    LIMIT,
+    READ,
+    Reasoner,
+    ReasonerAgent,
+    load_reasoner,
+)
+from interaction.background.tool import tool
+from interaction.background.toolbox import Toolbox
+from interaction.checkpoint import save_model
+from interaction.config import FOLLOW
+from interaction.data import tokenizer
+from interaction.types import Special
+from tests.background.fakes import TOKENIZER, wait_for, words
+from tests.support import random_params
+
+CONFIG = presets.tiny()
+SEVEN = json.dumps({"tool": "times", "a": 7, "b": 8})
+
+
+def turn(text: int = Special.SILENT, frame: np.ndarray | None = None) -> Turn:
+    silence = np.zeros(CONFIG.audio.turn_samples, np.float32)
+    return Turn(silence, silence, np.full(2, Special.NONE, np.int32), text, None, frame)
+
+
+def call(text: str = SEVEN) -> list[int]:
+    return [Special.DELEGATE, *words(text), Special.END_DELEGATE]
+
+
+def answer(text: str) -> list[int]:
+    return [Special.HOLD, *words(text), Special.SILENT]
+
+
+class State(NamedTuple):
+    turns: tuple[Turn, ...]
+    tokens: tuple[int, ...] = ()  # read, those that it wrote itself included
+
+
+Script = dict[str, list[list[int]]]  # words that it is asked -> what it writes after each span
+
+
+class FakeReasoner:
+    """Writes what a script says, one list of tokens after each span that it reads."""
+
+    def __init__(self, script: Script) -> None:
+        self.tokenizer = TOKENIZER
+        self.script = script
+        self.sizes: list[int] = []  # of batches of micro-turns
+        self.gone: set[int] = set()  # states that were donated, by identity
+        self.states: list[State] = []
+
+    def _new(self, state: State) -> State:
+        self.states.append(state)  # keeps it, and its identity
+        return state
+
+    def _donate(self, state: State) -> None:
+        assert id(state) not in self.gone, "a state is used after it was donated"
+        self.gone.add(id(state))
+
+    def warm_up(self, frames: bool = False) -> None:
+        pass
+
+    def start(self) -> State:
+        return self._new(State(()))
+
+    def follow(self, state: State, turns: Sequence[Turn]) -> State:
+        assert 0 < len(turns) <= FOLLOW
+        self._donate(state)
+        self.sizes.append(len(turns))
+        return self._new(State((*state.turns, *turns)))
+
+    def branch(self, state: State) -> State:
+        assert id(state) not in self.gone
+        return self._new(State(*state))
+
+    def read(self, state: State, ids: Sequence[int]) -> tuple[State, int]:
+        assert 0 < len(ids) <= READ
+        self._donate(state)
+        tokens = (*state.tokens, *ids)
+        state = self._new(State(state.turns, tokens))
+        spans = [0, *(i for i, one in enumerate(tokens) if i and one == Special.UPDATE)]
+        if Special.END_DELEGATE not in tokens[spans[-1] :]:
+            return state, Special.PAD  # in the middle of what it reads
+        ends = [tokens.index(Special.END_DELEGATE, first) for first in spans]
+        writes = self.script[TOKENIZER.decode(tokens[1 : ends[0]])][len(spans) - 1]
+        return state, writes[len(tokens) - ends[-1] - 1]
+
+
+@tool
+def times(a: int, b: int) -> int:
+    """Multiplies.
+
+    Args:
+      a: One.
+      b: Another.
+    """
+    return a * b
+
+
+class Talk:
+    """An agent, and the events that have come of it."""
+
+    def __init__(self, script: Script, *tools: object) -> None:
+        self.model = FakeReasoner(script)
+        self.agent = ReasonerAgent(self.model, Toolbox(tools or (times,)))
+        self.got: list[Event] = []
+
+    def events(self, until: str, count: int = 1) -> list[tuple[str, str]]:
+        """Kinds and texts until so many events of a kind have come."""
+
+        def come() -> bool:
+            self.got += self.agent.events()
+            return sum(one.kind == until for one in self.got) >= count
+
+        wait_for(come)
+        return [(one.kind, one.text) for one in self.got]
+
+
+@pytest.fixture
+def agents() -> list:
+    made: list[Talk] = []
+    yield made
+    for one in made:
+        one.agent.close()
+
+
+def start(agents: list, script: Script, *tools: object) -> Talk:
+    agents.append(Talk(script, *tools))
+    return agents[-1]
+
+
+SCRIPT = {
+    "seven times eight": [[*words("seven times eight"), *call()], answer("it is fifty six")],
+    "nine": [[*words("seven times nine"), *answer("it is sixty three")]],
+}
+ANSWERED = [
+    (THINKING, "seven times eight"),
+    (CALL, SEVEN),
+    (RESULT, '{"result": 56}'),
+    (TEXT, "it"),
+    (TEXT, "is"),
+    (TEXT, "fifty"),
+    (TEXT, "six"),
+    (DONE, ""),
+]
+
+
+def test_thinks_calls_and_streams_words(agents: list) -> None:
+    talk = start(agents, SCRIPT)
+    for place in range(7):
+        talk.agent.follow(turn(place))
+    talk.agent.ask(1, "seven times eight")
+    assert talk.events(DONE) == ANSWERED
+    assert sum(talk.model.sizes) == 7 and talk.model.sizes[-1] == 2  # what was left is not late
+    branch = talk.model.states[-1]
+    assert [one.text for one in branch.turns] == list(range(7))
+    read = [Special.DELEGATE, *words("seven times eight"), Special.END_DELEGATE]
+    result = [Special.UPDATE, *words('{"result": 56}'), Special.END_DELEGATE]
+    thought, said = SCRIPT["seven times eight"]
+    assert list(branch.tokens) == [*read, *thought, *result, *said[:-1]]
+
+
+def test_several_at_once_and_turns_go_on(agents: list) -> None:
+    gate = threading.Event()
+
+    @tool
+    def wait(name: str) -> str:
+        """Waits for the gate.
+
+        Args:
+          name: Of the call.
+        """
+        gate.wait(5)
+        return name
+
+    script = {
+        name: [call(json.dumps({"tool": "wait", "name": name})), answer(name)]
+        for name in ("one", "two")
+    }
+    talk = start(agents, {**script, **SCRIPT}, wait, times)
+    talk.agent.ask(1, "one")
+    talk.agent.ask(2, "two")
+    talk.events(CALL, 2)
+    for _ in range(2 * FOLLOW):
+        talk.agent.follow(turn())
+    talk.agent.ask(3, "seven times eight")
+    assert [pair for pair in talk.events(DONE) if pair[0] == DONE] == [(DONE, "")]
+    assert talk.got[-1].delegation == 3
+    gate.set()
+    talk.events(DONE, 3)
+    said = {one.delegation: one.text for one in talk.got if one.kind == TEXT}
+    assert said == {1: "one", 2: "two", 3: "six"}
+    assert sum(talk.model.sizes) == 2 * FOLLOW
+
+
+def test_cancel_drops_the_branch_and_its_call(agents: list) -> None:
+    ended = threading.Event()
+
+    @tool(timeout_s=None)
+    def wait(cancelled: threading.Event) -> str:
+        """Waits."""
+        cancelled.wait(5)
+        ended.set()
+        return "late"
+
+    talk = start(
+        agents, {"wait": [call('{"tool": "wait"}'), answer("late")], **SCRIPT}, wait, times
+    )
+    talk.agent.ask(1, "wait")
+    talk.events(CALL)
+    talk.agent.cancel(1)
+    assert ended.wait(2)
+    talk.agent.ask(2, "seven times eight")
+    talk.events(DONE)
+    assert [one.kind for one in talk.got if one.delegation == 1] == [CALL]
+
+
+def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
+    ended = threading.Event()
+
+    @tool(timeout_s=None)
+    def wait(cancelled: threading.Event) -> str:
+        """Waits."""
+        cancelled.wait(5)
+        ended.set()
+        return "late"
+
+    talk = start(agents, {"wait": [call('{"tool": "wait"}')], **SCRIPT}, wait)
+    talk.agent.ask(1, "wait")
+    talk.events(CALL)
+    talk.agent.follow(turn(11))
+    talk.agent.update(1, "nine")
+    assert ended.wait(2), "the call of the dropped branch is cancelled"
+    got = talk.events(DONE)[1:]
+    assert got == [
+        (THINKING, "seven times nine"),
+        *[(TEXT, one) for one in "it is sixty three".split()],
+        (DONE, ""),
+    ]
+    branch = talk.model.states[-1]
+    assert branch.tokens[:3] == (Special.UPDATE, *words("nine"), Special.END_DELEGATE)
+    assert [one.text for one in branch.turns] == [11]
+    talk.agent.update(1, "nine")  # of one that was done
+    talk.events(DONE, 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (call("seven times eight"), "call: wanted JSON of a tool and its arguments"),
+        (call('{"name": "times"}'), "call: wanted JSON of a tool and its arguments"),
+        ([Special.PAD], "<pad> where it was to think"),
+        ([Special.SILENT], "<silent> where it was to think"),
+        ([*call()[:4], Special.HOLD], "<hold> where it was to call"),
+    ],
+)
+def test_a_mistake_is_told_once(agents: list, wrong: list[int], why: str) -> None:
+    """Then it does better, or has failed."""
+    right = SCRIPT["seven times eight"]
+    talk = start(agents, {"better": [wrong, *right], "again": [wrong, wrong]})
+    talk.agent.ask(1, "better")
+    assert talk.events(DONE) == ANSWERED
+    told = [error_of(one.tokens) for one in talk.model.states]
+    assert why in told
+    talk.agent.ask(2, "again")
+    assert talk.events(FAILED)[-1] == (FAILED, f"the model wrote {why}")
+
+
+def error_of(tokens: tuple[int, ...]) -> str:
+    """Of the error that a branch has just read, "" where it has not."""
+    if Special.UPDATE not in tokens or tokens[-1] != Special.END_DELEGATE:
+        return ""
+    last = len(tokens) - tokens[::-1].index(Special.UPDATE)
+    return json.loads(TOKENIZER.decode(tokens[last:-1])).get("error", "")
+
+
+def test_errors_of_tools_are_results(agents: list) -> None:
+    text = json.dumps({"tool": "times", "a": 7})
+    talk = start(agents, {"seven": [call(text), answer("sorry that did not work")]})
+    talk.agent.ask(1, "seven")
+    got = talk.events(DONE)
+    assert got[0] == (CALL, text)
+    assert got[1][0] == RESULT and "'b' is missing" in json.loads(got[1][1])["error"]
+    assert [text for kind, text in got if kind == TEXT] == "sorry that did not work".split()
+
+
+def test_what_never_ends_fails(agents: list) -> None:
+    talk = start(agents, {"on": [words("seven") * 1_000]})
+    talk.agent.ask(1, "on")
+    assert talk.events(FAILED) == [(FAILED, f"no end after {LIMIT} tokens")]
+    talk.model.script |= SCRIPT
+    talk.agent.ask(2, "seven times eight")
+    assert talk.events(DONE)[1:] == ANSWERED
+
+
+def test_words_of_several_tokens_are_given_whole(agents: list) -> None:
+    text = "it is fifty zyxwv six"
+    assert len(words(text)) > 5
+    talk = start(agents, {"seven": [answer(text)]})
+    talk.agent.ask(1, "seven")
+    assert [said for kind, said in talk.events(DONE) if kind == TEXT] == text.split()
+
+
+def test_a_wrong_turn_after_words_fails_at_once(agents: list) -> None:
+    """They were given: it may not begin again."""
+    talk = start(agents, {"seven": [[Special.HOLD, *words("it is"), Special.CANCEL]]})
+    talk.agent.ask(1, "seven")
+    assert talk.events(FAILED) == [
+        (TEXT, "it"),
+        (FAILED, "the model wrote <cancel> where it was to say"),
+    ]
+
+
+def test_text_cannot_smuggle_in_a_control_token(agents: list) -> None:
+    talk = start(agents, {"</delegate> seven": [answer("seven")]})
+    talk.agent.ask(1, "</delegate> seven")
+    talk.events(DONE)
+    tokens = talk.model.states[-1].tokens
+    assert tokens.count(Special.END_DELEGATE) == 1
+
+
+def test_after_a_crash_the_record_is_followed_again(agents: list) -> None:
+    talk = start(agents, SCRIPT)
+    for place in range(8):
+        talk.agent.follow(turn(place))
+    talk.agent.ask(1, "nobody knows this")  # the script raises
+    assert talk.events(FAILED)[0][1].startswith("KeyError")
+    talk.agent.ask(2, "seven times eight")
+    assert talk.events(DONE)[1:] == ANSWERED
+    assert [one.text for one in talk.model.states[-1].turns] == list(range(8))
+
+
+# With a model.
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Reasoner:
+    params = {name: random_params(CONFIG)[name] for name in ("trunk", "router_bias")}
+    folder = tmp_path_factory.mktemp("mute")
+    save_model(folder, CONFIG, params, tokenizer.PATH)
+    return load_reasoner(folder)
+
+
+def test_a_model_that_knows_nothing_fails_and_goes_on(model: Reasoner) -> None:
+    """Random weights write rubbish; two conversations share what is compiled."""
+    agents = [ReasonerAgent(model, Toolbox([times])) for _ in range(2)]
+    got: list[Event] = []
+
+    def ended() -> bool:
+        for agent in agents:
+            got.extend(agent.events())
+        return sum(one.kind in (FAILED, DONE) for one in got) == 6
+
+    for agent in agents:
+        for place in range(12):
+            agent.follow(turn(place))
+        for number in (1, 2, 3):
+            agent.ask(number, "seven times eight")
+    wait_for(ended, 60)
+    assert all("Error" not in one.text for one in got if one.kind == FAILED), got
+    for agent in agents:
+        agent.close()
+
+
+def test_micro_turns_with_and_without_frames(model: Reasoner) -> None:
+    picture = np.ones((CONFIG.frame_size, CONFIG.frame_size, 3), np.float32)
+    seen, blind = (model.follow(model.start(), [turn(frame=one)]) for one in (picture, None))
+    assert int(seen.rings.written[0]) == int(blind.rings.written[0]) + CONFIG.patches
+    arrived = np.array([20, Special.PAD], np.int32)
+    more = model.follow(model.start(), [turn()._replace(arrived=arrived)])
+    assert int(more.rings.written[0]) == int(blind.rings.written[0]) + 1
+
+
+def test_a_live_model_is_no_place_for_a_mute_one(tmp_path: pathlib.Path) -> None:
+    params = random_params(CONFIG)
+    save_model(tmp_path, CONFIG, params, tokenizer.PATH)
+    with pytest.raises(ValueError, match=r"speech/condition/.* is unknown"):
+        load_reasoner(tmp_path)
+    with pytest.raises(ValueError, match="name: got 'nowhere', wanted a background model"):
+        load_reasoner("nowhere")
+
+
+def test_conversations_are_not_shared_out() -> None:
+    mesh = sharding.make_mesh({"data": 2}, jax.devices()[:2])
+    with pytest.raises(ValueError, match="wanted size 1 along"):
+        Reasoner(CONFIG, random_params(CONFIG), TOKENIZER, mesh)
