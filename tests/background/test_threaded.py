@@ -151,7 +151,7 @@ def test_a_hanging_thread_has_bounded_memory_and_costs_the_caller_nothing() -> N
         start = time.monotonic()
         agent.follow(turn(index))
         slowest = max(slowest, time.monotonic() - start)
-        assert len(agent._inbox) <= 11 and len(agent._skipped) <= 10
+        assert len(agent._ThreadedAgent__inbox) <= 11 and len(agent._ThreadedAgent__skipped) <= 10
     assert slowest < 0.1
     agent.gate.set()
     assert [one.kind for one in collect(agent, 1)] == [FAILED]
@@ -165,7 +165,7 @@ def test_a_hanging_thread_has_bounded_memory_and_costs_the_caller_nothing() -> N
 def test_an_update_overtakes_the_answer_of_before() -> None:
     agent = Recorder()
     agent.ask(1, "answer")
-    wait_for(lambda: len(agent._outbox) == 2)
+    wait_for(lambda: len(agent._ThreadedAgent__outbox) == 2)
     agent.gate.clear()
     agent.follow(turn(0))
     agent.update(1, "nine")  # the answer has not been taken, and never will be
@@ -226,4 +226,4 @@ def test_a_flood_of_events_waits_to_be_taken() -> None:
     assert 1 <= len(events) <= 1_000
     assert max(len(one.text) for one in events) <= 20_000
     agent.close()
-    assert not agent._thread.is_alive()
+    assert not agent._ThreadedAgent__thread.is_alive()
