@@ -300,7 +300,7 @@ def _add_call(calls: dict[int, list[str]], part: Any) -> None:  # noqa: ANN401
 def _call_text(name: str, arguments: str) -> str:
     """A call as `Toolbox.start` takes it; arguments that are no JSON object are refused there."""
     try:
-        return json.dumps({**json.loads(arguments or "{}"), "tool": name})
+        return json.dumps({"tool": name} | json.loads(arguments or "{}") | {"tool": name})
     except (ValueError, TypeError, RecursionError):
         return arguments
 
