@@ -1,6 +1,11 @@
 r"""Free-running evaluation on held-out voices, scored on the model's audio and text.
 
 python -m experiments.evaluate --checkpoint=demo --sessions=300 --seed=7 --json=out/evaluate.json
+
+With --suite=delegation users ask for what takes a tool, in real time, with the background model
+beside the checkpoint; the definitions are in `interaction.evaluation.delegation`.
+
+python -m experiments.evaluate --suite=delegation --sessions=200 --json=out/delegation.json
 """
 
 import json
@@ -12,13 +17,26 @@ from absl import app, flags
 from tqdm import tqdm
 
 import interaction
+from experiments.background import agent_maker, find_background
 from experiments.compilation import use_compilation_cache
 from interaction.data.domain import answer_words
+from interaction.data.errand_sessions import make_errand_session
 from interaction.data.sessions import make_session
 from interaction.evaluation import summary
+from interaction.evaluation.delegation import score_delegations
+from interaction.evaluation.delegation_summary import delegation_table, summarise_delegations
 from interaction.evaluation.recognizer import compare
 from interaction.evaluation.rollout import Listener
 from interaction.evaluation.run import choose_clips, evaluate
+from interaction.evaluation.talk import (
+    TAIL_S,
+    MakeAgent,
+    read_recording,
+    run_figures,
+    run_sessions,
+)
+
+REPLAYS = 100  # records that are run again, at most
 
 
 def run(
@@ -61,6 +79,42 @@ def show(figures: dict[str, Any]) -> None:
         print(f"{name}: " + ", ".join(shown))
 
 
+def run_delegations(
+    model: interaction.InteractionModel,
+    make_agent: MakeAgent,
+    sessions: int,
+    seed: int,
+    at_once: int,
+    split: str,
+    records: pathlib.Path,
+) -> dict[str, Any]:
+    """Lets users ask for what takes a tool, in real time, and returns every figure."""
+    began = time.perf_counter()
+    made = []
+    for index in tqdm(range(sessions), desc="users", unit="session"):
+        record = make_errand_session((seed, index), split)
+        made.append((record["user"], record["meta"]))
+    turns = sum(json.loads(meta)["turns"] + round(5 * TAIL_S) for _, meta in made)
+    with tqdm(total=turns, desc=f"talking, {at_once} at once", unit="turn") as progress:
+        paths = run_sessions(
+            model, make_agent, made, seed, records, at_once, on_turn=progress.update
+        )
+    scores = []
+    for path in tqdm(paths, desc="scoring", unit="session"):
+        scores.append(score_delegations(read_recording(path, model.decode)))
+    print(f"running {min(len(paths), REPLAYS)} records again")
+    figures = summarise_delegations(scores) | run_figures(paths, model, REPLAYS)
+    return figures | {"wall_s": time.perf_counter() - began}
+
+
+def show_delegations(figures: dict[str, Any]) -> None:
+    """Prints figures, what was left out, and some mistakes."""
+    print(delegation_table(figures))
+    for key, value in figures.items():
+        if not isinstance(value, dict | list) and key not in figures["counts"]:
+            print(f"{key}: {value:.2f}" if isinstance(value, float) else f"{key}: {value}")
+
+
 def define_flags() -> None:
     """Defines the command line; not on import, so that commands can be imported together."""
     flags.DEFINE_string("checkpoint", "demo", "Released model: a name or a folder.")
@@ -69,6 +123,10 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "File for the figures; parts of it are printed.")
     flags.DEFINE_integer("batch", 8, "Sessions streamed at once.", lower_bound=1)
     flags.DEFINE_integer("asr_sessions", 80, "Answers given to the recogniser.", lower_bound=0)
+    flags.DEFINE_enum("suite", "conversation", ["conversation", "delegation"], "What users want.")
+    flags.DEFINE_integer("at_once", 4, "Conversations in real time at once.", lower_bound=1)
+    flags.DEFINE_string("records", "out/delegation", "Folder for the records of conversations.")
+    flags.DEFINE_string("background", None, "Background model; default: beside the checkpoint.")
     flags.DEFINE_enum("split", "heldout", ["heldout", "train"], "Voices and combinations.")
 
 
@@ -79,10 +137,30 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     use_compilation_cache()
     model = interaction.load(given.checkpoint)
-    figures = run(model, given.sessions, given.seed, given.batch, given.asr_sessions, given.split)
-    asked = ("checkpoint", "sessions", "seed", "batch", "asr_sessions", "split")
+    asked = ["checkpoint", "suite", "sessions", "seed", "split"]
+    if given.suite == "delegation":
+        background = given.background or find_background(given.checkpoint)
+        if background is None:
+            raise app.UsageError(f"no background model beside {given.checkpoint}; name one")
+        records = pathlib.Path(given.records)
+        figures = run_delegations(
+            model,
+            agent_maker(background),
+            given.sessions,
+            given.seed,
+            given.at_once,
+            given.split,
+            records,
+        )
+        asked += ["background", "at_once", "records"]
+        show_delegations(figures)
+    else:
+        figures = run(
+            model, given.sessions, given.seed, given.batch, given.asr_sessions, given.split
+        )
+        asked += ["batch", "asr_sessions"]
+        show(figures)
     figures["command"] = {name: given[name].value for name in asked}
-    show(figures)
     if given.json:
         path = pathlib.Path(given.json)
         path.parent.mkdir(parents=True, exist_ok=True)

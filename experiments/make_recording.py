@@ -1,4 +1,4 @@
-r"""Makes the recorded user that the demo listens to: 45 s of a voice that training never hears.
+r"""Makes the recorded user that the demo listens to: a minute of a voice that training never hears.
 
 python -m experiments.make_recording --out=experiments/assets/user.flac
 """
@@ -13,6 +13,8 @@ from absl import app, flags
 from interaction.audio_file import write_audio
 from interaction.data import acoustics, clips, domain, timing
 from interaction.data.clips import RATE, Clip
+from interaction.data.domain import errands
+from interaction.data.tokenizer import load_tokenizer
 from interaction.data.voices import Voice
 
 USER = Voice("espeak", "en-us+belinda", 150, 50)
@@ -21,7 +23,9 @@ LEVEL = 0.1  # root mean square of the user's speech
 PEAK = 0.8  # its loudest sample, at most
 OTHER_DB = -23.0  # of the background speaker, below the user
 NOISE_DB = -32.0  # of the room, below the user
-GAP_S = 1.1  # between an answer's end and what the user says next
+GAP_S = 0.8  # between an answer's end and what the user says next
+THINKS_S = 0.6  # that a background model takes beside its tool
+TIME = "4:05"  # that `clock` tells
 
 
 class Script:
@@ -30,6 +34,8 @@ class Script:
     def __init__(self) -> None:
         self.parts: list[tuple[int, np.ndarray]] = []
         self.events: list[dict[str, Any]] = []
+        self.notes: list[dict[str, Any]] = []
+        self.prices = errands.draw_prices(np.random.default_rng(0))
         self.now = 0.8  # seconds, when the user speaks next
 
     def say(self, text: str, at: float, voice: Voice = USER, gain_db: float = 0.0) -> Clip:
@@ -57,20 +63,88 @@ class Script:
                 pauses.append([at, at + pause])
                 at += pause
             at += self.say(part, at).seconds
+        held_out = domain.is_held_out(form, slots)
         entry = self.event(kind, name, start, at, " ".join(parts))
-        answer = clips.assistant_clip(form.intent.answer(slots))
-        first = timing.answer_turn(round(at * RATE))
+        entry |= {"pauses": pauses, "held_out": held_out}
+        return self.answer(entry, form.intent.answer(slots))
+
+    def answer(self, entry: dict[str, Any], text: str) -> float:
+        """Leaves room for the answer to an event; returns when it starts."""
+        clip = clips.assistant_clip(text)
+        first = timing.answer_turn(round(entry["end_s"] * RATE))
         begun = timing.TURN * (first + 1) / RATE
         entry |= {
-            "answer": answer.text,
+            "answer": clip.text,
             "answer_turn": first,
-            "answer_end_turn": timing.answer_end_turn(first, len(answer.pcm)),
-            "answer_end_s": begun + answer.seconds,
-            "pauses": pauses,
-            "held_out": domain.is_held_out(form, slots),
+            "answer_end_turn": timing.answer_end_turn(first, len(clip.pcm)),
+            "answer_end_s": begun + clip.seconds,
         }
-        self.now = begun + answer.seconds + GAP_S
+        self.now = begun + clip.seconds + GAP_S
         return begun
+
+    # What takes a tool.
+
+    def errand(self, name: str, tool_s: float, **slots: str) -> dict[str, Any]:
+        """Asks for something that takes a tool; returns the delegation's note."""
+        errand = next(one for one in errands.ERRANDS if one.name == name)
+        note = {"number": len(self.notes) + 1, "errand": name, "held_out": errand.held_out(slots)}
+        note |= {"updates": [], "cancelled_s": -1.0, "tool_s": tool_s}
+        text = " ".join(errand.parts(errand.templates[0], slots))
+        entry = self.tell(note, "errand", name, text, errand.hold)
+        self.hand_over(note, errand, slots, entry, errand.request.format(**slots))
+        self.notes.append(note)
+        return note
+
+    def tell(
+        self, note: dict[str, Any], kind: str, form: str, text: str, answer: str
+    ) -> dict[str, Any]:
+        """Says something about a delegation at `now`, with the short answer to it."""
+        end = self.now + self.say(text, self.now).seconds
+        entry = self.event(kind, form, self.now, end, text)
+        entry |= {"delegation": note["number"], "held_out": note["held_out"]}
+        self.answer(entry, answer)
+        return entry
+
+    def hand_over(
+        self,
+        note: dict[str, Any],
+        errand: errands.Errand,
+        slots: domain.Slots,
+        entry: dict[str, Any],
+        words: str,
+    ) -> None:
+        """Leaves room for the span, and notes what comes of it."""
+        closed = entry["answer_end_turn"] + len(load_tokenizer().encode(words)) + 1
+        self.now = max(self.now, timing.TURN * (closed + 2) / RATE + GAP_S / 2)
+        call = errand.call(slots)
+        result = errands.true_result(call, self.prices, TIME)
+        if call["tool"] == "timer":
+            note["tool_s"] = float(call["seconds"])
+        request = errand.request.format(**slots)
+        note |= {"request": request, "call": call, "result": result, "closed": closed}
+        note |= {"said": errand.answer(slots, result), "slots": slots}
+
+    def update(self, note: dict[str, Any], **better: str) -> None:
+        """Corrects a request that runs."""
+        errand = next(one for one in errands.ERRANDS if one.name == note["errand"])
+        slots = note["slots"] | better
+        words = errand.fix.format(**slots)
+        text = f"{errands.FIXERS[1]} {words}"
+        entry = self.tell(note, "errand_update", "errand_update", text, errands.OKAY)
+        note["updates"].append({"end_s": entry["end_s"], "words": words})
+        self.hand_over(note, errand, slots, entry, words)
+
+    def cancel(self, note: dict[str, Any]) -> None:
+        """Takes a request back."""
+        text = errands.CANCELS[0]
+        entry = self.tell(note, "errand_cancel", "errand_cancel", text, errands.OKAY)
+        note["cancelled_s"] = entry["end_s"]
+
+    def hear(self, note: dict[str, Any]) -> None:
+        """Waits until the result has been said."""
+        done = (note["closed"] + 1) * timing.TURN / RATE + note["tool_s"] + THINKS_S
+        said = max(self.now - GAP_S, done) + clips.assistant_clip(note["said"]).seconds + 0.4
+        self.now = max(self.now, said + GAP_S)
 
     def interrupt(self, onset: float) -> None:
         """Ends the last answer at an interruption, and lets the user speak there."""
@@ -94,26 +168,39 @@ class Script:
         for at, part in self.parts:
             pcm[at : at + len(part)] += part
         self.events.sort(key=lambda entry: entry["start_s"])
-        return pcm, {"turns": turns, "voice": str(USER), "events": self.events}
+        meta = {"turns": turns, "voice": str(USER), "events": self.events}
+        for note in self.notes:
+            del note["slots"]
+        return pcm, meta | {"delegations": self.notes, "prices": self.prices, "time": TIME}
 
 
 def compose() -> tuple[np.ndarray, dict[str, Any]]:
-    """A request, a pause, a backchannel, an interruption, others, silence, a stop, a farewell."""
+    """Small talk while a timer runs, a correction, a cancellation; and what else users do.
+
+    That is a pause, a backchannel, an interruption, others, silence, a stop, a farewell.
+    """
     script = Script()
+    bell = script.errand("timer", 0.0, n="eight", unit="seconds")
     script.ask("capital.1", country="japan")
-    script.ask("timer.1", "pause_request", pause=0.9, n="twenty", unit="minutes")
+    script.ask("repeat3.1", "pause_request", pause=0.9, a="purple", b="tiger", c="window")
+    script.hear(bell)
     begun = script.ask("count.1", n="ten")
     script.aside("backchannel", "uh huh", begun + 1.3)
+    price = script.errand("price", 4.0, item="butter")
+    script.update(price, item="pepper")
+    end = script.aside("background", "anna can you pass me the salt", script.now, OTHER, OTHER_DB)
+    script.now = end
+    script.hear(price)
     begun = script.ask("story.1", hero="dragon")
     script.interrupt(begun + 1.7)
     script.ask("sum.1", "interrupt_request", a="two", b="three")
-    end = script.aside("background", "anna can you pass me the salt", script.now, OTHER, OTHER_DB)
-    script.event("silence", "silence", end + 0.5, end + 4.0, "")
-    script.now = end + 4.2
+    product = script.errand("times", 6.0, a="seven", b="eight")
+    script.cancel(product)
+    script.event("silence", "silence", script.now, script.now + 2.0, "")
+    script.now += 2.0
     begun = script.ask("days.1")
     script.interrupt(begun + 1.5)
-    script.now = script.aside("interrupt_stop", "okay stop", script.now) + 1.8
-    script.ask("repeat3.1", a="purple", b="tiger", c="window")
+    script.now = script.aside("interrupt_stop", "okay stop", script.now) + 1.4
     script.ask("bye.1")
     return script.finish()
 
@@ -135,6 +222,10 @@ def main(argv: list[str]) -> None:
             if key in entry:
                 entry[key] = round(entry[key], 4)
         entry["pauses"] = [[round(t, 4) for t in pause] for pause in entry.get("pauses", [])]
+    for note in meta["delegations"]:
+        note["cancelled_s"] = round(note["cancelled_s"], 4)
+        for update in note["updates"]:
+            update["end_s"] = round(update["end_s"], 4)
     path.with_suffix(".json").write_text(json.dumps(meta, indent=1) + "\n")
     print(f"wrote {path}: {len(pcm) / RATE:.1f} s, {path.stat().st_size / 1e6:.2f} MB")
 

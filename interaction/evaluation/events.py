@@ -8,7 +8,8 @@ TURN_S = 0.2  # seconds of a micro-turn
 
 REQUESTS = ("request", "pause_request")
 INTERRUPTIONS = ("interrupt_stop", "interrupt_request", "interrupt_correction")
-TO_MODEL = REQUESTS + INTERRUPTIONS
+ERRANDS = ("errand", "errand_cancel", "errand_update")  # what is handed over, dropped, changed
+TO_MODEL = REQUESTS + INTERRUPTIONS + ERRANDS
 TO_OTHERS = ("side_speech", "background")
 NOBODY = ("silence", "noise")
 KINDS = (*TO_MODEL, "backchannel", *TO_OTHERS, *NOBODY)
@@ -34,6 +35,7 @@ class Event:
     answer_end_s: float = -1.0  # when its last sound has played
     pauses: tuple[tuple[float, float], ...] = ()
     held_out: bool = False  # a combination of words that training never contains
+    delegation: int = 0  # number of the delegation that it is about, 0 if none
 
     def __post_init__(self) -> None:
         """Checks the kind and the order of the times."""

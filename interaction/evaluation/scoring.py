@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from interaction.evaluation import activity
+from interaction.evaluation import activity, spans
 from interaction.evaluation.events import (
+    ERRANDS,
     INTERRUPTIONS,
     NOBODY,
     REQUESTS,
@@ -71,7 +72,7 @@ class Spoken:
     """What the model did in a session."""
 
     active: np.ndarray  # float64[k, 2] seconds of sound, words apart
-    text: np.ndarray  # int32[turns] text-out tokens
+    text: np.ndarray  # int32[turns] text-out tokens, SILENT where they are not said aloud
     decode: Callable[[Sequence[int]], str]
 
     @classmethod
@@ -80,7 +81,7 @@ class Spoken:
     ) -> "Spoken":
         """From replies in a row: audio float32[turns * 3200], text int32[turns]."""
         active = activity.active_intervals(audio, offset_s=reply_time(0))
-        return cls(active, np.asarray(text), decode)
+        return cls(active, spans.aloud(text), decode)
 
     @property
     def duration_s(self) -> float:
@@ -146,7 +147,7 @@ def score_session(events: Sequence[Event], spoken: Spoken) -> SessionScore:
 
     Returns:
       Outcomes by measure: "response", "early", "pause_takeover", "answer", "interruption_stop",
-      "interruption_answer", "backchannel_keep", "other_speech_ignore".
+      "interruption_answer", "holding_answer", "backchannel_keep", "other_speech_ignore".
     """
     outcomes: list[Outcome] = []
     responses: dict[int, Response] = {}
@@ -196,6 +197,7 @@ def _answered(
     audible = response.start_s is not None or response.early_s is not None
     exact = audible and response.text == " ".join(event.answer.split())
     measure = "answer" if event.kind in REQUESTS else "interruption_answer"
+    measure = "holding_answer" if event.kind in ERRANDS else measure
     found.append(Outcome(measure, exact, event, said=response.text, excluded=why))
     return found
 

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -38,18 +38,31 @@ ASKED: dict[str, tuple[str, float]] = {
 }
 
 
-def _rate(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+class Scored(Protocol):
+    """Something that went right or wrong."""
+
+    @property
+    def ok(self) -> bool:
+        """Which of the two."""
+
+
+_Some = TypeVar("_Some", bound=Scored)
+
+
+def rate_of(outcomes: Sequence[Scored]) -> dict[str, Any]:
     """Rate, count and interval of outcomes that are all scored."""
     n, ok = len(outcomes), sum(outcome.ok for outcome in outcomes)
     return {"rate": ok / n if n else None, "n": n, "interval": wilson(ok, n)}
 
 
-def _by(outcomes: Sequence[Outcome], key: Callable[[Outcome], str]) -> dict[str, dict[str, Any]]:
+def rates_by(outcomes: Sequence[_Some], key: Callable[[_Some], str]) -> dict[str, dict[str, Any]]:
     """Rates of groups of outcomes, the most frequent group first."""
-    groups: dict[str, list[Outcome]] = defaultdict(list)
+    groups: dict[str, list[_Some]] = defaultdict(list)
     for outcome in outcomes:
         groups[key(outcome)].append(outcome)
-    return {name: _rate(group) for name, group in sorted(groups.items(), key=lambda g: -len(g[1]))}
+    return {
+        name: rate_of(group) for name, group in sorted(groups.items(), key=lambda g: -len(g[1]))
+    }
 
 
 def _combination(outcome: Outcome) -> str:
@@ -80,7 +93,7 @@ def summarise(scores: Iterable[SessionScore]) -> dict[str, Any]:
     counts: dict[str, Any] = {"sessions": len(scores)}
     intervals: dict[str, Any] = {}
     for key, measure in RATES.items():
-        rate = _rate(scored[measure])
+        rate = rate_of(scored[measure])
         figures[key], counts[key], intervals[key] = rate["rate"], rate["n"], rate["interval"]
     for prefix, measure in LATENCIES.items():
         values = [outcome.value for outcome in scored[measure] if outcome.value is not None]
@@ -100,11 +113,11 @@ def summarise(scores: Iterable[SessionScore]) -> dict[str, Any]:
         "intervals": intervals,
         "excluded": {key: dict(excluded[measure]) for key, measure in RATES.items()},
         "breakdown": {
-            "answer_exact_by_form": _by(scored["answer"], lambda o: o.event.family),
-            "answer_exact_by_combination": _by(scored["answer"], _combination),
-            "response_by_kind": _by(scored["response"], lambda o: o.event.kind),
-            "stop_by_kind": _by(scored["interruption_stop"], lambda o: o.event.kind),
-            "other_speech_by_kind": _by(scored["other_speech_ignore"], lambda o: o.event.kind),
+            "answer_exact_by_form": rates_by(scored["answer"], lambda o: o.event.family),
+            "answer_exact_by_combination": rates_by(scored["answer"], _combination),
+            "response_by_kind": rates_by(scored["response"], lambda o: o.event.kind),
+            "stop_by_kind": rates_by(scored["interruption_stop"], lambda o: o.event.kind),
+            "other_speech_by_kind": rates_by(scored["other_speech_ignore"], lambda o: o.event.kind),
         },
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from interaction.evaluation import lanes
 from interaction.evaluation.events import NOBODY, TURN_S, Event
 from interaction.evaluation.transcript import Conversation, Mark, Word
 
@@ -19,6 +20,9 @@ BANDS = {  # colour and name of what the user's side does
     "interrupt_stop": ("#f8d9de", "stop"),
     "interrupt_request": ("#f8d9de", "interrupts: new request"),
     "interrupt_correction": ("#f8d9de", "interrupts: correction"),
+    "errand": ("#e7ddf5", "needs a tool"),
+    "errand_cancel": ("#f8d9de", "cancels"),
+    "errand_update": ("#e7ddf5", "corrects"),
     "backchannel": ("#e3f1de", "backchannel"),
     "side_speech": ("#eceef1", "to somebody else"),
     "background": ("#eceef1", "others talk"),
@@ -30,6 +34,8 @@ SHIFT_S = 2.0  # a row may begin this much earlier or later
 WORD_ROWS = 3  # lines on which words may be set
 SLIP_S = 0.06  # a word may be set this much late to stay on its line
 LANE_USER, LANE_MODEL = 2.05, -0.05  # height of the middle of each side's waveform
+BOTTOM, TOP = -1.75, 3.3  # of a row without a lane for the background model
+INCHES = 2.75  # height of such a row
 HALF = 0.56  # half the height of a lane's waveform
 INCHES_PER_CHARACTER = 0.069  # of a word, at its size
 LATE_S = 0.2  # deadline of a step
@@ -85,22 +91,25 @@ def draw(conversation: Conversation, title: str = "") -> Any:  # noqa: ANN401 - 
       title: a line above the picture.
 
     Returns:
-      A matplotlib Figure: rows of at most 15 s, below them the step times.
+      A matplotlib Figure: rows of at most 16 s, with a lane for the background model if there were
+      delegations, below them the step times.
     """
     from matplotlib.figure import Figure
 
     duration = len(conversation.user) / 16_000
     cuts = cut_staves(conversation, duration)
     staves, span = len(cuts) - 1, float(np.diff(cuts).max())
-    figure = Figure(figsize=(WIDTH, 2.75 * staves + 2.2), dpi=110, facecolor=PAPER)
+    inches = INCHES * (1 + lanes.depth(conversation.lanes) / (TOP - BOTTOM))
+    height = inches * staves + 2.2
+    figure = Figure(figsize=(WIDTH, height), dpi=110, facecolor=PAPER)
     grid = figure.add_gridspec(
         staves + 1,
         1,
-        height_ratios=[2.75] * staves + [1.05],
+        height_ratios=[inches] * staves + [1.05],
         left=LEFT,
         right=RIGHT,
-        top=1 - 0.72 / (2.75 * staves + 2.2),
-        bottom=0.5 / (2.75 * staves + 2.2),
+        top=1 - 0.72 / height,
+        bottom=0.5 / height,
         hspace=0.19,
     )
     peaks = [
@@ -111,7 +120,7 @@ def draw(conversation: Conversation, title: str = "") -> Any:  # noqa: ANN401 - 
         axes = figure.add_subplot(grid[stave])
         _draw_stave(axes, conversation, cuts[stave], cuts[stave] + span, cuts[stave + 1], peaks)
     _draw_steps(figure.add_subplot(grid[staves]), conversation.step_s, duration)
-    _draw_header(figure, title)
+    _draw_header(figure, title, bool(conversation.lanes))
     return figure
 
 
@@ -121,18 +130,22 @@ def save(conversation: Conversation, path: str | os.PathLike, title: str = "") -
     draw(conversation, title).savefig(str(path))
 
 
-def _draw_header(figure: Any, title: str) -> None:  # noqa: ANN401
+def _draw_header(figure: Any, title: str, background: bool) -> None:  # noqa: ANN401
     """Title and legend."""
     from matplotlib.lines import Line2D
 
     height = figure.get_figheight()
     figure.text(LEFT, 1 - 0.3 / height, title, fontsize=13, color=INK, weight="bold", va="center")
-    entries = (
+    entries = [
         (USER, "user, and the words the model heard"),
         (MODEL, "model, and its text"),
         (RESPONSE, "response latency"),
         (STOP, "stop latency"),
-    )
+    ]
+    if background:
+        entries = [(color, name.split(",")[0]) for color, name in entries]
+        entries += [(lanes.SHADES[lanes.THINKING], "thinks behind it")]
+        entries += [(lanes.SHADES[lanes.TOOL], "a tool works")]
     figure.legend(
         [Line2D([], [], marker="o", ls="", ms=7, color=color) for color, _ in entries],
         [name for _, name in entries],
@@ -158,9 +171,13 @@ def _draw_stave(
     peaks: Sequence[float],
 ) -> None:
     """One row of the picture, from `start` to `end` on an axis that reaches to `right`."""
-    axes.set(xlim=(start, right), ylim=(-1.75, 3.3))
-    axes.set_yticks([LANE_USER, LANE_MODEL], ["user", "model"], fontsize=11, weight="bold")
-    for label, color in zip(axes.get_yticklabels(), (USER, MODEL), strict=True):
+    bottom = BOTTOM - lanes.depth(conversation.lanes)
+    axes.set(xlim=(start, right), ylim=(bottom, TOP))
+    names = [(LANE_USER, "user", USER), (LANE_MODEL, "model", MODEL)]
+    names += [((bottom + BOTTOM) / 2, "behind", lanes.COLOR)] * bool(conversation.lanes)
+    levels, labels, colors = zip(*names, strict=True)
+    axes.set_yticks(levels, labels, fontsize=11, weight="bold")
+    for label, color in zip(axes.get_yticklabels(), colors, strict=True):
         label.set_color(color)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", length=0, labelsize=8.5, colors=FAINT, pad=2)
@@ -168,7 +185,7 @@ def _draw_stave(
     axes.set_xticklabels([f"{t:.0f} s" for t in axes.get_xticks()])
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.vlines(axes.get_xticks(), -1.75, 2.85, color="#eef1f4", lw=0.8, zorder=0)
+    axes.vlines(axes.get_xticks(), bottom, 2.85, color="#eef1f4", lw=0.8, zorder=0)
     _draw_events(axes, conversation.events, start, end)
     per_character = INCHES_PER_CHARACTER * (right - start) / (WIDTH * (RIGHT - LEFT))
     sides = (
@@ -201,6 +218,7 @@ def _draw_stave(
     for mark in conversation.marks:
         if start <= mark.end_s and mark.start_s < end:
             _draw_mark(axes, mark, start, right)
+    lanes.draw_lanes(axes, conversation.lanes, start, end, right)
 
 
 def _draw_events(axes: Any, events: Sequence[Event], start: float, end: float) -> None:  # noqa: ANN401
@@ -210,7 +228,7 @@ def _draw_events(axes: Any, events: Sequence[Event], start: float, end: float) -
         if event.end_s <= start or event.start_s >= end:
             continue
         low, high = max(event.start_s, start), min(event.end_s, end)
-        bottom = LANE_USER - HALF - 0.04 if event.kind not in NOBODY else -1.75
+        bottom = LANE_USER - HALF - 0.04 if event.kind not in NOBODY else BOTTOM
         axes.fill_between([low, high], bottom, 2.78, color=color, lw=0, zorder=0.5)
         if event.start_s >= start:
             edge = min(low, axes.get_xlim()[1] - 0.075 * len(name))

@@ -7,9 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from interaction.evaluation import activity
+from interaction.evaluation.background import Delegation
 from interaction.evaluation.events import NOBODY, TURN_S, Event, reply_time
+from interaction.evaluation.lanes import Lane, make_lanes, summary
 from interaction.evaluation.rollout import Rollout, to_float
 from interaction.evaluation.scoring import Spoken, score_session
+from interaction.evaluation.utterances import attribute, results_of
 from interaction.types import Special
 
 USER_MERGE_S = 0.6  # gap that parts a user's utterances (Full-Duplex-Bench v1.5)
@@ -28,7 +31,7 @@ class Row(NamedTuple):
 
     start_s: float
     end_s: float
-    who: str  # "user" or "model"
+    who: str  # "user", "model" or "behind", the background model
     kind: str  # of the user's event, "" where nothing is annotated
     text: str
     note: str  # what was measured, e.g. "answered after 0.31 s"
@@ -53,6 +56,7 @@ class Conversation(NamedTuple):
     marks: list[Mark]
     rows: list[Row]
     step_s: np.ndarray  # float64[turns]
+    lanes: list[Lane]  # [] without delegations
 
 
 def words_over_time(
@@ -98,6 +102,7 @@ def converse(
     replies: Rollout,
     decode: Callable[[Sequence[int]], str],
     events: Sequence[Event] = (),
+    delegations: Sequence[Delegation] = (),
 ) -> Conversation:
     """Puts both sides of a session on one clock and measures its delays.
 
@@ -107,18 +112,35 @@ def converse(
       decode: ids to text.
       events: annotation of the user's side; without it, delays are measured from the energy of
         the user's signal, which takes noise for speech.
+      delegations: what the model handed over, see `background.read_delegations`.
     """
     turns, events = len(replies.text), list(events)
     lead = round(reply_time(0) * 16_000)
     model = np.concatenate([np.zeros(lead, np.float32), replies.audio])
     user = np.pad(to_float(user), (0, max(0, len(model) - len(user))))[: len(model)]
     spoken = Spoken.from_reply(replies.audio, replies.text, decode)
-    said = words_over_time(replies.text.tolist(), [reply_time(n) for n in range(turns)], decode)
+    said = words_over_time(spoken.text.tolist(), [reply_time(n) for n in range(turns)], decode)
     heard = heard_words(replies.heard, decode)
     marks = _annotated_marks(events, spoken) if events else _measured_marks(user, spoken)
-    rows = _user_rows(user, heard, events) + _model_rows(spoken, said, marks)
+    lanes = _lanes(spoken, events, delegations)
+    rows = _user_rows(user, heard, events) + _model_rows(spoken, said, marks) + _lane_rows(lanes)
     rows.sort(key=lambda row: row.start_s)
-    return Conversation(user, model, heard, said, events, marks, rows, replies.step_s)
+    return Conversation(user, model, heard, said, events, marks, rows, replies.step_s, lanes)
+
+
+def _lanes(
+    spoken: Spoken, events: Sequence[Event], delegations: Sequence[Delegation]
+) -> list[Lane]:
+    results = results_of(delegations, len(spoken.text), lambda one: spoken.decode(one.result))
+    said = attribute(spoken, events, results)
+    return make_lanes(delegations, said, spoken.duration_s)
+
+
+def _lane_rows(lanes: Sequence[Lane]) -> list[Row]:
+    return [
+        Row(one.start_s, one.end_s, "behind", "asked", one.told[0].text, summary(one))
+        for one in lanes
+    ]
 
 
 def _annotated_marks(events: Sequence[Event], spoken: Spoken) -> list[Mark]:
@@ -184,9 +206,9 @@ def _model_rows(spoken: Spoken, said: Sequence[Word], marks: Sequence[Mark]) -> 
 
 def transcript(rows: Sequence[Row]) -> str:
     """The rows as lines of text."""
-    lines = [f"{'from':>6} {'to':>6}  {'who':<6}{'event':<22}text"]
+    lines = [f"{'from':>6} {'to':>6}  {'who':<8}{'event':<22}text"]
     for row in rows:
         kind = row.kind.replace("_", " ")
         note = f"  [{row.note}]" if row.note else ""
-        lines.append(f"{row.start_s:6.2f} {row.end_s:6.2f}  {row.who:<6}{kind:<22}{row.text}{note}")
+        lines.append(f"{row.start_s:6.2f} {row.end_s:6.2f}  {row.who:<8}{kind:<22}{row.text}{note}")
     return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""From the scores of many conversations with delegations to one dict of figures."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from interaction.evaluation.delegation import DelegationScore, Judged
+from interaction.evaluation.statistics import wilson
+from interaction.evaluation.summary import rate_of, rates_by
+
+RATES = {  # JSON key -> measure
+    "delegation_recall": "recall",
+    "request_exact": "request",
+    "result_spoken_exact": "result",
+    "answers_while_waiting_exact": "waiting",
+    "cancel_rate": "cancel",
+    "update_exact": "update",
+    "result_over_user_speech_rate": "over_speech",
+}
+TIMES = {"holding_reply": "holding", "result_latency": "latency"}  # prefix of the key -> measure
+EXAMPLES = 20  # mistakes of each measure that are shown
+
+
+def summarise_delegations(scores: Iterable[DelegationScore]) -> dict[str, Any]:
+    """Figures of a set of conversations.
+
+    Args:
+      scores: One for each.
+
+    Returns:
+      A dict for JSON: every figure by its key (None where nothing could be scored), "delegations"
+      (spans that an errand asked for), and under "counts", "intervals" (95%, Wilson), "excluded"
+      (reasons with counts), "by_errand" and "mistakes" what stands behind them.
+    """
+    scores = list(scores)
+    scored: dict[str, list[Judged]] = defaultdict(list)
+    excluded: dict[str, Counter] = defaultdict(Counter)
+    for one in (judged for score in scores for judged in score.judged):
+        if one.excluded:
+            excluded[one.measure][one.excluded] += 1
+        else:
+            scored[one.measure].append(one)
+    matched, spans = (sum(getattr(s, name) for s in scores) for name in ("matched", "spans"))
+    figures: dict[str, Any] = {"delegations": matched}
+    figures["delegation_precision"] = matched / spans if spans else None
+    counts: dict[str, Any] = {"sessions": len(scores), "delegation_precision": spans}
+    intervals: dict[str, Any] = {"delegation_precision": wilson(matched, spans)}
+    for key, measure in RATES.items():
+        rate = rate_of(scored[measure])
+        figures[key], counts[key], intervals[key] = rate["rate"], rate["n"], rate["interval"]
+    for prefix, measure in TIMES.items():
+        values = [one.value for one in scored[measure] if one.value is not None]
+        for percent in (10, 50, 90):
+            key = f"{prefix}_p{percent}_s"
+            figures[key] = float(np.percentile(values, percent)) if values else None
+            counts[key] = len(values)
+    measures = RATES | TIMES
+    return {
+        **figures,
+        "counts": counts,
+        "intervals": intervals,
+        "excluded": {key: dict(excluded[measure]) for key, measure in measures.items()},
+        "by_errand": {
+            key: rates_by(scored[measure], lambda one: one.errand) for key, measure in RATES.items()
+        },
+        "mistakes": {
+            key: _mistakes(scored[measure], key == "result_over_user_speech_rate")
+            for key, measure in RATES.items()
+        },
+    }
+
+
+def _mistakes(scored: Sequence[Judged], wrong: bool) -> list[dict[str, str]]:
+    """Some of those whose `ok` is `wrong`."""
+    found = [one for one in scored if one.ok == wrong][:EXAMPLES]
+    return [{name: getattr(one, name) for name in ("asked", "wanted", "said")} for one in found]
+
+
+def delegation_table(figures: dict[str, Any]) -> str:
+    """The figures as lines of text."""
+    lines = [f"{'figure':<32}{'measured':>11}{'n':>7}  95% interval"]
+    keys = ["delegation_precision", *RATES]
+    keys += [f"{prefix}_p{percent}_s" for prefix in TIMES for percent in (50, 90)]
+    for key in keys:
+        value, interval = figures[key], figures["intervals"].get(key)
+        shown = "-" if value is None else f"{value:.3f}"
+        span = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+        lines.append(f"{key:<32}{shown:>11}{figures['counts'][key]:>7}  {span}".rstrip())
+    for key, reasons in figures["excluded"].items():
+        lines += [f"not scored in {key}: {n} ({reason})" for reason, n in reasons.items()]
+    for key, mistakes in figures["mistakes"].items():
+        lines += [
+            f"{key}: {one['asked']!r}: {one['wanted']!r}, got {one['said']!r}"
+            for one in mistakes[:3]
+        ]
+    return "\n".join(lines)

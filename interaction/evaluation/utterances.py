@@ -1,0 +1,144 @@
+"""What the model says, utterance by utterance, and what each is: an answer or a result."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from interaction.evaluation import activity
+from interaction.evaluation.background import Delegation
+from interaction.evaluation.events import TO_MODEL, TURN_S, Event, reply_time
+from interaction.evaluation.scoring import (
+    ANSWER_WITHIN_S,
+    DETECTABLE_S,
+    TEXT_BEFORE_S,
+    Spoken,
+)
+from interaction.types import Special
+
+SOUND_AFTER_S = 0.4  # sound this long after its text still belongs to it
+
+
+class Utterance(NamedTuple):
+    """Text between micro-turns of silence."""
+
+    first: int  # micro-turn
+    last: int
+    text: str
+
+    @property
+    def start_s(self) -> float:
+        """When its first reply starts to play."""
+        return reply_time(self.first)
+
+    @property
+    def end_s(self) -> float:
+        """When its last reply has played."""
+        return reply_time(self.last) + TURN_S
+
+    def sound_s(self, spoken: Spoken) -> float | None:
+        """When its first sound plays, None if it is not audible."""
+        until = self.end_s + SOUND_AFTER_S
+        if activity.overlap(spoken.active, self.start_s, until) < DETECTABLE_S - 1e-9:
+            return None
+        sounds = spoken.active[spoken.active[:, 1] > self.start_s]
+        return max(float(sounds[0, 0]), self.start_s)
+
+
+class Result(NamedTuple):
+    """A result that waits to be said."""
+
+    number: int  # of the delegation
+    first: int  # micro-turn in which its first words arrived
+    until: int  # micro-turn of its cancellation, or one after the end
+    text: str
+
+
+class Said(NamedTuple):
+    """An utterance and what it is."""
+
+    utterance: Utterance
+    event: int = -1  # index of the event that it answers, -1 if none
+    delegation: int = 0  # whose result it is, 0 if none
+    stray: bool = False  # nothing was due; the rest is that of what was said before it
+
+
+def read_utterances(spoken: Spoken) -> list[Utterance]:
+    """The utterances that have a word, in order."""
+    loud = np.concatenate([[False], spoken.text != Special.SILENT, [False]])
+    edges = np.flatnonzero(loud[1:] != loud[:-1]).reshape(-1, 2)
+    found = []
+    for first, end in edges.tolist():
+        ids = [int(one) for one in spoken.text[first:end] if one >= Special.COUNT]
+        text = " ".join(spoken.decode(ids).split())
+        if text:
+            found.append(Utterance(first, end - 1, text))
+    return found
+
+
+def results_of(
+    delegations: Sequence[Delegation], turns: int, text: Callable[[Delegation], str]
+) -> list[Result]:
+    """What has arrived, in the order in which it did.
+
+    Args:
+      delegations: As they happened.
+      turns: Length of the conversation.
+      text: What should be said of a delegation's result.
+    """
+    found = [
+        Result(one.number, one.arrived, one.cancelled if one.cancelled >= 0 else turns, text(one))
+        for one in delegations
+        if one.arrived >= 0
+    ]
+    return sorted(found, key=lambda result: result.first)
+
+
+def attribute(spoken: Spoken, events: Sequence[Event], results: Sequence[Result]) -> list[Said]:
+    """Says of each utterance what it is.
+
+    One that is word for word what is due is that; another one is the answer to the last event that
+    wants one, within 3 s of its end, or else the result that has waited longest. What is left is
+    stray, and hangs on what was said before it unless the user has spoken to the model since.
+
+    Args:
+      spoken: What the model did.
+      events: Annotation, in order of time.
+      results: Of the delegations, in the order in which they arrived.
+    """
+    answered: set[int] = set()
+    told: set[int] = set()
+    found: list[Said] = []
+    for one in read_utterances(spoken):
+        due = _due(events, one.start_s, answered)
+        waiting = [r for r in results if r.first <= one.first < r.until and r.number not in told]
+        exact = [result for result in waiting if result.text == one.text]
+        if due >= 0 and (one.text == " ".join(events[due].answer.split()) or not exact):
+            answered.add(due)
+            found.append(Said(one, event=due))
+        elif waiting:
+            told.add((exact or waiting)[0].number)
+            found.append(Said(one, delegation=(exact or waiting)[0].number))
+        else:
+            found.append(_stray(one, found, events))
+    return found
+
+
+def _stray(one: Utterance, found: Sequence[Said], events: Sequence[Event]) -> Said:
+    if found:
+        last = found[-1]
+        since = last.utterance.start_s
+        if not any(e.kind in TO_MODEL and since < e.start_s < one.start_s for e in events):
+            return last._replace(utterance=one, stray=True)
+    return Said(one, stray=True)
+
+
+def _due(events: Sequence[Event], time: float, answered: set[int]) -> int:
+    """The last event before `time` that speaks to the model, if its answer is still to come."""
+    for index in range(len(events) - 1, -1, -1):
+        event = events[index]
+        if event.kind not in TO_MODEL or event.end_s - TEXT_BEFORE_S > time + 1e-9:
+            continue
+        fresh = time <= event.end_s + ANSWER_WITHIN_S and index not in answered
+        return index if event.wants_answer and fresh else -1
+    return -1

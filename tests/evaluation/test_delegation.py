@@ -1,0 +1,461 @@
+"""Figures of delegations, of hand-made recordings that do everything right or one thing wrong."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from interaction.background import agent, delegations
+from interaction.background.delegations import Note
+from interaction.control import spoken
+from interaction.data.errand_sessions import make_errand_session
+from interaction.data.tokenizer import load_tokenizer
+from interaction.evaluation import Event, Spoken, parse_events
+from interaction.evaluation.background import Delegation, Step, read_delegations
+from interaction.evaluation.delegation import Recording, score_delegations
+from interaction.evaluation.delegation_summary import delegation_table, summarise_delegations
+from interaction.evaluation.events import reply_time
+from interaction.evaluation.rollout import to_float
+from interaction.evaluation.spans import aloud, read_spans
+from interaction.session_file import Entry
+from interaction.types import Special
+
+TURNS = 150
+WORDS = load_tokenizer()
+SAID = "it is fifty six"
+
+
+class Made:
+    """A recording under construction, whose model speaks when its text does."""
+
+    def __init__(self) -> None:
+        self.text = np.full(TURNS, Special.SILENT, np.int32)
+        self.events: list[Event] = []
+        self.notes: list[dict[str, Any]] = []
+        self.delegations: list[Delegation] = []
+        self.tools: dict[int, float] = {}
+        self.mute: list[int] = []  # micro-turns without a sound
+
+    def say(self, first: int, words: str) -> None:
+        """Says something, a word in two micro-turns."""
+        ids = WORDS.encode(words)
+        self.text[first : first + 2 * len(ids)] = Special.HOLD
+        self.text[first : first + 2 * len(ids) : 2] = ids
+
+    def quiet(self, first: int, last: int) -> None:
+        self.text[first : last + 1] = Special.SILENT
+
+    def span(self, first: int, opening: int, words: str) -> int:
+        tokens = [opening, *WORDS.encode(words), Special.END_DELEGATE]
+        self.text[first : first + len(tokens)] = tokens
+        return first + len(tokens) - 1
+
+    def event(self, kind: str, start: float, end: float, answer: str = "", **more: object) -> None:
+        first = int(np.ceil((end + 0.22) / 0.2 - 1e-9)) - 1
+        last = first + 2 * len(WORDS.encode(answer)) if answer else first
+        times = {"answer_turn": first, "answer_end_turn": last, "answer_end_s": reply_time(last)}
+        self.events.append(
+            Event(kind, kind, start, end, text=kind, answer=answer, **(times | more))
+        )
+        if answer:
+            self.say(first, answer)
+
+    def note(self, request: str, said: str, **more: object) -> dict[str, Any]:
+        note = {"number": len(self.notes) + 1, "errand": "times", "updates": []}
+        note |= {"cancelled_s": -1.0, "request": request, "said": said, "tool_s": 2.0} | more
+        self.notes.append(note)
+        return note
+
+    def delegate(self, first: int, words: str) -> Delegation:
+        """Opens a span, as the record tells of it."""
+        closed = self.span(first, Special.DELEGATE, words)
+        one = Delegation(len(self.delegations) + 1, words, closed)
+        self.delegations.append(one)
+        return one
+
+    def arrive(self, one: Delegation, turn: int, words: str, tool_s: float = 2.0) -> None:
+        one.steps.append(Step(turn - 1, agent.CALL, "{}"))
+        ids = (*WORDS.encode(words), Special.END_DELEGATE)
+        one.arrivals += [(turn, ids[:4]), (turn + 1, ids[4:])]
+        one.steps.append(Step(turn + 1, delegations.GIVEN, ""))
+        self.tools[one.number] = tool_s
+
+    def recording(self) -> Recording:
+        noise = np.random.default_rng(0).normal(0, 0.1, TURNS * 3_200)
+        loud = np.repeat(aloud(self.text) != Special.SILENT, 3_200)
+        for turn in self.mute:
+            loud[turn * 3_200 : (turn + 1) * 3_200] = False
+        heard = Spoken.from_reply(np.where(loud, noise, 0), self.text, WORDS.decode)
+        events = sorted(self.events, key=lambda event: event.start_s)
+        return Recording(self.text, heard, events, self.notes, self.delegations, self.tools)
+
+    def figures(self) -> dict[str, Any]:
+        return summarise_delegations([score_delegations(self.recording())])
+
+
+def asked() -> Made:
+    """An errand that is handed over in micro-turns 20 to 24 and answered from 40 on."""
+    made = Made()
+    made.note("seven times eight", SAID)
+    made.event("errand", 1.0, 2.03, "let me see", delegation=1)
+    one = made.delegate(20, "seven times eight")
+    made.arrive(one, 38, SAID)
+    made.say(40, SAID)
+    return made
+
+
+RIGHT = ("delegation_recall", "delegation_precision", "request_exact", "result_spoken_exact")
+
+
+def test_who_does_everything_right_has_perfect_figures() -> None:
+    figures = asked().figures()
+    for key in RIGHT:
+        assert figures[key] == 1, key
+    assert figures["delegations"] == 1 and figures["result_over_user_speech_rate"] == 0
+    assert figures["holding_reply_p50_s"] == pytest.approx(0.37, abs=0.021)
+    closed, first = reply_time(24), reply_time(40)
+    assert figures["result_latency_p50_s"] == pytest.approx(first - closed - 2.0)
+    assert figures["cancel_rate"] is figures["update_exact"] is None
+    assert figures["by_errand"]["result_spoken_exact"]["times"]["n"] == 1
+    assert not any(figures["mistakes"].values())
+    assert "result_latency_p50_s" in delegation_table(figures)
+
+
+def never(made: Made) -> None:
+    made.quiet(20, 60)
+    made.delegations.clear()
+
+
+def unfinished(made: Made) -> None:
+    made.text[24] = Special.SILENT
+    made.quiet(40, 60)
+    made.delegations.clear()
+
+
+def late(made: Made) -> None:
+    made.quiet(20, 24)
+    made.span(32, Special.DELEGATE, "seven times eight")
+    made.delegations[0].closed = 36
+
+
+def twice(made: Made) -> None:
+    made.span(26, Special.DELEGATE, "seven times eight")
+
+
+def other_request(made: Made) -> None:
+    made.span(20, Special.DELEGATE, "seven times nine")
+
+
+def other_result(made: Made) -> None:
+    made.quiet(40, 60)
+    made.say(40, "it is fifty five")
+
+
+def result_again(made: Made) -> None:
+    made.say(60, SAID)
+
+
+def result_before(made: Made) -> None:
+    """It says something else first."""
+    made.quiet(40, 60)
+    made.say(39, "okay")
+    made.say(44, SAID)
+
+
+def inaudible(made: Made) -> None:
+    made.mute = list(range(40, 60))
+
+
+def no_result(made: Made) -> None:
+    made.delegations[0].arrivals.clear()
+    made.quiet(40, 60)
+
+
+def unsaid(made: Made) -> None:
+    made.quiet(40, 60)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wrong"),
+    [
+        (never, {"delegation_recall": 0, "result_spoken_exact": 0, "delegation_precision": None}),
+        (unfinished, {"delegation_recall": 0, "result_spoken_exact": 0}),
+        (late, {"delegation_recall": 0, "delegation_precision": 0, "result_spoken_exact": 0}),
+        (twice, {"delegation_precision": 0.5}),
+        (other_request, {"request_exact": 0}),
+        (other_result, {"result_spoken_exact": 0}),
+        (result_again, {"result_spoken_exact": 0}),
+        (result_before, {"result_spoken_exact": 0}),
+        (inaudible, {"result_spoken_exact": 0}),
+        (no_result, {"result_spoken_exact": 0}),
+        (unsaid, {"result_spoken_exact": 0}),
+    ],
+)
+def test_each_mistake_is_seen(spoil: Callable[[Made], None], wrong: dict[str, Any]) -> None:
+    made = asked()
+    spoil(made)
+    figures = made.figures()
+    for key in RIGHT:
+        if key in wrong:
+            assert figures[key] == wrong[key], key
+        elif figures[key] is not None:
+            assert figures[key] == 1, key
+    assert any(figures["mistakes"].values()) or "delegation_precision" in wrong
+
+
+def test_a_result_in_two_pieces_is_as_exact() -> None:
+    made = asked()
+    made.quiet(40, 60)
+    made.say(40, "it is")
+    made.say(46, "fifty six")
+    assert made.figures()["result_spoken_exact"] == 1
+
+
+def test_a_result_after_the_end_is_not_scored() -> None:
+    made = asked()
+    made.notes[0]["tool_s"] = 60.0
+    no_result(made)
+    figures = made.figures()
+    assert figures["result_spoken_exact"] is None
+    assert figures["excluded"]["result_spoken_exact"] == {"the session ended": 1}
+
+
+def test_a_result_that_the_user_cuts_is_not_scored() -> None:
+    made = asked()
+    made.quiet(44, 60)
+    made.event("request", 8.9, 9.6, "paris")
+    figures = made.figures()
+    assert figures["excluded"]["result_spoken_exact"] == {"the user spoke into it": 1}
+    made = asked()
+    made.quiet(42, 60)
+    made.say(44, "nine")  # wrong, whoever speaks
+    made.event("request", 8.9, 9.6, "paris")
+    assert made.figures()["result_spoken_exact"] == 0
+
+
+def test_a_result_in_the_users_speech_is_seen() -> None:
+    for kind, rate in (("request", 1), ("backchannel", 1), ("background", 0), ("noise", 0)):
+        made = asked()
+        made.event(kind, reply_time(40) - 0.3, reply_time(40) + 0.5)
+        assert made.figures()["result_over_user_speech_rate"] == rate, kind
+
+
+def test_latency_is_scored_where_nobody_spoke() -> None:
+    made = asked()
+    made.event("side_speech", 6.0, 7.0)
+    figures = made.figures()
+    assert figures["result_latency_p50_s"] is None
+    assert figures["excluded"]["result_latency"] == {"somebody spoke": 1}
+    made = asked()
+    made.tools.clear()
+    assert made.figures()["excluded"]["result_latency"] == {"no tool": 1}
+
+
+def waiting(answer: str = "paris", said: str = "paris") -> Made:
+    """Another request while the errand's tool works; the result waits."""
+    made = asked()
+    made.quiet(40, 60)
+    made.event("request", 5.5, 6.5, answer)
+    made.quiet(33, 40)
+    made.say(33, said)
+    made.say(44, SAID)
+    return made
+
+
+def test_answers_while_waiting() -> None:
+    figures = waiting().figures()
+    assert figures["answers_while_waiting_exact"] == figures["result_spoken_exact"] == 1
+    figures = waiting(said="rome").figures()
+    assert figures["answers_while_waiting_exact"] == 0 and figures["result_spoken_exact"] == 1
+    assert figures["mistakes"]["answers_while_waiting_exact"][0]["said"] == "rome"
+    made = waiting()
+    made.mute = list(range(33, 38))
+    assert made.figures()["answers_while_waiting_exact"] == 0
+    made = waiting()
+    made.delegations[0].steps.append(Step(30, delegations.GIVEN, ""))
+    assert made.figures()["answers_while_waiting_exact"] is None
+
+
+def cancelled() -> Made:
+    made = Made()
+    made.note("seven times eight", SAID, cancelled_s=7.0)
+    made.event("errand", 1.0, 2.03, "let me see", delegation=1)
+    one = made.delegate(20, "seven times eight")
+    made.event("errand_cancel", 6.0, 7.0, "okay", delegation=1)
+    made.text[39] = Special.CANCEL
+    one.steps.append(Step(39, delegations.CANCELLED, ""))
+    return made
+
+
+def test_cancel() -> None:
+    figures = cancelled().figures()
+    assert figures["cancel_rate"] == 1 and figures["result_spoken_exact"] is None
+    made = cancelled()
+    made.say(60, SAID)
+    assert made.figures()["cancel_rate"] == 0
+    made = cancelled()
+    made.text[39], made.text[52] = Special.SILENT, Special.CANCEL  # later than 3 s
+    assert made.figures()["cancel_rate"] == 0
+    made = cancelled()
+    made.text[39] = Special.SILENT
+    made.delegations[0].steps.clear()
+    made.arrive(made.delegations[0], 60, SAID)
+    made.say(61, "it is nine")
+    assert made.figures()["cancel_rate"] == 0
+
+
+def updated(said: str = "it is sixty three", update: bool = True) -> Made:
+    made = Made()
+    made.note("seven times nine", "it is sixty three", updates=[{"end_s": 7.0, "words": "nine"}])
+    made.event("errand", 1.0, 2.03, "let me see", delegation=1)
+    one = made.delegate(20, "seven times eight")
+    made.event("errand_update", 6.0, 7.0, "okay", delegation=1)
+    if update:
+        closed = made.span(40, Special.UPDATE, "nine")
+        one.steps.append(Step(closed, delegations.UPDATED, "nine"))
+    made.arrive(one, 60, said)
+    made.say(62, said)
+    return made
+
+
+def test_update() -> None:
+    figures = updated().figures()
+    assert figures["update_exact"] == figures["result_spoken_exact"] == 1
+    assert figures["request_exact"] is None  # the note has the corrected request
+    latency = reply_time(62) - reply_time(42) - 2.0
+    assert figures["result_latency_p50_s"] == pytest.approx(latency)
+    figures = updated(SAID, update=False).figures()
+    assert figures["update_exact"] == figures["result_spoken_exact"] == 0
+    made = updated()
+    made.notes[0]["cancelled_s"] = 9.0
+    assert made.figures()["excluded"]["update_exact"] == {"cancelled later": 1}
+
+
+def test_results_of_two_errands_are_told_apart() -> None:
+    made = asked()
+    made.quiet(40, 60)
+    made.note("the time", "it is exactly four")
+    made.event("errand", 6.0, 7.0, "one moment", delegation=2)
+    two = made.delegate(45, "the time")
+    made.arrive(two, 60, "it is exactly four")
+    made.say(55, SAID)
+    made.say(70, "it is exactly four")
+    assert made.figures()["result_spoken_exact"] == 1
+    made.quiet(55, 90)
+    made.say(62, "it is exactly four")
+    made.say(80, SAID)
+    assert made.figures()["result_spoken_exact"] == 1  # in whatever order
+
+
+def test_an_event_without_a_note_is_refused() -> None:
+    made = asked()
+    made.notes.clear()
+    with pytest.raises(ValueError, match="notes: got"):
+        made.figures()
+
+
+def test_spans_mute_what_the_step_mutes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        text = rng.integers(0, Special.COUNT + 4, 60).astype(np.int32)
+        np.testing.assert_array_equal(aloud(text), np.asarray(spoken(text[None]))[0])
+    word = Special.COUNT
+    text = [Special.DELEGATE, word, Special.END_DELEGATE, Special.UPDATE, word, Special.SILENT]
+    first, second = read_spans(np.asarray(text))
+    assert first.complete and first.last == 2 and first.words == (word,)
+    assert not second.complete and second.opening == Special.UPDATE
+
+
+# Records.
+
+
+def entry(turn: int, arrived: str | None, notes: Sequence[tuple]) -> Entry:
+    empty = np.zeros(3_200, np.float32)
+    ids = None
+    if arrived is not None:
+        ids = np.full(4, Special.PAD, np.int32)
+        tokens = [
+            Special.END_DELEGATE if word == "." else WORDS.encode(word)[0]
+            for word in arrived.split()
+        ]
+        ids[: len(tokens)] = tokens
+    heard = np.full(2, Special.NONE, np.int32)
+    listed = [Note(0.0, number, kind, text) for number, kind, text in notes]
+    return Entry(turn, 0.0, empty, ids, None, Special.SILENT, heard, empty, listed)
+
+
+def test_whose_words_arrive_follows_from_the_record() -> None:
+    entries = [
+        entry(0, None, [(1, "asked", "the time")]),
+        entry(1, None, [(2, "asked", "seven times eight"), (0, "ignored", "")]),
+        entry(2, "it", [(2, "call", "{}"), (2, "result", "{}"), (2, "text", "it is")]),
+        entry(3, "is", [(1, "text", "it is exactly four"), (1, "done", "")]),
+        entry(4, "fifty .", [(2, "text", "fifty"), (2, "done", ""), (2, "given", "")]),
+        entry(5, "it is exactly four", []),
+        entry(6, ".", [(1, "given", "")]),
+        entry(7, "hello", []),  # typed
+    ]
+    time, product = read_delegations(entries)
+    assert (time.request, time.closed, time.arrived) == ("the time", 0, 5)
+    assert WORDS.decode(time.result) == "it is exactly four"
+    assert (product.arrived, WORDS.decode(product.result)) == (2, "it is fifty")
+    assert product.turns(agent.CALL) == [2] and product.cancelled == -1
+    assert [product.running(turn) for turn in (1, 2, 4, 5)] == [False, True, True, False]
+
+
+def test_an_update_and_a_cancel_in_a_record() -> None:
+    entries = [
+        entry(0, None, [(1, "asked", "seven times eight")]),
+        entry(1, "it is", [(1, "text", "it is fifty"), (1, "updated", "nine")]),
+        entry(2, None, [(2, "asked", "the time")]),
+        entry(3, "it", [(2, "text", "it is"), (1, "text", "it is sixty"), (2, "cancelled", "")]),
+        entry(4, "is sixty .", [(1, "done", ""), (1, "given", "")]),
+    ]
+    product, time = read_delegations(entries)
+    assert (product.settled, product.arrived) == (1, 3)
+    assert WORDS.decode(product.result) == "it is sixty"
+    assert time.cancelled == 3 and time.arrived == -1 and not time.running(4)
+    assert dataclasses.replace(product, steps=[]).running(9)
+
+
+# Sessions as they are made: whoever does what the annotation says is perfect.
+
+
+def as_annotated(index: int) -> Recording:
+    """A session of the training data, with its own replies in place of a model's."""
+    record = make_errand_session((11, index), "heldout")
+    meta, text = json.loads(record["meta"]), record["text"]
+    events = parse_events(record["meta"])
+    spans = [span for span in read_spans(text) if span.complete]
+    asked = [span for span in spans if span.opening == Special.DELEGATE]
+    found = {
+        note["number"]: Delegation(note["number"], note["request"], span.last)
+        for note, span in zip(meta["delegations"], asked, strict=False)
+    }
+    fixes = [event for event in events if event.kind == "errand_update"]
+    updates = [span for span in spans if span.opening == Special.UPDATE]
+    for event, span in zip(fixes, updates, strict=False):
+        found[event.delegation].steps.append(Step(span.last, delegations.UPDATED, ""))
+    drops = [event for event in events if event.kind == "errand_cancel"]
+    for event, turn in zip(drops, np.flatnonzero(text == Special.CANCEL), strict=False):
+        found[event.delegation].steps.append(Step(int(turn), delegations.CANCELLED, ""))
+    for note in meta["delegations"]:
+        one, turn = found.get(note["number"]), note["said_turn"]
+        if one is not None and turn >= 0:
+            one.arrivals.append((turn, tuple(WORDS.encode(note["said"]))))
+            one.steps.append(Step(turn + 1, delegations.GIVEN, ""))
+    heard = Spoken.from_reply(to_float(record["model"]), text, WORDS.decode)
+    return Recording(text, heard, events, meta["delegations"], list(found.values()), {})
+
+
+def test_the_annotation_is_perfect() -> None:
+    figures = summarise_delegations(score_delegations(as_annotated(i)) for i in range(24))
+    keys = ("cancel_rate", "update_exact", "answers_while_waiting_exact", *RIGHT)
+    for key in keys:
+        assert figures[key] == 1, (key, figures["mistakes"].get(key))
+        assert figures["counts"][key] >= 2, key
+    assert figures["result_over_user_speech_rate"] == 0
+    assert 0.2 <= figures["holding_reply_p50_s"] <= 0.45
