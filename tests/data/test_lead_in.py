@@ -1,0 +1,100 @@
+"""Branches after longer talk, and the set of them."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from interaction.data import branches, lead_in, records, timing
+from interaction.data.errand_sessions import TEXT_SLOTS
+from interaction.data.sessions import Record
+from interaction.types import Special
+
+TURNS = 12
+
+
+def _record(number: int, followed: int) -> Record:
+    """Everything in it says whose it is, and which micro-turn's."""
+    turns = np.arange(TURNS) + 100 * number
+    slots = np.arange(0, TURNS * TEXT_SLOTS, 5)
+    thought = [(200 + number, False), (300 + number, True)] if followed else []
+    record = {
+        "user": np.repeat(turns, timing.TURN).astype(np.int16),
+        "model": np.repeat(-turns, timing.TURN).astype(np.int16),
+        "text": turns.astype(np.int32),
+        "heard": np.stack([turns, turns], axis=1).astype(np.int32),
+        "meta": "{}",
+    }
+    record |= branches.arrival_arrays([(int(slot), 1_000 * number + slot) for slot in slots])
+    return record | branches.branch_arrays(followed, thought)
+
+
+def test_the_end_of_another_session_comes_first() -> None:
+    mine, other = _record(1, 5), _record(2, 3)
+    got = lead_in.led_in(mine, other)
+    turns = [*range(205, 212), *range(100, 105)]
+    assert got["text"].tolist() == got["heard"][:, 1].tolist() == turns
+    assert got["user"][:: timing.TURN].tolist() == turns
+    assert got["model"][:: timing.TURN].tolist() == [-turn for turn in turns]
+    assert got["followed"] == TURNS
+    for name, leaf in mine.items():
+        if name != "meta":
+            assert (got[name].shape, got[name].dtype) == (leaf.shape, leaf.dtype)
+        if name.startswith("thought"):
+            np.testing.assert_array_equal(got[name], leaf)
+    there = got["arrived"] != Special.PAD
+    for slot, token in zip(got["arrived_slot"][there], got["arrived"][there], strict=True):
+        number, old = divmod(int(token), 1_000)
+        turn, place = divmod(int(slot), TEXT_SLOTS)
+        assert place == old % TEXT_SLOTS
+        assert turns[turn] == 100 * number + old // TEXT_SLOTS
+    # Slots 20, 25, 30, 35, 40, 45 of the other's 12 micro-turns, and 0, 5, 10, 15 of its own.
+    assert there.sum() == 10
+
+
+def test_the_latest_arrivals_are_kept() -> None:
+    mine, other = _record(1, 5), _record(2, 3)
+    many = [(slot, 9) for slot in range(TURNS * TEXT_SLOTS - branches.ARRIVALS, TURNS * TEXT_SLOTS)]
+    got = lead_in.led_in(mine, other | branches.arrival_arrays(many))
+    assert got["arrived"].tolist() == [9] * 28 + [1_000, 1_005, 1_010, 1_015]
+
+
+def test_sessions_of_two_lengths_are_refused() -> None:
+    other = _record(2, 3)
+    with pytest.raises(ValueError, match="earlier: got 11 micro-turns, wanted 12"):
+        lead_in.led_in(_record(1, 5), other | {"text": other["text"][1:]})
+
+
+def test_the_set_has_branches_alone(tmp_path: pathlib.Path) -> None:
+    path, out = tmp_path / "sessions", tmp_path / "delegation"
+    all_ = [_record(number, 4 * (number % 2)) for number in range(1, 41)]
+    records.write(path / "sessions-00000.arrayrecord", all_)
+    assert lead_in.write_branches(path, out, seed=0, share=0.5) == 20
+    made = list(lead_in.branches_of(out, seed=0, share=0.0))
+    assert [int(one["thought"][0]) for one in made] == list(range(201, 241, 2))
+    led = [one for one in made if one["followed"] == TURNS]
+    assert 4 <= len(led) <= 16
+    assert len({int(one["text"][0]) // 100 for one in led}) > 3, "others lead in"
+    again = lead_in.branches_of(path, seed=0, share=0.5)
+    for one, other in zip(made, again, strict=True):
+        np.testing.assert_array_equal(one["text"], other["text"])
+    with pytest.raises(ValueError, match=r"out: got .* wanted a new folder"):
+        lead_in.write_branches(path, out, seed=0, share=0.5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_no_file_is_empty(
+    count: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lead_in, "_SHARD", 2)
+    path, out = tmp_path / "sessions", tmp_path / "delegation"
+    records.write(path / "sessions-00000.arrayrecord", [_record(i + 1, 4) for i in range(count)])
+    assert lead_in.write_branches(path, out, seed=0, share=1.0) == count
+    assert len(records.files(out)) == -(-count // 2)
+
+
+def test_sessions_without_branches_are_refused(tmp_path: pathlib.Path) -> None:
+    records.write(tmp_path / "a" / "sessions.arrayrecord", [_record(1, 0)])
+    with pytest.raises(ValueError, match="sessions: got none with a branch"):
+        lead_in.write_branches(tmp_path / "a", tmp_path / "b", seed=0, share=0.5)
+    assert not (tmp_path / "b").exists()
