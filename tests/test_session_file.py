@@ -147,7 +147,7 @@ def test_a_stuck_disk_is_counted_and_the_talk_goes_on(
         conversation.step(SILENCE)
     assert conversation.stats.turns == 400
     assert conversation.stats.unrecorded >= 99
-    assert conversation.stats.slowest_own_s < 0.1
+    assert conversation.stats.slowest_own_s < 0.2
     files[0].release.set()
     time.sleep(0.05)
     for _ in range(5):

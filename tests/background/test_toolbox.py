@@ -239,9 +239,9 @@ def test_calls_at_once_are_bounded() -> None:
     ids=["text", "escapes", "lists", "fields"],
 )
 def test_a_flood_is_cut_before_it_costs_anything(value: Any) -> None:  # noqa: ANN401
-    start = time.perf_counter()
+    start = time.thread_time()
     text = result_json(value)
-    assert time.perf_counter() - start < 0.02
+    assert time.thread_time() - start < 0.02
     got = json.loads(text)
     assert LIMIT // 2 < len(text) <= LIMIT and got["cut"] is True and isinstance(got["result"], str)
 
