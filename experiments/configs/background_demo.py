@@ -1,4 +1,4 @@
-"""The background model of the demo: it learns to reason from what the demo has learnt to hear."""
+"""The background model of the demo, second leg: requests late in long talks as well."""
 
 from interaction.presets import background_demo
 from interaction.training.config import TrainConfig
@@ -11,16 +11,16 @@ def get_config() -> TrainConfig:
         objective="interaction.training.reasoning:reasoning_objective",
         data="data/delegation",
         model=background_demo(),
-        batch=16,
-        steps=2_500,
+        batch=8,
+        steps=1_400,
         learning_rate=1e-3,
-        warmup=100,
+        warmup=50,
         schedule="wsd",
-        decay_fraction=0.5,
-        ema_decay=0.995,
+        decay_fraction=0.6,
+        ema_decay=0.99,
         sample_every=0,
         init_from={
-            "trunk": "interaction/checkpoints/demo",
-            "router_bias": "interaction/checkpoints/demo",
+            "trunk": "runs/background_demo_start",
+            "router_bias": "runs/background_demo_start",
         },
     )

@@ -1,0 +1,22 @@
+"""The background model of the demo, first leg: it starts from what the demo has learnt to hear."""
+
+from interaction.presets import background_demo
+from interaction.training.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The run."""
+    return TrainConfig(
+        name="background_demo_start",
+        objective="interaction.training.reasoning:reasoning_objective",
+        data="data/errands",
+        model=background_demo(),
+        batch=8,
+        steps=740,
+        learning_rate=1e-3,
+        warmup=100,
+        schedule="constant",
+        ema_decay=0.99,
+        sample_every=0,
+        init_from={"trunk": "runs/demo", "router_bias": "runs/demo"},
+    )
