@@ -2,11 +2,14 @@ r"""Merges trained parts of runs into one released folder.
 
 python -m experiments.export --conversation=runs/demo --speech=runs/demo_speech \
     --vocoder=runs/demo_vocoder --out=interaction/checkpoints/demo
+python -m experiments.export --background=runs/background_demo \
+    --out=interaction/checkpoints/demo_background
 """
 
 import dataclasses
 import math
 import pathlib
+from collections.abc import Mapping
 
 from absl import app, flags, logging
 from flax import traverse_util
@@ -15,19 +18,36 @@ from interaction.checkpoint import WEIGHTS, load_config, save_model
 from interaction.config import ModelConfig
 from interaction.training.checkpoints import load_part
 
-_PARTS = {  # flag -> parts of the model that its run trains
-    "conversation": ("trunk", "router_bias"),
+_TRUNK = ("trunk", "router_bias")
+_LIVE = {  # flag -> parts of the model that its run trains
+    "conversation": _TRUNK,
     "speech": ("speech",),
     "vocoder": ("vocoder",),
 }
-for _flag, _parts in _PARTS.items():
+_BACKGROUND = {"background": _TRUNK}  # a background model is mute
+for _flag, _parts in {**_LIVE, **_BACKGROUND}.items():
     flags.DEFINE_string(
         _flag, None, f"Run (or released folder) to take {' and '.join(_parts)} from."
     )
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", "interaction/data/tokenizer.json", "JSON file.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the stored weights.")
-flags.mark_flags_as_required(list(_PARTS))
+
+
+def chosen_parts(given: Mapping[str, str | None]) -> dict[str, tuple[str, ...]]:
+    """Which parts come from which flag's run.
+
+    Raises:
+      ValueError: the flags name neither a whole live model nor a background model alone.
+    """
+    named = {flag for flag, source in given.items() if source}
+    for parts in (_LIVE, _BACKGROUND):
+        if named == set(parts):
+            return parts
+    raise ValueError(
+        f"flags: got {sorted(named)}, wanted either {sorted(_LIVE)} or {sorted(_BACKGROUND)}; "
+        "name a run for each part"
+    )
 
 
 def merge(conversation: ModelConfig, speech: ModelConfig, vocoder: ModelConfig) -> ModelConfig:
@@ -43,7 +63,7 @@ def merge(conversation: ModelConfig, speech: ModelConfig, vocoder: ModelConfig) 
         "speech.mel_floor": (conversation.speech.mel_floor, speech.speech.mel_floor),
     }
     for field, values in shared.items():
-        for flag, value in zip(_PARTS, values, strict=False):
+        for flag, value in zip(_LIVE, values, strict=False):
             if value != values[0]:
                 raise ValueError(
                     f"{field}: got {value} in --{flag}, wanted {values[0]} as in --conversation; "
@@ -57,10 +77,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    sources = {flag: getattr(flags.FLAGS, flag) for flag in _PARTS}
-    config = merge(*(load_config(sources[flag]) for flag in _PARTS))
+    sources = {flag: flags.FLAGS[flag].value for flag in (*_LIVE, *_BACKGROUND)}
+    wanted = chosen_parts(sources)
+    configs = [load_config(sources[flag]) for flag in wanted]
+    config = merge(*configs) if len(configs) > 1 else configs[0]
     weights = {}
-    for flag, parts in _PARTS.items():
+    for flag, parts in wanted.items():
         for part in parts:
             found, place = load_part(sources[flag], part)
             weights |= found

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments.export import merge
+from experiments.export import chosen_parts, merge
 from interaction import presets
 from interaction.config import ModelConfig
 
@@ -49,3 +49,13 @@ def test_parts_that_were_not_trained_for_each_other_are_named(
 
     with pytest.raises(ValueError, match=match):
         merge(CONFIG, other(speech), other(vocoder))
+
+
+def test_a_live_model_or_a_background_model_is_exported() -> None:
+    live = dict.fromkeys(("conversation", "speech", "vocoder"), "runs/some")
+    assert chosen_parts({**live, "background": None})["speech"] == ("speech",)
+    alone = chosen_parts({**dict.fromkeys(live), "background": "runs/other"})
+    assert alone == {"background": ("trunk", "router_bias")}
+    for given in ({**live, "background": "runs/other"}, {**live, "speech": None}, {}):
+        with pytest.raises(ValueError, match="flags: got"):
+            chosen_parts(given)
