@@ -379,7 +379,7 @@ def test_a_model_that_knows_nothing_fails_and_goes_on(model: Reasoner) -> None:
             agent.follow(turn(place))
         for number in (1, 2, 3):
             agent.ask(number, "seven times eight")
-    wait_for(ended, 60)
+    wait_for(ended, 120)
     assert all("Error" not in one.text for one in got if one.kind == FAILED), got
     for agent in agents:
         agent.close()
