@@ -44,12 +44,14 @@ types: $(VENV)/.dev ## pyrefly
 spell: $(VENV)/.dev ## codespell
 	$(BIN)/codespell
 
-notebook: $(VENV)/.dev ## executes the notebook; writes out/inspect_session.ipynb
-	$(BIN)/jupytext --quiet --to py:percent --output - colab/inspect_session.ipynb | \
-		diff -I '^#   ' - colab/inspect_session.py
+notebook: $(VENV)/.dev ## executes the notebooks; writes them to out/
 	mkdir -p out
-	JAX_PLATFORMS=cpu $(BIN)/python -m nbconvert --to notebook --execute \
-		--output-dir out colab/inspect_session.ipynb
+	for name in inspect_session delegation; do \
+		$(BIN)/jupytext --quiet --to py:percent --output - colab/$$name.ipynb | \
+			diff -I '^#   ' - colab/$$name.py; \
+		JAX_PLATFORMS=cpu $(BIN)/python -m nbconvert --to notebook --execute \
+			--output-dir out colab/$$name.ipynb; \
+	done
 
 check: lint types spell ## lint, types and spelling
 

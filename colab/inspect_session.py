@@ -16,7 +16,8 @@
 #
 # Load the demo model, let it hear a recorded user, listen to both, and look inside: what was said
 # and when, what the text stream was about to do, which experts worked, and how far back attention
-# reaches. Everything runs on a CPU in a few minutes.
+# reaches. Nobody stands behind it here, so what it hands over gets no result; `delegation.ipynb`
+# has that. Everything runs on a CPU in a few minutes.
 #
 # Run it from a clone of the repository in which `pip install -e '.[demo]'` was run.
 

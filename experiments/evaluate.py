@@ -152,7 +152,8 @@ def main(argv: list[str]) -> None:
             given.split,
             records,
         )
-        asked += ["background", "at_once", "records"]
+        figures["background"] = background
+        asked += ["at_once", "records"]
         show_delegations(figures)
     else:
         figures = run(

@@ -203,6 +203,12 @@ def run_sessions(
     if any(folder.glob("*.session")):
         raise ValueError(f"records: got {folder}, which has some; remove it or choose another one")
 
+    seeds = [
+        int(np.random.SeedSequence([seed, index]).generate_state(1)[0]) % 2**31
+        for index in range(len(sessions))
+    ]
+    Conversation(model, seed=seeds[0]).close()  # compiles once, and not on every thread
+
     def one(index: int) -> pathlib.Path:
         if index < at_once:  # so that not all steps fall on the same moment
             time.sleep(TURN_S * index / at_once)
@@ -210,8 +216,7 @@ def run_sessions(
         known = json.loads(meta)
         tools = TimedToolbox(session_tools(known))
         path = folder / f"{index:05d}.session"
-        own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0]) % 2**31
-        done = talk(model, make_agent(tools), user, own, path, tail_s, on_turn)
+        done = talk(model, make_agent(tools), user, seeds[index], path, tail_s, on_turn)
         beside = {
             "meta": known,
             "calls": tools.seconds(),

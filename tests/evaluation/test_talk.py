@@ -166,7 +166,7 @@ def test_calls_take_as_long_as_the_notes_say() -> None:
     assert json.loads(running[0].result()) == {"result": 21}
     texts, seconds = zip(*tools.seconds(), strict=True)
     assert list(texts) == calls
-    assert seconds[0] == pytest.approx(0.3, abs=0.15) and seconds[1] == pytest.approx(1.0, abs=0.2)
+    assert 0.3 <= seconds[0] < 0.9 < 1.0 <= seconds[1] < 3 and seconds[2] < 0.1
 
 
 def test_tools_of_a_session_know_its_time_and_table() -> None:
