@@ -1,4 +1,7 @@
-"""`InteractionModel`: a loaded model, its tokenizer, and the jitted step behind checked inputs."""
+"""`InteractionModel`: a loaded model, its tokenizer, and the jitted step behind checked inputs.
+
+`Conversation` drives one live talk with it, a background agent beside it.
+"""
 
 import functools
 import logging
@@ -13,12 +16,15 @@ from jax.sharding import Mesh, NamedSharding
 
 from interaction import checkpoint, sharding, stream
 from interaction.config import ModelConfig
+from interaction.conversation import Conversation
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.local_rows import LocalRows
 from interaction.model import init_params, separate_layers
 from interaction.modules import vocoder
 from interaction.packing import LIMITS, Packing
 from interaction.types import Array, Chunk, Params, Reply, Special
+
+__all__ = ["Conversation", "InteractionModel", "check_chunk", "init_model_params", "load"]
 
 _log = logging.getLogger(__name__)
 RELEASED = pathlib.Path(__file__).parent / "checkpoints"

@@ -1,1 +1,24 @@
-"""Whoever reasons behind a conversation, and its tools."""
+"""Whoever reasons behind a conversation, and its tools; see docs/background.md."""
+
+from interaction.background.agent import BackgroundAgent, Event, Turn
+from interaction.background.demo_tools import demo_tools
+from interaction.background.reasoner_agent import Reasoner, ReasonerAgent, load_reasoner
+from interaction.background.scripted import ScriptedAgent
+from interaction.background.threaded import ThreadedAgent
+from interaction.background.tool import Tool, tool
+from interaction.background.toolbox import Toolbox
+
+__all__ = [
+    "BackgroundAgent",
+    "Event",
+    "Reasoner",
+    "ReasonerAgent",
+    "ScriptedAgent",
+    "ThreadedAgent",
+    "Tool",
+    "Toolbox",
+    "Turn",
+    "demo_tools",
+    "load_reasoner",
+    "tool",
+]
