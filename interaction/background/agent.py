@@ -11,7 +11,7 @@ import numpy as np
 
 # Kinds of events of a delegation, in the order in which they come; TEXT may come several times.
 THINKING = "thinking"  # text: what the agent thinks, for the record
-CALL = "call"  # text: JSON of a tool's name and arguments, as it is called
+CALL = "call"  # text: JSON of a tool's name and arguments; comes before the tool is started
 RESULT = "result"  # text: JSON of what the tool returned, or of its error
 TEXT = "text"  # text: words for the user, in order; they stream
 DONE = "done"  # nothing follows
@@ -48,7 +48,10 @@ class BackgroundAgent(Protocol):
         """Hands over a request, in words; `delegation` is a new number."""
 
     def update(self, delegation: int, words: str) -> None:
-        """Changes a running request, such as "nine" or "in the kitchen" instead."""
+        """Changes a request, such as "nine" or "in the kitchen" instead.
+
+        It may be DONE already, as long as not all of its words were given; then it runs again.
+        """
 
     def cancel(self, delegation: int) -> None:
         """Drops a running request; events of it that are still to come are ignored."""
