@@ -1,6 +1,7 @@
 """Sessions in which the model hands requests over, and the talk goes on until the result comes."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -8,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from interaction.data import branches, timing
+from interaction.data import branches, domain, timing
 from interaction.data.clips import RATE
 from interaction.data.domain import Slots, asides, errands
+from interaction.data.domain.words import ROOMS
 from interaction.data.sessions import Record, Session
 from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
 
 TEXT_SLOTS = 4  # tokens that arrive in a micro-turn at most
+IMAGINED_SHARE = 0.6  # of the branches in training are of a request that nobody made
 THINKS_S = (0.3, 0.8)  # seconds the reasoner takes beside the tool
 PAUSE_SHARE = 0.12  # of the errands are asked with a pause inside
 OPENER_SHARE = 0.1  # of them begin with "um", "please" ...
@@ -32,6 +35,14 @@ MEANWHILE = {  # relative frequency of what happens while a tool works
     "update": 0.4,
     "another": 0.1,
 }
+
+
+@functools.cache
+def _words() -> list[str]:
+    """Words that may stand for things in a branch."""
+    taken = {*errands.HELD_OUT_ITEMS, *errands.VALUE}
+    words = {*domain.answer_words(), *domain.said_words()}
+    return sorted(words - taken)
 
 
 @dataclasses.dataclass
@@ -113,11 +124,29 @@ class ErrandSession(Session):
         running.note.update(
             request=request, call=call, **result, said=said, tool_s=round(tool_s, 3), closed=closed
         )
-        branch = branches.branch_tokens(
-            load_tokenizer(), opening, words, request, call, result, said
-        )
         if closed < self.turns:
-            self.branches.append((closed + 1, branch))
+            self.branches.append((closed + 1, self.branch(running, opening, words)))
+
+    def branch(self, running: _Running, opening: int, words: str) -> branches.Branch:
+        """What the reasoner reads and writes; in training often of another request.
+
+        Users ask for few different things, which would be learnt by heart.
+        """
+        errand, slots, note = running.errand, running.slots, running.note
+        result = {name: note[name] for name in ("result", "error") if name in note}
+        request, call, said = note["request"], note["call"], note["said"]
+        if self.split == "train" and self.rng.random() < IMAGINED_SHARE:
+            update = opening == Special.UPDATE
+            names = errand.changes if update else tuple(errand.slots)
+            slots = errands.imagine(errand, slots, names, _words(), self.rng)
+            words = (errand.fix if update else errand.request).format(**slots)
+            request, call = errand.request.format(**slots), errand.call(slots)
+            if "result" in result:
+                price, room = int(self.rng.integers(1, 1_000)), self.pick(ROOMS)
+                table = {slots.get("item", ""): (price, room)}
+                result["result"] = errands.true_result(call, table, self.time)
+                said = errand.answer(slots, result["result"])
+        return branches.branch_tokens(load_tokenizer(), opening, words, request, call, result, said)
 
     def ask_errand(self, tool_s: float) -> _Running | None:
         """The user asks for something that takes a tool, and the model hands it over."""
