@@ -13,7 +13,7 @@ from interaction.data.tokenizer import Tokenizer
 from interaction.types import Special
 
 ARRIVALS = 32  # tokens that may arrive in a session
-THOUGHTS = 64  # tokens of a branch
+THOUGHTS = 80  # tokens of a branch
 
 Branch = list[tuple[int, bool]]  # (token, whether the reasoner is to write it)
 
