@@ -17,6 +17,7 @@ Number = int | float
 LARGEST = 10**15  # of a calculation, so that no power takes for ever
 LONGEST_S = 86_400  # a timer
 _EXPONENT = 64
+_BITS = 4_096  # of a fraction's two numbers: they multiply without letting other threads run
 
 
 class Row(NamedTuple):
@@ -165,17 +166,23 @@ def _evaluate(node: ast.expr) -> Fraction:
             result = Fraction(_BINARY[type(op)](_evaluate(node.left), _evaluate(node.right)))
         case _:
             raise ValueError("expression: got something that is no arithmetic")
-    return result if abs(result) <= LARGEST else _too_large()
+    return result if abs(result) <= LARGEST and _bits(result) <= _BITS else _too_large()
+
+
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1 or abs(exponent) > _EXPONENT:
         raise ValueError(f"expression: wanted whole exponents up to {_EXPONENT}")
+    if _bits(base) * abs(exponent) > _BITS:
+        _too_large()
     return Fraction(base ** int(exponent))
 
 
 def _too_large() -> Fraction:
-    raise ValueError(f"expression: got a number beyond {LARGEST:.0e}")
+    raise ValueError(f"expression: got a number beyond {LARGEST:.0e}, or of too many digits")
 
 
 def _number(value: Fraction) -> Number:
