@@ -50,7 +50,8 @@ class BackgroundAgent(Protocol):
     def update(self, delegation: int, words: str) -> None:
         """Changes a request, such as "nine" or "in the kitchen" instead.
 
-        It may be DONE already, as long as not all of its words were given; then it runs again.
+        It may be DONE already, as long as not all of its words were given; then it runs again. A
+        CALL that it had made has its RESULT all the same, such as that it was cancelled.
         """
 
     def cancel(self, delegation: int) -> None:

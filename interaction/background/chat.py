@@ -36,7 +36,7 @@ _ROUNDS = 8  # requests to the endpoint for one delegation
 _CALLS = 8  # of one round
 _ARGUMENTS = 10_000  # characters
 _AT_ONCE = 16  # threads; those included that hang until their time is over
-_REMEMBERED = 32  # delegations that an update may still change
+_REMEMBERED = 32  # delegations; of more, those that are done are forgotten
 
 
 @dataclasses.dataclass
@@ -121,15 +121,18 @@ class ChatAgent(ThreadedAgent):
     def on_ask(self, delegation: int, request: str) -> None:
         """See `ThreadedAgent`."""
         self._works[delegation] = work = _Work(request)
-        while len(self._works) > _REMEMBERED:
-            del self._works[next(iter(self._works))]
+        done = [one for one in self._works if one not in self.running]
+        while done and len(self._works) > _REMEMBERED:
+            del self._works[done.pop(0)]
         self._begin(delegation, work)
 
     def on_update(self, delegation: int, words: str) -> None:
         """See `ThreadedAgent`; calls that were made stay made, and the endpoint is told."""
         before = self._works.pop(delegation, _Work(""))
         _stop(before)
-        made = [*before.made, *(f"{text} -> no result" for _, text, _ in before.calls)]
+        for _, _, call in before.calls:
+            self.emit(delegation, RESULT, call.result())
+        made = [*before.made, *(f"{text} -> {call.result()}" for _, text, call in before.calls)]
         work = _Work(before.request, [*before.updates, words], made)
         self._works[delegation] = work
         self._begin(delegation, work)

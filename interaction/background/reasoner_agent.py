@@ -103,7 +103,10 @@ class Reasoner:
         return self._run.init(1)
 
     def follow(self, state: ReasonerState, turns: Sequence[Turn]) -> ReasonerState:
-        """Takes at most FOLLOW micro-turns in; the state is donated."""
+        """Takes at most FOLLOW micro-turns in; the state is donated.
+
+        Waits for it, so that no more work than this ever lies before the live model's on a device.
+        """
         config, count = self.config, len(turns)
         samples, positions = config.audio.turn_samples, config.audio_positions
         given: dict[str, Any] = {
@@ -123,7 +126,7 @@ class Reasoner:
             given["has_frame"] = np.zeros((1, FOLLOW), bool)
             given["has_frame"][0, :count] = [turn.frame is not None for turn in turns]
         given["count"] = np.array([count], np.int32)
-        return self._run.follow(self._packed, state, Turns(**given))
+        return jax.block_until_ready(self._run.follow(self._packed, state, Turns(**given)))
 
     def branch(self, state: ReasonerState) -> ReasonerState:
         """A copy, to be read on."""
@@ -231,7 +234,9 @@ class ReasonerAgent(ThreadedAgent):
 
     def on_update(self, delegation: int, words: str) -> None:
         """See `ThreadedAgent`: a new branch of the record, which holds the request as well."""
-        self._drop(delegation)
+        call = self._drop(delegation)
+        if call is not None:
+            self.emit(delegation, RESULT, call.result())
         self._open(delegation, Special.UPDATE, words)
 
     def on_cancel(self, delegation: int) -> None:
@@ -256,10 +261,13 @@ class ReasonerAgent(ThreadedAgent):
         state = self._model.branch(self._record)
         self._branches[number] = _Branch(state, self._span(opening, words))
 
-    def _drop(self, number: int) -> None:
+    def _drop(self, number: int) -> ToolCall | None:
+        """Ends a branch; returns its call that ran, which is over then."""
         branch = self._branches.pop(number, None)
-        if branch is not None and branch.call is not None:
-            branch.call.cancel()
+        call = None if branch is None else branch.call
+        if call is not None:
+            call.cancel()
+        return call
 
     def _span(self, opening: int, text: str) -> list[int]:
         ids = [one for one in self._model.tokenizer.encode(text) if one >= Special.COUNT]

@@ -277,6 +277,28 @@ def test_cancelling_stops_tools_and_words(endpoint: Endpoint, agent: ChatAgent) 
     assert {one.delegation for one in until_over(agent)} == {2}
 
 
+def test_an_update_ends_the_calls_that_run(endpoint: Endpoint, agent: ChatAgent) -> None:
+    endpoint.answers = [[*calling("forever", "{}"), chunk({}, "tool_calls")], saying("two")]
+    agent.ask(1, "one")
+    first: list[Event] = []
+    wait_for(lambda: first.extend(agent.events()) or first)
+    agent.update(1, "two")
+    ended = (RESULT, '{"error": "forever: cancelled"}')
+    assert kinds(until_over(agent)) == [ended, (TEXT, "two"), (DONE, "")]
+    told = endpoint.requests[1]["messages"][1]["content"].splitlines()[-1]
+    assert told == f'Called already: {{"tool": "forever"}} -> {ended[1]}'
+
+
+def test_what_runs_is_not_forgotten(endpoint: Endpoint, agent: ChatAgent) -> None:
+    endpoint.answers = [[*calling("forever", "{}"), chunk({}, "tool_calls")]]
+    endpoint.answers += [saying("two")] * 34
+    agent.ask(1, "one")
+    for number in range(2, 36):
+        agent.ask(number, "two")
+        assert {one.kind for one in until_over(agent)} <= {CALL, TEXT, DONE}
+    assert agent.running == (1,) and len(agent._works) <= 33
+
+
 def test_two_at_once(endpoint: Endpoint, agent: ChatAgent) -> None:
     endpoint.answers = [[*saying("one ")[:1], None, *saying("two")], saying("three")]
     agent.ask(1, "one")

@@ -256,6 +256,7 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
     assert ended.wait(2), "the call of the dropped branch is cancelled"
     got = talk.events(DONE)[1:]
     assert got == [
+        (RESULT, '{"error": "wait: cancelled"}'),
         (THINKING, "seven times nine"),
         *[(TEXT, one) for one in "it is sixty three".split()],
         (DONE, ""),
@@ -265,6 +266,20 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
     assert [one.text for one in branch.turns] == [11]
     talk.agent.update(1, "nine")  # of one that was done
     talk.events(DONE, 2)
+
+
+def test_following_waits_for_the_device(model: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or all that an agent has missed would stand before the live model's next step."""
+    waited: list[object] = []
+
+    class Busy:
+        def block_until_ready(self) -> None:
+            waited.append(self)
+
+    busy = Busy()
+    monkeypatch.setattr(model, "_run", model._run._replace(follow=lambda *_: busy))
+    assert model.follow(model.start(), [turn()]) is busy
+    assert waited == [busy]
 
 
 @pytest.mark.parametrize(
