@@ -82,7 +82,7 @@ class Conversation:
         self.stats = Stats()
         self._model = model
         self._agent = agent
-        self._seed = seed
+        self._seed = int(seed)
         self._frames = frames
         self._identity: str | None = None
         self._samples = model.config.audio.turn_samples

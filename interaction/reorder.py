@@ -69,13 +69,13 @@ class ReorderBuffer:
           ValueError: No such micro-turn, or no PCM; nothing has changed.
         """
         whole = isinstance(index, int | np.integer) and not isinstance(index, bool)
+        chunk = checked_pcm(pcm, self._samples)  # not under the lock: `take` may wait for it
         with self._lock:
             if not whole or not 0 <= index < self._next + HORIZON:
                 raise ValueError(
                     f"index: got {index!r}, wanted the number of a micro-turn below "
                     f"{self._next + HORIZON}; count from 0, one every 200 ms"
                 )
-            chunk = checked_pcm(pcm, self._samples)
             if index < self._next:
                 late = self._missed.pop(int(index), 0) is None
                 self.late += late

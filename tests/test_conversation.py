@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from interaction import presets
+from interaction import presets, reorder
 from interaction.background.agent import CALL, DONE, RESULT, TEXT, Turn
 from interaction.background.delegations import SORRY
 from interaction.background.scripted import Line, ScriptedAgent
@@ -145,6 +145,20 @@ def test_chunks_out_of_order_late_lost_and_doubled() -> None:
     assert (stats.lost, stats.late, stats.doubled, stats.reordered) == (2, 1, 3, 1)
     conversation.step(chunk(5))
     assert heard()[-1] == 6 and conversation.stats.lost == 2
+
+
+def test_a_chunk_is_looked_at_before_the_buffer_is_locked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buffer, free = reorder.ReorderBuffer(3_200), []
+
+    def check(pcm: np.ndarray, samples: int) -> np.ndarray:
+        free.append(not buffer._lock.locked())
+        return pcm
+
+    monkeypatch.setattr(reorder, "checked_pcm", check)
+    buffer.put(0, SILENCE)
+    assert free == [True] and buffer.take() is SILENCE
 
 
 @pytest.mark.parametrize("index", [-1, 50, 10**9, 1.0, "0", True, None, float("nan")])
@@ -308,6 +322,13 @@ def test_an_agent_that_always_raises() -> None:
 
 
 # A conversation as a file.
+
+
+def test_a_seed_of_numpy(tmp_path: pathlib.Path) -> None:
+    conversation = Conversation(FakeModel(), seed=np.int64(5), record=tmp_path / "a.session")
+    take(conversation, 1)
+    conversation.save(tmp_path / "a.conversation")
+    assert conversation.close() and read(tmp_path / "a.session").header.seed == 5
 
 
 def test_nothing_is_called_twice_when_it_moves(tmp_path: pathlib.Path) -> None:

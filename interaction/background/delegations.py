@@ -249,7 +249,7 @@ class Delegations:
 
     def _handle(self, event: Event) -> None:
         number, kind, text = event
-        if not isinstance(text, str) or not 0 < number <= self._last:
+        if not isinstance(number, int) or not isinstance(text, str) or not 0 < number <= self._last:
             return
         one = self._open.get(number)
         if kind in (THINKING, CALL, RESULT):

@@ -242,6 +242,7 @@ def test_events_that_are_none_of_its_own() -> None:
     talk = Talk({"one": []})
     talk.turns(delegate("one"))
     stray = [Event(7, TEXT, "x"), Event(0, DONE), Event(1, TEXT, None), Event(1, "x", "x"), "junk"]
+    stray += [Event(None, DONE), Event("1", DONE)]
     talk.agent.events = lambda: stray
     talk.wait(3)
     assert talk.said == "" and talk.core.running == [1]
