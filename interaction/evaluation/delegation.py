@@ -15,16 +15,18 @@ scored is excluded, with its reason.
   and audible. An errand that was not handed over, or whose result never came, counts as wrong.
 - holding_reply: from the request's end to the first sound of the holding reply.
 - result_latency: from the reply that closed the span, or that of its last update, to the first
-  word of the result, less the tools' own seconds, where nobody spoke or was answered in between.
+  sound of the result, less the tools' own seconds, where nobody spoke or was answered in between.
 - answers_while_waiting_exact: other requests whose answer falls due while a delegation runs: its
   text is exactly the annotated one, and audible.
-- cancel_rate: cancellations that `<cancel>` follows within 3 s, and no result of that errand.
+- cancel_rate: cancellations after which `<cancel>` drops that errand's delegation within 3 s, and
+  no result of it is told. Where the errand was not handed over there is nothing to drop: wrong.
 - update_exact: corrections after which the corrected result is spoken exactly, as above.
 - result_over_user_speech_rate: results whose first sound plays while the annotated speaker speaks,
   to whomever; his pauses inside a sentence count as speech.
 
 An exact result or answer may be told in several utterances. One into which the user speaks before
-it is finished is excluded, and so is one for which the recording is too short.
+it is finished is excluded, and so is one for which the recording is too short; but wrong words are
+wrong all the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -198,8 +200,9 @@ def _result(recording: Recording, case: _Case, said: Sequence[Said], measure: st
         too_late = asked_s + HANDED_OVER_S + note["tool_s"] + to_say > end_s
         excluded = ENDED if too_late else ""
     elif not ok and one is not None:
-        arrived_s = pieces[0].utterance.start_s if pieces else reply_time(one.arrived)
-        excluded = ENDED if arrived_s + to_say > end_s else ""
+        begun_s = pieces[0].utterance.start_s if pieces else reply_time(one.arrived)
+        right = not pieces or _begins(wanted, text)
+        excluded = ENDED if right and begun_s + to_say > end_s else ""
         excluded = excluded or _cut(recording.events, pieces, wanted)
     return Judged(measure, ok, note["errand"], case.event.text, wanted, text, excluded=excluded)
 
@@ -212,7 +215,11 @@ def _cut(events: Sequence[Event], pieces: Sequence[Said], wanted: str) -> str:
     text = " ".join(piece.utterance.text for piece in pieces)
     begun = (e.start_s for e in events if e.kind in TO_MODEL)
     into = any(pieces[0].utterance.start_s < start < last.end_s for start in begun)
-    return INTERRUPTED if into and f"{wanted} ".startswith(f"{text} ") else ""
+    return INTERRUPTED if into and _begins(wanted, text) else ""
+
+
+def _begins(wanted: str, text: str) -> bool:
+    return f"{wanted} ".startswith(f"{text} ")
 
 
 def _timing(recording: Recording, case: _Case, said: Sequence[Said]) -> list[Judged]:
@@ -223,6 +230,9 @@ def _timing(recording: Recording, case: _Case, said: Sequence[Said]) -> list[Jud
     blank = Judged("holding", response.start_s is not None, note["errand"], case.event.text)
     if response.start_s is not None:
         found.append(blank._replace(value=response.start_s - case.event.end_s))
+    else:
+        early = response.early_s is not None
+        found.append(blank._replace(excluded="it began early" if early else "there was none"))
     pieces = [piece for piece in _spoken_of(said, one) if not piece.stray]
     if one is None or not pieces:
         return found
@@ -233,10 +243,11 @@ def _timing(recording: Recording, case: _Case, said: Sequence[Said]) -> list[Jud
         for event in events
     )
     busy |= any(closed_s < other.utterance.end_s <= first.start_s for other in said)
-    why = "somebody spoke" if busy else "" if one.number in recording.tools_s else "no tool"
-    value = first.start_s - closed_s - recording.tools_s.get(one.number, 0.0)
-    found.append(blank._replace(measure="latency", ok=True, value=value, excluded=why))
     sound = first.sound_s(recording.spoken)
+    why = "somebody spoke" if busy else "" if one.number in recording.tools_s else "no tool"
+    why = why or ("inaudible" if sound is None else "")
+    value = None if sound is None else sound - closed_s - recording.tools_s.get(one.number, 0.0)
+    found.append(blank._replace(measure="latency", ok=True, value=value, excluded=why))
     if sound is not None:
         speech = [e for e in events if e.kind not in ("background", *NOBODY)]
         over = any(event.start_s <= sound < event.end_s for event in speech)
@@ -247,10 +258,11 @@ def _timing(recording: Recording, case: _Case, said: Sequence[Said]) -> list[Jud
 def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said]) -> Judged:
     """Whether a cancellation was passed on, and the result not told."""
     turns = np.flatnonzero(recording.text == Special.CANCEL).tolist()
-    times = [reply_time(turn) for turn in turns]
     since, until = event.end_s - TEXT_BEFORE_S, event.end_s + CANCELS_WITHIN_S
-    passed_on = any(since - 1e-9 <= time <= until + 1e-9 for time in times)
+    turns = [turn for turn in turns if since - 1e-9 <= reply_time(turn) <= until + 1e-9]
+    passed_on = bool(turns)
     number = -1 if case.delegation is None else case.delegation.number
+    dropped = case.delegation is not None and case.delegation.cancelled in turns
     told = [
         one.utterance.text
         for one in said
@@ -259,7 +271,7 @@ def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said
     ]
     late = ENDED if not passed_on and until > recording.spoken.duration_s else ""
     text = " ".join([*(["<cancel>"] if passed_on else []), *told])
-    ok = passed_on and not told
+    ok = passed_on and dropped and not told
     return Judged("cancel", ok, case.note["errand"], event.text, "<cancel>", text, excluded=late)
 
 

@@ -223,6 +223,16 @@ def test_a_result_after_the_end_is_not_scored() -> None:
     assert figures["excluded"]["result_spoken_exact"] == {"the session ended": 1}
 
 
+def test_wrong_words_are_wrong_at_the_end_as_well() -> None:
+    for words, excluded in (("it is", True), ("it is nine", False)):
+        made = asked()
+        made.quiet(40, 60)
+        made.say(TURNS - 2 * len(WORDS.encode(words)), words)
+        figures = made.figures()
+        assert figures["result_spoken_exact"] == (None if excluded else 0)
+        assert bool(figures["excluded"]["result_spoken_exact"]) == excluded
+
+
 def test_a_result_that_the_user_cuts_is_not_scored() -> None:
     made = asked()
     made.quiet(44, 60)
@@ -252,6 +262,21 @@ def test_latency_is_scored_where_nobody_spoke() -> None:
     made = asked()
     made.tools.clear()
     assert made.figures()["excluded"]["result_latency"] == {"no tool": 1}
+    made = asked()
+    inaudible(made)
+    assert made.figures()["excluded"]["result_latency"] == {"inaudible": 1}
+
+
+def test_latencies_go_to_the_first_sound() -> None:
+    made = asked()
+    made.mute = [40, 41]
+    figures = made.figures()
+    sound = reply_time(42) - reply_time(24) - 2.0
+    assert figures["result_latency_p50_s"] == pytest.approx(sound, abs=0.021)
+    made.quiet(10, 19)
+    figures = made.figures()
+    assert figures["holding_reply_p50_s"] is None
+    assert figures["excluded"]["holding_reply"] == {"there was none": 1}
 
 
 def waiting(answer: str = "paris", said: str = "paris") -> Made:
@@ -304,6 +329,17 @@ def test_cancel() -> None:
     made.delegations[0].steps.clear()
     made.arrive(made.delegations[0], 60, SAID)
     made.say(61, "it is nine")
+    assert made.figures()["cancel_rate"] == 0
+
+
+def test_a_cancel_that_drops_nothing_or_another_one_is_wrong() -> None:
+    made = cancelled()
+    made.quiet(20, 24)
+    made.delegations.clear()  # it was not handed over
+    assert made.figures()["cancel_rate"] == 0
+    made = cancelled()
+    made.delegations[0].steps.clear()
+    made.delegations.append(Delegation(2, "the time", 30, [Step(39, delegations.CANCELLED, "")]))
     assert made.figures()["cancel_rate"] == 0
 
 
