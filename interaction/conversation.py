@@ -1,6 +1,6 @@
 """`Conversation`: one live talk with a model, every 200 ms, and a background agent beside it.
 
-No call here waits for the agent, a tool, the disk or the network.
+No call here waits for the agent, a tool, the disk, the network or whoever reads the log.
 """
 
 import collections
@@ -15,7 +15,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from interaction import session_file
+from interaction import logs, session_file
 from interaction.background import delegations
 from interaction.background.agent import BackgroundAgent, Turn
 from interaction.background.delegations import Delegations
@@ -256,7 +256,8 @@ class Conversation:
     def _miss(self, late_s: float) -> None:
         stats = self.stats
         stats.missed += 1
-        _log.warning(
+        logs.warn(
+            _log,
             "micro-turn %d was %.0f ms late (step %.0f ms, the rest %.1f ms); %d missed so far",
             stats.turns - 1,
             1_000 * late_s,

@@ -24,7 +24,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from interaction import checkpoint
+from interaction import checkpoint, logs
 from interaction.background.delegations import Note
 from interaction.config import ModelConfig
 from interaction.types import Chunk, Params, Reply
@@ -310,7 +310,8 @@ class SessionWriter:
         """
         if self.dropped or self._failed or self._queue.qsize() >= self._waiting:
             if not self.dropped:
-                _log.warning("the record ends at micro-turn %d: the disk is stuck", entry.turn)
+                why = "the record ends at micro-turn %d: the disk is stuck"
+                logs.warn(_log, why, entry.turn)
             self.dropped += 1
         else:
             self._queue.put_nowait(entry)

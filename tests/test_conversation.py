@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import pathlib
 import threading
 import time
@@ -9,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from interaction import presets, reorder
+from interaction import logs, presets, reorder
 from interaction.background.agent import CALL, DONE, RESULT, TEXT, Turn
 from interaction.background.delegations import SORRY
 from interaction.background.scripted import Line, ScriptedAgent
@@ -212,9 +213,37 @@ def test_the_loop_keeps_time_and_counts_what_it_misses(caplog: pytest.LogCapture
     assert starts[:6] == [0, 0.2, 0.4, 0.9, 0.95, 1.0]
     assert starts[6] == 21 and starts[7:] == pytest.approx([21.2, 21.4])  # starts afresh
     assert conversation.stats.missed == 3
+    logs.flush()
     assert len([one for one in caplog.records if "ms late" in one.message]) == 3
     assert conversation.stats.lost == 2
     assert np.array_equal(conversation._kept[7].audio, pcm(7))
+
+
+def test_a_log_that_hangs_costs_the_driver_nothing() -> None:
+    release = threading.Event()
+
+    class Stuck(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            release.wait(10)
+
+    handler = Stuck()
+    logging.getLogger("interaction").addHandler(handler)
+    try:
+        model = FakeModel(delegate("one") * 200)
+        conversation, fake = Conversation(model, Raising()), Time()
+
+        def late(_: object) -> None:
+            fake.now += 1
+
+        began = time.monotonic()
+        conversation.run(iter([SILENCE] * 1_200), late, fake.clock, fake.sleep)
+        assert time.monotonic() - began < 8
+        assert conversation.stats.missed == 1_200
+        assert logs._waiting.qsize() <= 1_000
+    finally:
+        release.set()
+        logs.flush(5)
+        logging.getLogger("interaction").removeHandler(handler)
 
 
 # Tools and agents that go wrong.

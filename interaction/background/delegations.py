@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from interaction import logs
 from interaction.background.agent import (
     CALL,
     DONE,
@@ -207,7 +208,7 @@ class Delegations:
             return answer
         except Exception as error:
             if not self._raised:
-                _log.warning("background agent raised in %s", method, exc_info=True)
+                logs.warn(_log, "background agent raised in %s", method, exc_info=True)
             self._raised = True
             for one in list(self._open.values()):
                 if not one.ended:
