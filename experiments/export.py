@@ -19,12 +19,12 @@ from interaction.config import ModelConfig
 from interaction.training.checkpoints import load_part
 
 _TRUNK = ("trunk", "router_bias")
-_LIVE = {  # flag -> parts of the model that its run trains
+_LIVE: dict[str, tuple[str, ...]] = {  # flag -> parts of the model that its run trains
     "conversation": _TRUNK,
     "speech": ("speech",),
     "vocoder": ("vocoder",),
 }
-_BACKGROUND = {"background": _TRUNK}  # a background model is mute
+_BACKGROUND: dict[str, tuple[str, ...]] = {"background": _TRUNK}  # a background model is mute
 for _flag, _parts in {**_LIVE, **_BACKGROUND}.items():
     flags.DEFINE_string(
         _flag, None, f"Run (or released folder) to take {' and '.join(_parts)} from."
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    sources = {flag: flags.FLAGS[flag].value for flag in (*_LIVE, *_BACKGROUND)}
+    sources: dict[str, str] = {flag: flags.FLAGS[flag].value for flag in (*_LIVE, *_BACKGROUND)}
     wanted = chosen_parts(sources)
     configs = [load_config(sources[flag]) for flag in wanted]
     config = merge(*configs) if len(configs) > 1 else configs[0]
