@@ -77,8 +77,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    sources: dict[str, str] = {flag: flags.FLAGS[flag].value for flag in (*_LIVE, *_BACKGROUND)}
-    wanted = chosen_parts(sources)
+    given = {flag: flags.FLAGS[flag].value for flag in (*_LIVE, *_BACKGROUND)}
+    wanted = chosen_parts(given)
+    sources = {flag: str(given[flag]) for flag in wanted}
     configs = [load_config(sources[flag]) for flag in wanted]
     config = merge(*configs) if len(configs) > 1 else configs[0]
     weights = {}
