@@ -185,7 +185,7 @@ def pack_frame(fields: dict[str, Any]) -> bytes:
 
 
 def read_frames(path: pathlib.Path, magic: bytes) -> Iterator[tuple[dict[str, Any] | None, int]]:
-    """Frames of a file and where they begin; None in place of one that is cut off.
+    """Frames of a file and where they begin; None in place of one that is cut off or blank.
 
     Raises:
       ValueError: It is missing, is no such file, or is damaged in the middle.
@@ -203,6 +203,9 @@ def read_frames(path: pathlib.Path, magic: bytes) -> Iterator[tuple[dict[str, An
             return
         length, checksum, of_head = _HEAD.unpack_from(data, start)
         if zlib.crc32(data[start : start + _HEAD.size - 4]) != of_head:
+            if not data[start:].strip(b"\0"):  # the file grew, and then the power failed
+                yield None, start
+                return
             raise ValueError(f"{path}: damaged at byte {start}; copy the file again")
         begin = start + _HEAD.size
         if len(data) - begin < length:

@@ -86,6 +86,8 @@ def test_a_record_without_an_end_is_read_up_to_there(tmp_path: pathlib.Path) -> 
         assert len(record.entries) == whole and not record.complete
         wanted = "not closed" if cut in ends else "cut off in the middle of an entry"
         assert wanted in record.problem
+    (tmp_path / "b").write_bytes(data[: ends[3]] + bytes(4_096))  # room that was never written
+    assert len(read(tmp_path / "b").entries) == 2
     (tmp_path / "b").write_bytes(data[: ends[1] - 5])
     with pytest.raises(ValueError, match="in its header"):
         read(tmp_path / "b")

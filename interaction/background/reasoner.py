@@ -1,9 +1,9 @@
 """The background model's two functions: follow the record of a session, read and write a branch.
 
-The reasoner prefills the micro-turns of a live conversation, some at a time, and then holds it
-whole in its ring caches. A branch is a copy of that state, in which text stands one token a
-micro-turn: what is asked, what is thought, a tool's result. Branches do not come back; the record
-goes on beside them.
+The reasoner prefills the micro-turns of a live conversation, some at a time, and then holds as much
+of it in its ring caches as its windows reach back. A branch is a copy of that state, in which text
+stands one token a micro-turn: what is asked, what is thought, a tool's result. Branches do not come
+back; the record goes on beside them.
 
 Of the live model it reads what was said as text, and not the sound of it.
 """
