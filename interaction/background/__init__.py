@@ -1,7 +1,7 @@
 """Whoever reasons behind a conversation, and its tools; see docs/background.md."""
 
 from interaction.background.agent import BackgroundAgent, Event, Turn
-from interaction.background.demo_tools import demo_tools
+from interaction.background.demo_tools import Row, demo_tools
 from interaction.background.reasoner_agent import Reasoner, ReasonerAgent, load_reasoner
 from interaction.background.scripted import ScriptedAgent
 from interaction.background.threaded import ThreadedAgent
@@ -13,6 +13,7 @@ __all__ = [
     "Event",
     "Reasoner",
     "ReasonerAgent",
+    "Row",
     "ScriptedAgent",
     "ThreadedAgent",
     "Tool",
