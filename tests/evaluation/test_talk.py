@@ -115,13 +115,14 @@ def test_the_suite_gives_every_figure(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(talks, "CALL_S", 0.0)
-    records = [make_errand_session((5, i), "heldout") for i in range(2)]
-    seeds = [int(np.random.SeedSequence([5, i]).generate_state(1)[0]) % 2**31 for i in range(2)]
+    seed = 7  # of sessions with a cancellation
+    records = [make_errand_session((seed, i), "heldout") for i in range(2)]
+    seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) % 2**31 for i in range(2)]
     live = LiveOracle(dict(zip(seeds, records, strict=True)))
     metas = [json.loads(record["meta"]) for record in records]
     assert metas[0]["prices"]["milk"] != metas[1]["prices"]["milk"]
     folder = tmp_path / "records"
-    figures = evaluate.run_delegations(live, agents(metas), 2, 5, 2, "heldout", folder)
+    figures = evaluate.run_delegations(live, agents(metas), 2, seed, 2, "heldout", folder)
     json.dumps(figures)
     evaluate.show_delegations(figures)
     printed = capsys.readouterr().out
@@ -134,7 +135,7 @@ def test_the_suite_gives_every_figure(
     told = figures["counts"]["result_spoken_exact"]
     assert done <= told and figures["result_spoken_exact"] == pytest.approx(done / told)
     with pytest.raises(ValueError, match="records: got"):
-        evaluate.run_delegations(live, agents(metas), 2, 5, 2, "heldout", folder)
+        evaluate.run_delegations(live, agents(metas), 2, seed, 2, "heldout", folder)
     recording = talks.read_recording(folder / "00000.session", live.decode)
     assert len(recording.delegations) == len(metas[0]["delegations"])
 
