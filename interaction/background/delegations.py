@@ -30,7 +30,7 @@ from interaction.types import Special
 _log = logging.getLogger(__name__)
 SORRY = "sorry that did not work"
 LIMIT_S = 120.0
-CALLS_LIMIT_S = 3_600.0
+CALLS_LIMIT_S = 90_000.0  # a timer may last a day; other tools have limits of their own
 # Kinds of notes beside those of an agent's events.
 ASKED, UPDATED, CANCELLED, GIVEN, IGNORED = "asked", "updated", "cancelled", "given", "ignored"
 TYPED = 0  # number of text that comes from outside; delegations count from 1
@@ -155,6 +155,12 @@ class Delegations:
         Returns:
           int32[slots], PAD where empty, of one delegation; None if nothing is due.
         """
+        if self._floor is not None and self._ready:
+            idle = self._open[self._floor]
+            if idle.calling and not idle.due and not idle.ended:
+                # Its words so far are closed: a tool may take long, and others have theirs.
+                self._floor = None
+                return np.array([Special.END_DELEGATE] + [Special.PAD] * (slots - 1), np.int32)
         if self._floor is None and self._ready:
             self._floor = self._ready.pop(0)
         unit = None if self._floor is None else self._open[self._floor]
@@ -231,6 +237,8 @@ class Delegations:
                     self._fail(one, "the agent floods")
         for _ in range(len(self._backlog) if every else min(len(self._backlog), _EVENTS)):
             self._handle(self._backlog.popleft())
+        if every:  # at the end of a talk, or while it is saved: nobody takes too long then
+            return
         now = self._clock()
         passed, self._seen = now - self._seen, now
         for one in list(self._open.values()):

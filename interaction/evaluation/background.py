@@ -70,7 +70,7 @@ def read_delegations(entries: Sequence[Entry]) -> list[Delegation]:
     """The delegations of a record, in the order in which they were asked.
 
     Whose words arrive is not in a record; it follows from the order in which results are given:
-    one after another, each in full, see `interaction.background.delegations`.
+    one after another, each piece up to its `</delegate>`, see `interaction.background.delegations`.
     """
     reader = _Reader()
     for entry in entries:
@@ -97,6 +97,8 @@ class _Reader:
             if self.floor in self.found:
                 ids = tuple(int(one) for one in entry.arrived if one != Special.PAD)
                 self.found[self.floor].arrivals.append((entry.turn, ids))
+            if Special.END_DELEGATE in entry.arrived:
+                self.floor = None
         for note in entry.notes[len(before) :]:
             self.take(entry.turn, note)
 

@@ -140,6 +140,28 @@ def test_an_update_of_what_is_done_but_not_given() -> None:
     assert talk.notes.count((1, "given")) == 1
 
 
+def test_who_waits_for_a_tool_after_some_words_lets_others_speak() -> None:
+    late = [Line(12, RESULT, "{}"), Line(0, TEXT, "nine"), Line(0, DONE)]
+    script = {
+        "one": [Line(0, TEXT, "one two"), Line(0, CALL, "{}"), *late],
+        "two": [Line(2, TEXT, "seven"), Line(0, DONE)],
+    }
+    talk = Talk(script)
+    talk.turns([*delegate("one"), *delegate("two")])
+    talk.wait(24)
+    assert talk.said == f"one two {END} seven {END} nine {END}"
+    assert talk.notes[-1] == (1, "given") and talk.core.running == []
+
+
+def test_a_pause_between_closing_and_saving_costs_no_delegation_its_time() -> None:
+    talk = Talk({"one": []}, limit_s=5.0)
+    talk.turns(delegate("one"))
+    talk.core.close()
+    talk.now += 600.0
+    talk.core.collect(every=True)
+    assert talk.core.running == [1] and talk.core.saved()["open"][0]["worked_s"] < 1.0
+
+
 def test_words_of_two_are_never_mixed() -> None:
     script = {
         "one": [Line(0, TEXT, "one"), Line(4, TEXT, "one"), Line(4, TEXT, "one"), Line(3, DONE)],
