@@ -169,16 +169,26 @@ def _forward(name: str, interpret: bool, *arguments):  # noqa: ANN002, ANN202
 
 
 def _backward(name: str, interpret: bool, arguments, cotangent):  # noqa: ANN001, ANN202
-    """The reference's gradient: training takes `grouped_matmul`, this is for small sizes."""
+    """The reference's gradient, in float32 and rounded once: for small sizes.
+
+    Training takes `grouped_matmul`.
+    """
     x, experts, weights, *matrices, scales = arguments
     fixed = matrices if scales is not None else ()
+
+    def wide(tree):  # noqa: ANN001, ANN202
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
     def values(x, weights, scales, matrices):  # noqa: ANN001, ANN202
         gate, up, down = fixed or matrices
         return reference(x, experts, weights, gate, up, down, scales)
 
-    _, pull = jax.vjp(values, x, weights, scales, None if fixed else matrices)
-    d_x, d_weights, d_scales, d_matrices = pull(cotangent)
+    learnt = None if fixed else matrices
+    _, pull = jax.vjp(values, wide(x), weights, scales, wide(learnt))
+    d_x, d_weights, d_scales, d_matrices = pull(wide(cotangent))
+    d_x, d_matrices = jax.tree.map(
+        lambda d, own: d.astype(own.dtype), (d_x, d_matrices), (x, learnt)
+    )
     return d_x, None, d_weights, *(d_matrices or (None, None, None)), d_scales
 
 

@@ -156,7 +156,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     reader.close()
     caplog.clear()
     step, state = Checkpoints(str(run), 2).restore(_abstract(_state(0)), feed)
-    assert (step, caplog.text) == (2, "")
+    # asyncio may tell only now of Orbax's tasks on what was damaged.
+    ours = [entry for entry in caplog.records if entry.name.startswith("interaction")]
+    assert (step, ours) == (2, [])
     assert toy.digest(state) == toy.digest(_state(2))
 
 
