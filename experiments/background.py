@@ -2,7 +2,8 @@
 
 import pathlib
 
-from interaction.background.reasoner_agent import RELEASED, ReasonerAgent, load_reasoner
+from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
+from interaction.checkpoint import RELEASED
 from interaction.evaluation.talk import MakeAgent
 
 

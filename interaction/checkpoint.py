@@ -26,6 +26,7 @@ from interaction.stored import Index, Stored
 from interaction.types import Params
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+RELEASED = pathlib.Path(__file__).parent / "checkpoints"
 _Config = TypeVar("_Config")
 _STORED = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _CODES = {"F32": _STORED["float32"], "BF16": _STORED["bfloat16"]}  # what safetensors calls them
@@ -162,6 +163,21 @@ def _runs(shape: tuple[int, ...], index: Index, piece: np.ndarray) -> Iterator[t
     first = sum(part.start * stride for part, stride in zip(index, strides, strict=True))
     for at in np.ndindex(piece.shape[:outer]):
         yield first + sum(i * s for i, s in zip(at, strides, strict=False)), piece[at].tobytes()
+
+
+def find_released(name: str | os.PathLike) -> pathlib.Path:
+    """The folder of a released model, by its name or its path.
+
+    Raises:
+      ValueError: there is none.
+    """
+    names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
+    folder = RELEASED / name if str(name) in names else pathlib.Path(name)
+    if not str(name) or not folder.is_dir():
+        raise ValueError(
+            f"name: got {str(name)!r}, wanted one of {names} or a folder; check the spelling"
+        )
+    return folder
 
 
 def load_model(

@@ -5,7 +5,6 @@
 
 import functools
 import logging
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,6 @@ from interaction.types import Array, Chunk, Params, Reply, Special
 __all__ = ["Conversation", "InteractionModel", "check_chunk", "init_model_params", "load"]
 
 _log = logging.getLogger(__name__)
-RELEASED = pathlib.Path(__file__).parent / "checkpoints"
 
 
 def init_model_params(config: ModelConfig, key: Array) -> Params:
@@ -209,12 +207,7 @@ def load(name: str = "demo", mesh: Mesh | None = None) -> InteractionModel:
     Raises:
       ValueError: There is no such model, or its files are damaged or foreign.
     """
-    names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
-    folder = RELEASED / name if name in names else pathlib.Path(name)
-    if not name or not folder.is_dir():
-        raise ValueError(
-            f"name: got {name!r}, wanted one of {names} or a folder; check the spelling"
-        )
+    folder = checkpoint.find_released(name)
 
     def abstract(config: ModelConfig) -> Params:
         return jax.eval_shape(functools.partial(init_model_params, config), jax.random.key(0))

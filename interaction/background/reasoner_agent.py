@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +33,6 @@ from interaction.packing import LIMITS, Packing
 from interaction.parallel import SESSIONS
 from interaction.types import Params, Special
 
-RELEASED = pathlib.Path(__file__).parents[1] / "checkpoints"
 READ = 16  # tokens of a span that are read at once
 LIMIT = 256  # tokens that a branch may write
 _LONGEST = 500  # tokens of a span that is read
@@ -152,13 +150,7 @@ def load_reasoner(
     Raises:
       ValueError: There is no such model, or its files are damaged or foreign.
     """
-    folder = RELEASED / name
-    folder = folder if folder.is_dir() else pathlib.Path(name)
-    if not str(name) or not folder.is_dir():
-        raise ValueError(
-            f"name: got {str(name)!r}, wanted a background model of {RELEASED} or a folder; "
-            "check the spelling"
-        )
+    folder = checkpoint.find_released(name)
 
     def abstract(config: ModelConfig) -> Params:
         key = jax.random.key(0)

@@ -414,7 +414,7 @@ def test_a_live_model_is_no_place_for_a_mute_one(tmp_path: pathlib.Path) -> None
     save_model(tmp_path, CONFIG, params, tokenizer.PATH)
     with pytest.raises(ValueError, match=r"speech/condition/.* is unknown"):
         load_reasoner(tmp_path)
-    with pytest.raises(ValueError, match="name: got 'nowhere', wanted a background model"):
+    with pytest.raises(ValueError, match="name: got 'nowhere', wanted one of"):
         load_reasoner("nowhere")
 
 
