@@ -8,7 +8,7 @@ the weights that fully-sharded data parallelism has split.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from interaction.compiler import step_compiler_options
 from interaction.parallel import AXES, EXPERTS, FSDP, SESSIONS, TENSOR, gather
 from interaction.types import Array, Params
 
@@ -109,6 +110,36 @@ def size(mesh: Mesh | AbstractMesh, *axes: str) -> int:
 def platform(mesh: Mesh | AbstractMesh) -> str:
     """Of a mesh's devices, "abstract" where it has none."""
     return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "abstract"
+
+
+def jit_step(
+    body: Callable,
+    mesh: Mesh | AbstractMesh,
+    inputs: tuple,
+    outputs: Any,  # noqa: ANN401
+) -> Callable:
+    """Jits a step of sessions on a mesh: (params, state, given) -> outputs; the state is donated.
+
+    Args:
+      body: Written for one device.
+      mesh: With all axes of `parallel.AXES`.
+      inputs: `PartitionSpec`s of the three.
+      outputs: Those of what it returns.
+    """
+    if mesh.size > 1:
+        body = jax.shard_map(body, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+    return jax.jit(
+        body,
+        donate_argnums=1,
+        in_shardings=tuple(place(mesh, specs) for specs in inputs),
+        out_shardings=place(mesh, outputs),
+        compiler_options=step_compiler_options(platform(mesh)),
+    )
+
+
+def place(mesh: Mesh | AbstractMesh, specs: Any) -> Any:  # noqa: ANN401
+    """`NamedSharding`s of a tree of `PartitionSpec`s."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def rule(path: str) -> Axes:

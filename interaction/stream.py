@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from interaction import control
 from interaction.cached import CACHE_SPEC, Cache, init_caches, run_cached
-from interaction.compiler import step_compiler_options
 from interaction.config import ModelConfig
 from interaction.model import Outputs, TurnInputs, embed, last_positions, read_out
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel, ring, sampling
 from interaction.parallel import SESSIONS
-from interaction.sharding import platform, whole
+from interaction.sharding import jit_step, whole
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 PCM_LIMIT = 2.0  # a sample beyond this is no PCM in [-1, 1] with an overshoot
@@ -237,24 +236,8 @@ def make_step(
     def body(params: Any, state: StreamState, chunk: Chunk) -> tuple[StreamState, Reply]:  # noqa: ANN401
         return step(config, unpack(params), state, chunk)
 
-    sessions = PartitionSpec(SESSIONS)
-    states = state_specs(config)
-    if mesh.size > 1:
-        places = (specs, states, sessions), (states, sessions)
-        body = jax.shard_map(
-            body, mesh=mesh, in_specs=places[0], out_specs=places[1], check_vma=False
-        )
-
-    def place(specs: Any) -> Any:  # noqa: ANN401
-        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-
-    return jax.jit(
-        body,
-        donate_argnums=1,
-        in_shardings=(place(specs), place(states), place(sessions)),
-        out_shardings=(place(states), place(sessions)),
-        compiler_options=step_compiler_options(platform(mesh)),
-    )
+    sessions, states = PartitionSpec(SESSIONS), state_specs(config)
+    return jit_step(body, mesh, (specs, states, sessions), (states, sessions))
 
 
 def select_rows(choose: Array, yes: Array, no: Array) -> Array:

@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from interaction.cached import CACHE_SPEC, Cache, init_caches, run_cached
-from interaction.compiler import step_compiler_options
 from interaction.config import FOLLOW, ModelConfig
 from interaction.model import Arrivals, TurnInputs, embed, embed_arrivals, read_text
 from interaction.ops import dmel, mel, ring
 from interaction.parallel import SESSIONS
-from interaction.sharding import platform, whole
+from interaction.sharding import jit_step, place, whole
 from interaction.types import Array, Params, Special
 
 
@@ -189,23 +188,7 @@ def make_reasoner(
       `follow` and `read`, which gives the likeliest next token.
     """
     sessions, states = PartitionSpec(SESSIONS), state_specs(config)
-
-    def place(specs: Any) -> Any:  # noqa: ANN401
-        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-
-    def jitted(body: Callable, outputs: Any) -> Callable:  # noqa: ANN401
-        inputs = (specs, states, sessions)
-        if mesh.size > 1:
-            body = jax.shard_map(
-                body, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False
-            )
-        return jax.jit(
-            body,
-            donate_argnums=1,
-            in_shardings=tuple(place(one) for one in inputs),
-            out_shardings=place(outputs),
-            compiler_options=step_compiler_options(platform(mesh)),
-        )
+    inputs, placed = (specs, states, sessions), place(mesh, states)
 
     def follow_turns(params: Any, state: ReasonerState, turns: Turns) -> ReasonerState:  # noqa: ANN401
         return follow(config, unpack(params), state, turns)
@@ -215,12 +198,12 @@ def make_reasoner(
         return state, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     return Functions(
-        init=jax.jit(partial(init_state, config), static_argnums=0, out_shardings=place(states)),
-        follow=jitted(follow_turns, states),
-        read=jitted(read_tokens, (states, sessions)),
+        init=jax.jit(partial(init_state, config), static_argnums=0, out_shardings=placed),
+        follow=jit_step(follow_turns, mesh, inputs, states),
+        read=jit_step(read_tokens, mesh, inputs, (states, sessions)),
         branch=jax.jit(
             lambda state: jax.tree.map(jnp.copy, state),
-            in_shardings=(place(states),),
-            out_shardings=place(states),
+            in_shardings=(placed,),
+            out_shardings=placed,
         ),
     )
