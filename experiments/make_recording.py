@@ -119,7 +119,7 @@ class Script:
         call = errand.call(slots)
         result = errands.true_result(call, self.prices, TIME)
         if call["tool"] == "timer":
-            note["tool_s"] = float(call["seconds"])
+            note["tool_s"] = float(call["amount"] * errands.TIMER_UNITS[call["unit"]])
         request = errand.request.format(**slots)
         note |= {"request": request, "call": call, "result": result, "closed": closed}
         note |= {"said": errand.answer(slots, result), "slots": slots}

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from interaction.background.tool import Tool, tool
+from interaction.data.domain.errands import TIMER_UNITS
 
 Number = int | float
 LARGEST = 10**15  # of a calculation, so that no power takes for ever
@@ -52,15 +53,20 @@ def demo_tools(
         return f"{time.hour % 12 or 12}:{time.minute:02d}"
 
     @tool(timeout_s=None)
-    def timer(seconds: int, cancelled: threading.Event) -> str:
+    def timer(
+        amount: int, unit: Literal["seconds", "minutes"], cancelled: threading.Event, item: str = ""
+    ) -> str:
         """Returns when a time has passed.
 
         Args:
-          seconds: How long.
+          amount: How long.
+          unit: Of the amount.
           cancelled: Ends it before.
+          item: What it is for.
         """
+        seconds = amount * TIMER_UNITS[unit]
         if not 0 < seconds <= LONGEST_S:
-            raise ValueError(f"seconds: got {seconds}, wanted 1 to {LONGEST_S}")
+            raise ValueError(f"amount: got {amount} {unit}, wanted 1 to {LONGEST_S} seconds")
         wait(seconds, cancelled)
         return "over"
 

@@ -40,9 +40,41 @@ MEANWHILE = {  # relative frequency of what happens while a tool works
 @functools.cache
 def _words() -> list[str]:
     """Words that may stand for things in a branch."""
-    taken = {*errands.HELD_OUT_ITEMS, *errands.VALUE}
     words = {*domain.answer_words(), *domain.said_words()}
-    return sorted(words - taken)
+    return sorted(words - {*errands.VALUE})
+
+
+def imagined_branch(
+    errand: errands.Errand,
+    slots: Slots,
+    opening: int,
+    error: str,
+    time: str,
+    rng: np.random.Generator,
+) -> branches.Branch:
+    """A branch of a request that nobody made, of things that nobody asks for.
+
+    Args:
+        errand: What kind of request.
+        slots: Of the request, or of what a correction leaves of it.
+        opening: DELEGATE, or UPDATE for a correction.
+        error: How its tool fails, "" if it does not.
+        time: Of day, "h:mm".
+        rng: Draws.
+    """
+    update = opening == Special.UPDATE
+    slots = errands.imagine(
+        errand, slots, errand.changes if update else tuple(errand.slots), _words(), rng
+    )
+    words = (errand.fix if update else errand.request).format(**slots)
+    request, call = errand.request.format(**slots), errand.call(slots)
+    result, said = {"error": error}, errands.FAILURE
+    if not error:
+        price, room = int(rng.integers(1, 1_000)), ROOMS[int(rng.integers(len(ROOMS)))]
+        table = {slots.get("item", ""): (price, room)}
+        result = {"result": errands.true_result(call, table, time)}
+        said = errand.answer(slots, result["result"])
+    return branches.branch_tokens(load_tokenizer(), opening, words, request, call, result, said)
 
 
 @dataclasses.dataclass
@@ -112,7 +144,7 @@ class ErrandSession(Session):
         errand, slots = running.errand, running.slots
         call = errand.call(slots)
         if call["tool"] == "timer":
-            tool_s = float(call["seconds"])
+            tool_s = float(call["amount"] * errands.TIMER_UNITS[call["unit"]])
         result: dict[str, Any] = {"result": errands.true_result(call, self.prices, self.time)}
         if self.split == "train" and self.rng.random() < ERROR_SHARE:
             result = {"error": self.pick(ERRORS)}
@@ -132,21 +164,15 @@ class ErrandSession(Session):
 
         Users ask for few different things, which would be learnt by heart.
         """
-        errand, slots, note = running.errand, running.slots, running.note
-        result = {name: note[name] for name in ("result", "error") if name in note}
-        request, call, said = note["request"], note["call"], note["said"]
+        note, error = running.note, running.note.get("error", "")
         if self.split == "train" and self.rng.random() < IMAGINED_SHARE:
-            update = opening == Special.UPDATE
-            names = errand.changes if update else tuple(errand.slots)
-            slots = errands.imagine(errand, slots, names, _words(), self.rng)
-            words = (errand.fix if update else errand.request).format(**slots)
-            request, call = errand.request.format(**slots), errand.call(slots)
-            if "result" in result:
-                price, room = int(self.rng.integers(1, 1_000)), self.pick(ROOMS)
-                table = {slots.get("item", ""): (price, room)}
-                result["result"] = errands.true_result(call, table, self.time)
-                said = errand.answer(slots, result["result"])
-        return branches.branch_tokens(load_tokenizer(), opening, words, request, call, result, said)
+            return imagined_branch(
+                running.errand, running.slots, opening, error, self.time, self.rng
+            )
+        result = {"error": error} if error else {"result": note["result"]}
+        return branches.branch_tokens(
+            load_tokenizer(), opening, words, note["request"], note["call"], result, note["said"]
+        )
 
     def ask_errand(self, tool_s: float) -> _Running | None:
         """The user asks for something that takes a tool, and the model hands it over."""
@@ -154,7 +180,7 @@ class ErrandSession(Session):
             errand = errands.draw_errand(self.rng)
             held_out = self.split == "heldout" and errand.name != "clock"
             slots = errands.draw_slots(errand, self.rng, held_out)
-            if errand.name != "timer" or slots["unit"] == "seconds" or self.rng.random() < 0.2:
+            if slots.get("unit") != "minutes" or self.rng.random() < 0.2:
                 break
         parts = errand.parts(self.pick(errand.templates), slots)
         if self.rng.random() > PAUSE_SHARE:

@@ -130,14 +130,14 @@ class TimedToolbox(Toolbox):
 def call_seconds(notes: Sequence[Mapping[str, Any]], call: Mapping[str, Any]) -> float:
     """How long a call takes that is answered as a session's notes foresee.
 
-    A note has the call of the errand's last form alone; a call of the same tool is then taken for
-    that of the form before it.
+    A note has the call of the errand's last form alone; another call of the same tool is taken for
+    that of a form before it, or for this one, misunderstood.
     """
     for note in notes:
         if note["call"] == call:
             return note["tool_s"]
     for note in notes:
-        if note["updates"] and note["call"]["tool"] == call["tool"]:
+        if note["call"]["tool"] == call["tool"]:
             return note["tool_s"]
     return CALL_S
 

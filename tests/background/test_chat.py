@@ -293,6 +293,7 @@ def test_what_runs_is_not_forgotten(endpoint: Endpoint, agent: ChatAgent) -> Non
     endpoint.answers = [[*calling("forever", "{}"), chunk({}, "tool_calls")]]
     endpoint.answers += [saying("two")] * 34
     agent.ask(1, "one")
+    wait_for(lambda: endpoint.requests)  # else the second may be the first to be answered
     for number in range(2, 36):
         agent.ask(number, "two")
         assert {one.kind for one in until_over(agent)} <= {CALL, TEXT, DONE}

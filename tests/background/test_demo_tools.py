@@ -97,16 +97,18 @@ def test_clock(hour: int, minute: int, said: str) -> None:
 
 def test_timer_takes_its_time_and_stops_when_cancelled() -> None:
     slept = []
-    assert run(demo_tools([], sleep=lambda s, _: slept.append(s)), "timer", seconds=90) == "over"
-    assert slept == [90]
-    assert "wanted 1 to" in run(demo_tools([]), "timer", seconds=0)
+    tools = demo_tools([], sleep=lambda seconds, _: slept.append(seconds))
+    assert run(tools, "timer", amount=90, unit="seconds") == "over"
+    assert run(tools, "timer", amount=2, unit="minutes", item=" tea") == "over"
+    assert slept == [90, 120]
+    assert "wanted 1 to" in run(demo_tools([]), "timer", amount=0, unit="seconds")
     stopped = threading.Event()
 
     def sleep(seconds: float, cancelled: threading.Event) -> None:
         assert cancelled.wait(5)
         stopped.set()
 
-    call = Toolbox(demo_tools([], sleep=sleep)).call("timer", {"seconds": 60})
+    call = Toolbox(demo_tools([], sleep=sleep)).call("timer", {"amount": 1, "unit": "minutes"})
     assert not call.done()
     call.cancel()
     assert stopped.wait(5)

@@ -159,7 +159,7 @@ def test_calls_take_as_long_as_the_notes_say() -> None:
     assert talks.call_seconds(notes(), {"tool": "calculate", "expression": "7 * 8"}) == 0.2
     meta = {"prices": {"milk": (3, "kitchen")}, "time": "12:07", "delegations": notes()}
     tools = talks.TimedToolbox(talks.session_tools(meta))
-    calls = [json.dumps(call), '{"tool": "timer", "seconds": 1}', "no call"]
+    calls = [json.dumps(call), '{"tool": "timer", "amount": 1, "unit": "seconds"}', "no call"]
     running = [tools.start(text) for text in calls]
     assert not running[0].done() and not running[1].done() and running[2].done()
     while not (running[0].done() and running[1].done()):
@@ -242,6 +242,6 @@ def test_a_lane_shows_what_happened() -> None:
 
 def test_odd_calls_are_shown_as_they_are() -> None:
     assert brief_call("what is this") == "what is this" and brief_call("[1]") == "[1]"
-    assert brief_call('{"tool": "timer", "seconds": 5}') == "timer(5)"
+    assert brief_call('{"tool": "timer", "amount": 5, "unit": "seconds"}') == "timer(5, seconds)"
     assert brief_result('{"error": "no such item"}') == "error: no such item"
     assert brief_result("3") == "3"

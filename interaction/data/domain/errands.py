@@ -24,8 +24,9 @@ ITEMS = tuple(  # many, so that a name that was never looked up is heard like th
     zebra camel frog fish spider sheep puppy kitten goat goose teeth baby king web nest hive
     """.split()
 )
-HELD_OUT_ITEMS = ("butter", "pepper", "candle", "onion", "spoon")  # never looked up in training
-HELD_OUT_AMOUNTS = ("six", "eleven")  # never converted or waited for in training
+# Never looked up in training; like all others they are timed.
+HELD_OUT_ITEMS = ("butter", "pepper", "candle", "onion", "spoon")
+HELD_OUT_AMOUNTS = ("six", "eleven")  # never converted or waited for in training; "fifty six" is
 FAILURE = "sorry that did not work"
 OKAY = "okay"  # is said to a cancellation or a correction
 CANCELS = ("never mind", "forget it", "forget about it", "never mind that", "cancel that")
@@ -35,8 +36,11 @@ _TEENS = "thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _SMALL = ("zero", *w.NUMBERS, *_TEENS)
 _LARGEST = 999
-_AMOUNTS = w.NUMBERS[1:]  # two to twelve
-_SECONDS = {"seconds": 1, "minutes": 60}
+TIMER_UNITS = {"seconds": 1, "minutes": 60}
+_SOON = (*w.NUMBERS[1:8], "ten")  # most timers are short enough to ring in a session
+_LATER = tuple(f"{ten}{ones}" for ten in _TENS[:4] for ones in ("", " six", " nine"))
+_WAITS = (*_SOON * 3, *_LATER)
+_MOST = 59  # of what is converted
 CONVERSIONS = {
     ("weeks", "days"): 7,
     ("feet", "inches"): 12,
@@ -102,7 +106,8 @@ def _clock_words(slots: Slots, time: str) -> str:
 
 
 def _timer(slots: Slots) -> Call:
-    return {"tool": "timer", "seconds": VALUE[slots["n"]] * _SECONDS[slots["unit"]]}
+    call: Call = {"tool": "timer", "amount": VALUE[slots["n"]], "unit": slots["unit"]}
+    return call | ({"item": f" {slots['item']}"} if "item" in slots else {})
 
 
 def _lookup(field: str) -> Callable[[Slots], Call]:
@@ -117,6 +122,7 @@ def _convert(slots: Slots) -> Call:
 
 def _converting(pair: tuple[str, str], weight: float) -> Errand:
     unit, to = pair
+    most = min(_MOST, _LARGEST // CONVERSIONS[pair])
     return Errand(
         f"convert_{unit}",
         (
@@ -125,7 +131,10 @@ def _converting(pair: tuple[str, str], weight: float) -> Errand:
             f"how many {to} make | {{n}} {unit}",
             f"tell me in {to} | {{n}} {unit}",
         ),
-        {"n": _AMOUNTS, "pair": (f"{unit} to {to}",)},
+        {
+            "n": tuple(number_words(number) for number in range(2, most + 1)),
+            "pair": (f"{unit} to {to}",),
+        },
         hold="let me see",
         request=f"{{n}} {unit} in {to}",
         call=_convert,
@@ -174,7 +183,7 @@ ERRANDS: tuple[Errand, ...] = (
             "give me a ring in | {n} {unit}",
             "ring in | {n} {unit}",
         ),
-        {"n": (*_AMOUNTS[:7], "ten"), "unit": tuple(_SECONDS)},
+        {"n": _WAITS, "unit": tuple(TIMER_UNITS)},
         hold="i will",
         request="ring in {n} {unit}",
         call=_timer,
@@ -182,7 +191,24 @@ ERRANDS: tuple[Errand, ...] = (
         fix="{n} {unit}",
         changes=("n", "unit"),
         held_out=lambda slots: slots["n"] in HELD_OUT_AMOUNTS,
-        weight=0.9,
+        weight=0.7,
+    ),
+    Errand(
+        "timer_for",
+        (
+            "ring in {n} {unit} for the | {item}",
+            "ring a bell in {n} {unit} for the | {item}",
+            "time the {item} for | {n} {unit}",
+        ),
+        {"n": _WAITS, "unit": tuple(TIMER_UNITS), "item": (*ITEMS, *HELD_OUT_ITEMS * 3)},
+        hold="i will",
+        request="ring in {n} {unit} for {item}",
+        call=_timer,
+        answer=lambda slots, result: f"it is time for the {slots['item']}",
+        fix="{n} {unit}",
+        changes=("n", "unit"),
+        held_out=lambda slots: slots["n"] in HELD_OUT_AMOUNTS,
+        weight=1.2,
     ),
     Errand(
         "price",
@@ -293,8 +319,8 @@ def said_words() -> list[str]:
 
 def call_pieces() -> list[str]:
     """Pieces of which the text of calls and results is made, as the tokenizer cuts it."""
-    names = "tool calculate expression clock timer seconds lookup item field price place convert"
-    names += " amount unit to result error weeks days feet inches hours minutes pounds ounces yards"
+    names = "tool calculate expression clock timer lookup item field price place convert amount"
+    names += " unit seconds to result error weeks days feet inches hours minutes pounds ounces yards"
     return ['\u0120{"', '":', '\u0120"', '",', '"}', "\u0120*", *names.split()]
 
 
