@@ -1,8 +1,11 @@
-"""Makes records for the background model out of sessions: those with errands, some led in.
+"""Makes records for the background model out of sessions with errands.
 
     python -m experiments.make_branches --sessions=data/errands --out=data/delegation
+    python -m experiments.make_branches --sessions=data/errands --out=data/rehearsals --rehearsals=4
 
-A record depends on the seed and the sessions alone. The folder appears when it is complete.
+The first makes whole records, some of them led in by other talk; the second short ones of imagined
+requests. A record depends on the seed and the sessions alone. The folder appears when it is
+complete.
 """
 
 from pathlib import Path
@@ -13,15 +16,19 @@ from interaction.data import lead_in
 
 _SESSIONS = flags.DEFINE_string("sessions", None, "Folder of make_sessions.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Of who leads in.", lower_bound=0)
-_LED_IN = flags.DEFINE_float("led_in", 0.5, "Share of records that are led in.", 0.0, 1.0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of who leads in, and of what is imagined.", lower_bound=0)
+_LED_IN = flags.DEFINE_float("led_in", 0.5, "Share of whole records that are led in.", 0.0, 1.0)
+_REHEARSALS = flags.DEFINE_integer("rehearsals", 0, "Short records of a session.", lower_bound=0)
 
 
 def main(_: list[str]) -> None:
     """Reads flags and makes the set."""
-    out = Path(_OUT.value)
-    count = lead_in.write_branches(Path(_SESSIONS.value), out, _SEED.value, _LED_IN.value)
-    print(f"{out}: {count} records")
+    path, out = Path(_SESSIONS.value), Path(_OUT.value)
+    if _REHEARSALS.value:
+        made = lead_in.rehearsals_of(path, _SEED.value, _REHEARSALS.value)
+    else:
+        made = lead_in.branches_of(path, _SEED.value, _LED_IN.value)
+    print(f"{out}: {lead_in.write_branches(made, out)} records")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The background model of the demo, second leg: requests late in long talks as well."""
+"""The background model of the demo, second leg: whole talks, requests late in them as well."""
 
 from interaction.presets import background_demo
 from interaction.training.config import TrainConfig

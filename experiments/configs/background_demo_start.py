@@ -1,4 +1,4 @@
-"""The background model of the demo, first leg: it starts from what the demo has learnt to hear."""
+"""The background model of the demo, first leg: calls, after little talk, on the demo's trunk."""
 
 from interaction.presets import background_demo
 from interaction.training.config import TrainConfig
@@ -9,9 +9,9 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="background_demo_start",
         objective="interaction.training.reasoning:reasoning_objective",
-        data="data/errands",
+        data="data/rehearsals",
         model=background_demo(),
-        batch=8,
+        batch=16,
         steps=740,
         learning_rate=1e-3,
         warmup=100,

@@ -1,4 +1,4 @@
-"""Records for the background model to learn from: with a branch, and with talk before it."""
+"""Records for the background model to learn from: branches after much talk, or after little."""
 
 import itertools
 import json
@@ -10,10 +10,13 @@ import grain
 import numpy as np
 
 from interaction.data import branches, records, timing
-from interaction.data.errand_sessions import TEXT_SLOTS
+from interaction.data.domain import errands
+from interaction.data.errand_sessions import ERROR_SHARE, ERRORS, TEXT_SLOTS, imagined_branch
 from interaction.data.sessions import Record
 from interaction.types import Special
 
+REHEARSED = 20  # micro-turns of a rehearsal
+SIZES = {"user": timing.TURN, "model": timing.TURN, "text": 1, "heard": 1}  # of a micro-turn
 _SHARD = 100  # records of a file
 
 
@@ -46,8 +49,7 @@ def led_in(record: Record, earlier: Record) -> Record:
             "take both from one set"
         )
     made = {**record, "followed": np.asarray(turns, np.int32)}
-    sizes = {"user": timing.TURN, "model": timing.TURN, "text": 1, "heard": 1}
-    for name, size in sizes.items():
+    for name, size in SIZES.items():
         parts = earlier[name][before * size :], record[name][: before * size]
         made[name] = np.concatenate(parts)
     first, later = before * TEXT_SLOTS, (turns - before) * TEXT_SLOTS
@@ -81,20 +83,62 @@ def branches_of(path: Path, seed: int, share: float) -> Iterator[Record]:
             yield record
 
 
-def write_branches(path: Path, out: Path, seed: int, share: float) -> int:
-    """Writes `branches_of` into a new folder, which appears when it is complete.
+def rehearsal(record: Record, rng: np.random.Generator) -> Record:
+    """The last micro-turns before a record's branch, and an imagined request in its place.
+
+    What there is to learn about calls lies in the branch, which costs the less the shorter the
+    talk is. A correction stays as it is: what it corrects lies in the talk.
+
+    Args:
+      record: With a branch.
+      rng: Draws.
+
+    Returns:
+      A record of REHEARSED micro-turns.
+    """
+    before = int(record["followed"])
+    start = max(before - REHEARSED, 0)
+    made = {**record, "followed": np.asarray(before - start, np.int32)}
+    for name, size in SIZES.items():
+        made[name] = record[name][start * size : (start + REHEARSED) * size]
+    first, end = start * TEXT_SLOTS, (start + REHEARSED) * TEXT_SLOTS
+    arrived = [(at - first, token) for at, token in _arrivals(record) if first <= at < end]
+    made |= branches.arrival_arrays(arrived)
+    if record["thought"][0] == Special.DELEGATE:
+        errand = errands.draw_errand(rng)
+        slots = errands.draw_slots(errand, rng, held_out=False)
+        error = ERRORS[int(rng.integers(len(ERRORS)))] if rng.random() < ERROR_SHARE else ""
+        time = f"{rng.integers(1, 13)}:{rng.integers(60):02d}"
+        branch = imagined_branch(errand, slots, Special.DELEGATE, error, time, rng)
+        made |= branches.branch_arrays(before - start, branch)
+    made["meta"] = json.dumps({"rehearsed": start})  # times of before are wrong now
+    return made
+
+
+def rehearsals_of(path: Path, seed: int, copies: int) -> Iterator[Record]:
+    """Rehearsals of each session with a branch at `path`; the seed and their numbers decide.
+
+    Raises:
+      ValueError: There are no sessions.
+    """
+    for index, record in enumerate(branches_of(path, seed, 0.0)):
+        for copy in range(copies):
+            yield rehearsal(record, np.random.default_rng((seed, index, copy)))
+
+
+def write_branches(made: Iterator[Record], out: Path) -> int:
+    """Writes records into a new folder, which appears when it is complete.
 
     Returns:
       The number of records.
 
     Raises:
-      ValueError: There are no sessions with a branch, or the folder exists.
+      ValueError: There are none, or the folder exists.
     """
     if out.exists():
         raise ValueError(f"out: got {out}, wanted a new folder; remove it or name another")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    made = branches_of(path, seed, share)
 
     def shard(number: int) -> Path:
         return partial / f"branches-{number:05d}.arrayrecord"
@@ -103,9 +147,7 @@ def write_branches(path: Path, out: Path, seed: int, share: float) -> int:
     while counts[-1] == _SHARD:
         counts.append(records.write(shard(len(counts)), itertools.islice(made, _SHARD)))
     if not sum(counts):
-        raise ValueError(
-            f"sessions: got none with a branch in {path}; make them with --errands above 0"
-        )
+        raise ValueError("sessions: got none with a branch; make them with --errands above 0")
     if not counts[-1]:
         shard(len(counts) - 1).unlink()
     partial.rename(out)

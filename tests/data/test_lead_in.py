@@ -65,11 +65,39 @@ def test_sessions_of_two_lengths_are_refused() -> None:
         lead_in.led_in(_record(1, 5), other | {"text": other["text"][1:]})
 
 
+def test_a_rehearsal_is_of_another_request_after_the_last_of_the_talk(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lead_in, "REHEARSED", 5)
+    opened = {"thought": np.full(branches.THOUGHTS, Special.DELEGATE, np.int32)}
+    late, early = _record(1, 9) | opened, _record(2, 3) | opened
+    corrected = _record(3, 9)
+    records.write(tmp_path / "sessions.arrayrecord", [late, early, corrected])
+    made = list(lead_in.rehearsals_of(tmp_path, 0, copies=8))
+    turns = [list(range(104, 109))] * 8 + [list(range(200, 205))] * 8 + [list(range(304, 309))] * 8
+    assert [one["text"].tolist() for one in made] == turns
+    assert [int(one["followed"]) for one in made] == [5] * 8 + [3] * 8 + [5] * 8
+    assert made[0]["user"][:: timing.TURN].tolist() == turns[0]
+    # Slots 20, 25, 30 and 35 of the late one's, and 0, 5, 10 and 15 of the early one's.
+    assert made[0]["arrived"].tolist()[:5] == [1_020, 1_025, 1_030, 1_035, 0]
+    assert made[0]["arrived_slot"].tolist()[:4] == [4, 9, 14, 19]
+    assert made[8]["arrived_slot"].tolist()[:4] == [0, 5, 10, 15]
+    assert len({one["thought"].tobytes() for one in made[:16]}) > 12
+    for one in made[:16]:
+        assert (one["thought"][0], one["thought_wanted"][0]) == (Special.DELEGATE, 0)
+        last = np.count_nonzero(one["thought"]) - 1
+        assert (one["thought"][last], one["thought_wanted"][last]) == (Special.SILENT, 1)
+    for one in made[16:]:
+        np.testing.assert_array_equal(one["thought"], corrected["thought"])
+    again = list(lead_in.rehearsals_of(tmp_path, 0, copies=8))
+    assert all(np.array_equal(a["thought"], b["thought"]) for a, b in zip(made, again, strict=True))
+
+
 def test_the_set_has_branches_alone(tmp_path: pathlib.Path) -> None:
     path, out = tmp_path / "sessions", tmp_path / "delegation"
     all_ = [_record(number, 4 * (number % 2)) for number in range(1, 41)]
     records.write(path / "sessions-00000.arrayrecord", all_)
-    assert lead_in.write_branches(path, out, seed=0, share=0.5) == 20
+    assert lead_in.write_branches(lead_in.branches_of(path, 0, 0.5), out) == 20
     made = list(lead_in.branches_of(out, seed=0, share=0.0))
     assert [int(one["thought"][0]) for one in made] == list(range(201, 241, 2))
     led = [one for one in made if one["followed"] == TURNS]
@@ -79,7 +107,7 @@ def test_the_set_has_branches_alone(tmp_path: pathlib.Path) -> None:
     for one, other in zip(made, again, strict=True):
         np.testing.assert_array_equal(one["text"], other["text"])
     with pytest.raises(ValueError, match=r"out: got .* wanted a new folder"):
-        lead_in.write_branches(path, out, seed=0, share=0.5)
+        lead_in.write_branches(lead_in.branches_of(path, 0, 0.5), out)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -89,12 +117,13 @@ def test_no_file_is_empty(
     monkeypatch.setattr(lead_in, "_SHARD", 2)
     path, out = tmp_path / "sessions", tmp_path / "delegation"
     records.write(path / "sessions-00000.arrayrecord", [_record(i + 1, 4) for i in range(count)])
-    assert lead_in.write_branches(path, out, seed=0, share=1.0) == count
+    assert lead_in.write_branches(lead_in.branches_of(path, 0, 1.0), out) == count
     assert len(records.files(out)) == -(-count // 2)
 
 
 def test_sessions_without_branches_are_refused(tmp_path: pathlib.Path) -> None:
     records.write(tmp_path / "a" / "sessions.arrayrecord", [_record(1, 0)])
+    made = lead_in.branches_of(tmp_path / "a", 0, 0.5)
     with pytest.raises(ValueError, match="sessions: got none with a branch"):
-        lead_in.write_branches(tmp_path / "a", tmp_path / "b", seed=0, share=0.5)
+        lead_in.write_branches(made, tmp_path / "b")
     assert not (tmp_path / "b").exists()

@@ -155,7 +155,8 @@ def notes() -> list[dict]:
 def test_calls_take_as_long_as_the_notes_say() -> None:
     call = notes()[0]["call"]
     assert talks.call_seconds(notes(), {**call, "amount": 3.0}) == 0.3
-    assert talks.call_seconds(notes(), {**call, "amount": 4}) == talks.CALL_S
+    assert talks.call_seconds(notes(), {**call, "amount": 4}) == 0.3, "misunderstood"
+    assert talks.call_seconds(notes(), {"tool": "timer", "amount": 4}) == talks.CALL_S
     assert talks.call_seconds(notes(), {"tool": "calculate", "expression": "7 * 8"}) == 0.2
     meta = {"prices": {"milk": (3, "kitchen")}, "time": "12:07", "delegations": notes()}
     tools = talks.TimedToolbox(talks.session_tools(meta))
