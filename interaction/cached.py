@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
@@ -21,8 +22,14 @@ class Cache(NamedTuple):
     v: Array  # [b, l, capacity, g, k]
 
 
-# Where a tree of caches lies on a mesh: sessions over `parallel.SESSIONS`, heads over `tensor`.
-CACHE_SPEC = PartitionSpec(SESSIONS, None, None, TENSOR)
+def session_specs(state: Any) -> Any:  # noqa: ANN401
+    """`PartitionSpec`s of a named tuple of arrays [b, ...] with `caches`.
+
+    Sessions lie over `parallel.SESSIONS`, the heads of caches over `tensor`.
+    """
+    specs = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS), state)
+    heads = PartitionSpec(SESSIONS, None, None, TENSOR)
+    return specs._replace(caches=jax.tree.map(lambda leaf: heads, state.caches))
 
 
 def init_caches(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from interaction import control
-from interaction.cached import CACHE_SPEC, Cache, init_caches, run_cached
+from interaction.cached import Cache, init_caches, run_cached, session_specs
 from interaction.config import ModelConfig
 from interaction.model import Outputs, TurnInputs, embed, last_positions, read_out
 from interaction.modules import vocoder
@@ -208,10 +208,9 @@ def blank_rows(chunk: Chunk, keep: Array) -> Chunk:
 
 
 def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
-    """`PartitionSpec`s of a state: sessions over `parallel.SESSIONS`, heads over `tensor`."""
-    state = jax.eval_shape(partial(init_state, config), jnp.zeros((1, 2), jnp.uint32))
-    specs = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS), state)
-    return specs._replace(caches=jax.tree.map(lambda leaf: CACHE_SPEC, state.caches))
+    """`PartitionSpec`s of a state, see `cached.session_specs`."""
+    keys = jnp.zeros((1, 2), jnp.uint32)
+    return session_specs(jax.eval_shape(partial(init_state, config), keys))
 
 
 def make_step(

@@ -69,6 +69,7 @@ class Delegation:
     number: int
     request: str
     updates: list[str] = dataclasses.field(default_factory=list)
+    asked: bool = False  # the agent knows of it
     called: bool = False  # a tool was called, which must not happen again
     calling: int = 0  # calls without a result yet
     worked_s: float = 0.0  # without them
@@ -338,12 +339,13 @@ class Delegations:
         if self._agent is None or busy >= _AT_ONCE:
             self._fail(one, "nobody to ask" if self._agent is None else "too many at once")
         else:
+            one.asked = True
             self._tell("ask", one.number, words)
 
     def _update(self, one: Delegation, words: str) -> None:
         """Also of one whose result is there: what of it was not given is void."""
         self._note(one.number, UPDATED, words)
-        if self._agent is None:
+        if self._agent is None or not one.asked:
             return
         one.updates.append(words)
         one.due.clear()

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from interaction.cached import CACHE_SPEC, Cache, init_caches, run_cached
+from interaction.cached import Cache, init_caches, run_cached, session_specs
 from interaction.config import FOLLOW, ModelConfig
 from interaction.model import Arrivals, TurnInputs, embed, embed_arrivals, read_text
 from interaction.ops import dmel, mel, ring
@@ -163,10 +163,8 @@ class Functions(NamedTuple):
 
 
 def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
-    """`PartitionSpec`s of a state: sessions over `parallel.SESSIONS`, heads over `tensor`."""
-    state = jax.eval_shape(partial(init_state, config, 1))
-    specs = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS), state)
-    return specs._replace(caches=jax.tree.map(lambda leaf: CACHE_SPEC, state.caches))
+    """`PartitionSpec`s of a state, see `cached.session_specs`."""
+    return session_specs(jax.eval_shape(partial(init_state, config, 1)))
 
 
 def make_reasoner(

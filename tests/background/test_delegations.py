@@ -233,6 +233,8 @@ def test_too_many_at_once() -> None:
     for _ in range(40):
         talk.turns(delegate("one"))
     assert len(talk.agent.told) == 8
+    talk.turns(delegate("two", Special.UPDATE))
+    assert len(talk.agent.told) == 8, "of the newest, which was refused"
     talk.wait(200)
     assert talk.said.count(SORRY) >= 20 and len(talk.core.running) == 8
 

@@ -110,9 +110,26 @@ def _timer(slots: Slots) -> Call:
     return call | ({"item": f" {slots['item']}"} if "item" in slots else {})
 
 
-def _lookup(field: str) -> Callable[[Slots], Call]:
-    # With the space before it the word is the token that was heard, and need not be spelt.
-    return lambda slots: {"tool": "lookup", "item": f" {slots['item']}", "field": field}
+def _looking_up(
+    field: str, templates: tuple[str, ...], request: str, answer: Callable[[Slots, Any], str]
+) -> Errand:
+    def call(slots: Slots) -> Call:
+        # With the space before it the word is the token that was heard, and need not be spelt.
+        return {"tool": "lookup", "item": f" {slots['item']}", "field": field}
+
+    return Errand(
+        field,
+        templates,
+        {"item": ITEMS},
+        hold="let me look",
+        request=request,
+        call=call,
+        answer=answer,
+        fix="the {item}",
+        changes=("item",),
+        held_out=lambda slots: slots["item"] in HELD_OUT_ITEMS,
+        weight=1.8,
+    )
 
 
 def _convert(slots: Slots) -> Call:
@@ -210,7 +227,7 @@ ERRANDS: tuple[Errand, ...] = (
         held_out=lambda slots: slots["n"] in HELD_OUT_AMOUNTS,
         weight=1.2,
     ),
-    Errand(
+    _looking_up(
         "price",
         (
             "what is the price of the | {item}",
@@ -218,17 +235,10 @@ ERRANDS: tuple[Errand, ...] = (
             "how much do i pay for the | {item}",
             "look up the price of the | {item}",
         ),
-        {"item": ITEMS},
-        hold="let me look",
         request="price of {item}",
-        call=_lookup("price"),
         answer=lambda slots, result: f"it is {number_words(result)} dollars",
-        fix="the {item}",
-        changes=("item",),
-        held_out=lambda slots: slots["item"] in HELD_OUT_ITEMS,
-        weight=1.8,
     ),
-    Errand(
+    _looking_up(
         "place",
         (
             "in which room is the | {item}",
@@ -236,15 +246,8 @@ ERRANDS: tuple[Errand, ...] = (
             "look up the room of the | {item}",
             "where did i put the | {item}",
         ),
-        {"item": ITEMS},
-        hold="let me look",
         request="room of {item}",
-        call=_lookup("place"),
         answer=lambda slots, result: f"it is in the {result}",
-        fix="the {item}",
-        changes=("item",),
-        held_out=lambda slots: slots["item"] in HELD_OUT_ITEMS,
-        weight=1.8,
     ),
     *(_converting(pair, 0.4) for pair in CONVERSIONS),
 )
