@@ -233,10 +233,18 @@ def test_too_many_at_once() -> None:
     for _ in range(40):
         talk.turns(delegate("one"))
     assert len(talk.agent.told) == 8
-    talk.turns(delegate("two", Special.UPDATE))
-    assert len(talk.agent.told) == 8, "of the newest, which was refused"
     talk.wait(200)
     assert talk.said.count(SORRY) >= 20 and len(talk.core.running) == 8
+
+
+def test_a_correction_of_what_was_refused_is_not_passed_on() -> None:
+    talk = Talk({}, slots=1)
+    for _ in range(9):
+        talk.turns(delegate("one"))
+    talk.turns(delegate("two", Special.UPDATE))
+    assert (9, "updated") in talk.notes and len(talk.agent.told) == 8
+    talk.wait()
+    assert talk.said == f"{SORRY} {END}"
 
 
 def test_a_flood_costs_little_and_ends() -> None:
