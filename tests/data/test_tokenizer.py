@@ -1,3 +1,7 @@
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from interaction.data import domain, tokenizer as tokenizers
@@ -27,6 +31,13 @@ def test_every_domain_word_is_one_token() -> None:
     assert tokenizer.vocab == 1_024
     for word in {*domain.answer_words(), *domain.said_words()}:
         assert len(tokenizer.encode(word)) == 1, word
+
+
+def test_the_shipped_file_is_what_the_command_writes(tmp_path: pathlib.Path) -> None:
+    made = tmp_path / "tokenizer.json"
+    command = [sys.executable, "-m", "experiments.make_tokenizer", f"--out={made}"]
+    subprocess.run(command, cwd=pathlib.Path(__file__).parents[2], check=True, capture_output=True)
+    assert made.read_bytes() == tokenizers.PATH.read_bytes()
 
 
 def test_special_tokens_come_from_no_text_and_are_dropped() -> None:

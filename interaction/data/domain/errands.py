@@ -322,10 +322,8 @@ def said_words() -> list[str]:
 
 def call_pieces() -> list[str]:
     """Pieces of which the text of calls and results is made, as the tokenizer cuts it."""
-    names = "tool calculate expression clock timer lookup item field price place convert amount"
-    names += (
-        " unit seconds to result error weeks days feet inches hours minutes pounds ounces yards"
-    )
+    names = "tool calculate expression clock timer seconds lookup item field price place convert"
+    names += " amount unit to result error weeks days feet inches hours minutes pounds ounces yards"
     return ['\u0120{"', '":', '\u0120"', '",', '"}', "\u0120*", *names.split()]
 
 
