@@ -12,7 +12,7 @@ def get_config() -> TrainConfig:
         data="data/rehearsals",
         model=background_demo(),
         batch=16,
-        steps=740,
+        steps=1_800,
         learning_rate=1e-3,
         warmup=100,
         schedule="constant",
