@@ -10,7 +10,7 @@ def get_config() -> TrainConfig:
         objective="interaction.training.conversation:conversation_objective",
         data="data/errands",
         batch=8,
-        steps=4_400,
+        steps=5_200,
         learning_rate=1e-3,
         warmup=100,
         schedule="wsd",
