@@ -77,13 +77,15 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
+    if not pathlib.Path(_TOKENIZER.value).is_file():
+        raise ValueError(f"--tokenizer: got {_TOKENIZER.value!r}, wanted a JSON file; correct it")
     given = {flag: flags.FLAGS[flag].value for flag in (*_LIVE, *_BACKGROUND)}
     wanted = chosen_parts(given)
     sources = {flag: str(given[flag]) for flag in wanted}
     configs = [load_config(sources[flag]) for flag in wanted]
     config = merge(*configs) if len(configs) > 1 else configs[0]
     weights = {}
-    for flag, parts in wanted.items():
+    for flag, parts in reversed(wanted.items()):  # what is small first: each is read once here
         for part in parts:
             found, place = load_part(sources[flag], part)
             weights |= found

@@ -139,13 +139,16 @@ def _write_weights(path: pathlib.Path, flat: Mapping[str, Any], dtype: np.dtype)
         for name, leaf in flat.items():
             start, finite = first + header[name]["data_offsets"][0], True
             for index, piece in _pieces(leaf):
+                piece = piece.astype(dtype)  # which may be too small for a number of before
                 finite &= bool(np.all(np.isfinite(piece)))
-                for offset, run in _runs(leaf.shape, index, piece.astype(dtype)):
+                for offset, run in _runs(leaf.shape, index, piece):
                     file.seek(start + offset)
                     file.write(run)
             bad += [] if finite else [name]
     if bad:
-        raise ValueError(f"params: {bad[:4]} hold NaN or Inf, wanted finite weights; train again")
+        raise ValueError(
+            f"params: {bad[:4]} hold NaN or Inf, wanted numbers of {dtype}; train again"
+        )
 
 
 def _pieces(leaf: Any) -> Iterator[tuple[Index, np.ndarray]]:  # noqa: ANN401

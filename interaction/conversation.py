@@ -76,9 +76,10 @@ class Conversation:
           calls_limit_s: The same of its tool calls, timers among them.
 
         Raises:
-          ValueError: The model is on devices that share out several sessions, or the record
-            cannot be made.
+          ValueError: The model is on devices that share out several sessions, or on those of
+            several processes, or the record cannot be made.
         """
+        session_file.check_alone(model)
         self.stats = Stats()
         self._model = model
         self._agent = agent

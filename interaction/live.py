@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from interaction import checkpoint, sharding, stream
+from interaction import checkpoint, logs, sharding, stream
 from interaction.config import ModelConfig
 from interaction.conversation import Conversation
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
@@ -70,6 +70,7 @@ class InteractionModel:
             )
         self.config = config
         self.mesh = sharding.make_mesh({}) if mesh is None else mesh
+        sharding.check_heads(self.mesh, config.transformer.kv_heads)
         self._rows = LocalRows(self.mesh)
         params = sharding.cast_params(params, config.transformer.dtype)
         self.params = jax.tree.map(sharding.put, params, sharding.shardings(self.mesh, params))
@@ -100,8 +101,29 @@ class InteractionModel:
 
         Raises:
           ValueError: Not as many seeds as sessions, no session, a number of sessions that the
-            mesh does not divide, or a seed beyond int32.
+            mesh does not divide, a seed beyond int32, or, of several processes, another number
+            for each share of the mesh than others ask for, or a mistake of another one.
         """
+        if not self._rows.several:
+            return self._init(self._seeds(sessions, seed))
+        seeds, mistake = None, None
+        try:
+            seeds = self._seeds(sessions, seed)
+        except ValueError as error:
+            mistake = error
+        low, high = self._rows.span(-1 if mistake else sessions // self._rows.shares)
+        if mistake:
+            raise mistake
+        if low != high:
+            raise ValueError(
+                f"sessions: got {high} for each share of the mesh from one process, and "
+                f"{'a mistake' if low < 0 else low} from another, wanted as many from each; ask "
+                "for the same"
+            )
+        return self._init(seeds)
+
+    def _seeds(self, sessions: int, seed: int | Sequence[int]) -> Array:
+        """A seed for each session, checked, on the mesh."""
         shares = self._rows.shares
         if sessions < 1 or sessions % shares:
             raise ValueError(
@@ -120,7 +142,7 @@ class InteractionModel:
         whole = np.issubdtype(seeds.dtype, np.integer)
         if not whole or np.any(seeds < limits.min) or np.any(seeds > limits.max - last):
             raise ValueError(f"seed: got {seed!r}, wanted integers of 32 bits; pass other ones")
-        return self._init(self._rows.spread((seeds.astype(np.int64) + rows).astype(np.int32)))
+        return self._rows.spread((seeds.astype(np.int64) + rows).astype(np.int32))
 
     def step(self, state: stream.StreamState, chunk: Chunk) -> tuple[stream.StreamState, Reply]:
         """Takes one micro-turn of every session; inside a `jax.jit` of yours use `stream.step`.
@@ -154,8 +176,10 @@ class InteractionModel:
         sessions = self._rows.count(state.clock.shape[0])
         try:
             check_form(self.config, chunk, sessions)
-        except ValueError as error:
-            _log.warning("%s. All rows of process %d are refused", error, jax.process_index())
+            chunk = jax.tree.map(np.array, chunk)  # what cannot be read shows here
+        except Exception as error:  # whatever it is: this process alone must not stop
+            text = "%s. All rows of process %d are refused"
+            logs.warn(_log, text, str(error), jax.process_index())
             chunk = unusable_chunk(self.config, chunk, sessions)
         chunk = jax.tree.map(self._rows.spread, chunk)
         state, reply = self._step(self._packed, state, chunk)
@@ -260,7 +284,7 @@ def check_form(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
 
 def unusable_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> Chunk:
     """A chunk with the fields of another one, every row of which is refused by the step."""
-    given = {field for field, value in chunk._asdict().items() if value is not None}
+    given = {field for field in Chunk._fields if getattr(chunk, field, None) is not None}
     if given & {"frame", "has_frame"}:
         given |= {"frame", "has_frame"}
     form = _form(config, sessions)

@@ -8,6 +8,7 @@ several processes (on `tensor` or `sequence`) is a row in each of these.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -25,6 +26,7 @@ class LocalRows:
         Raises:
           ValueError: There is none.
         """
+        self._mesh = mesh
         self._where = session_sharding(mesh)
         self._shares = size(mesh, *SESSIONS)
         indices = self._where.addressable_devices_indices_map((self._shares,))
@@ -43,6 +45,19 @@ class LocalRows:
     def shares(self) -> int:
         """In how many equal shares this process holds its sessions."""
         return len(self._held)
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Smallest and largest of the numbers that processes name, int32; waits for all of them."""
+        devices = Mesh(self._mesh.devices.flatten(), ("device",))
+        mine = jax.make_array_from_callback(
+            (devices.size,),
+            NamedSharding(devices, PartitionSpec("device")),
+            lambda _: np.array([number], np.int32),
+        )
+        whole = NamedSharding(devices, PartitionSpec())
+        both = jax.jit(lambda x: jnp.stack([x.min(), x.max()]), out_shardings=whole)(mine)
+        low, high = np.asarray(both)
+        return int(low), int(high)
 
     def total(self, rows: int) -> int:
         """Sessions of all processes, where this one holds so many."""

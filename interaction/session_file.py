@@ -52,6 +52,20 @@ class Model(Protocol):
         """One micro-turn."""
 
 
+def check_alone(model: Model) -> None:
+    """Refuses a model that several processes run: what is live there comes to one of them alone.
+
+    Raises:
+      ValueError: Its mesh spans processes, which would have to step alike.
+    """
+    mesh = getattr(model, "mesh", None)
+    if mesh is not None and mesh.is_multi_process:
+        raise ValueError(
+            f"model: got one on a mesh of {mesh.size} devices of several processes, wanted one of "
+            "this process alone; load it with mesh=sharding.make_mesh(axes, jax.local_devices())"
+        )
+
+
 class Entry(NamedTuple):
     """One micro-turn of a record."""
 
@@ -424,8 +438,9 @@ def replay(path: str | os.PathLike, model: Model) -> Replay:
       Whether every output is the same, bit for bit.
 
     Raises:
-      ValueError: As `read` does, or it is the record of another model.
+      ValueError: As `read` and `check_alone` do, or it is the record of another model.
     """
+    check_alone(model)
     place, record = pathlib.Path(path), read(path)
     check_identity(place, record.header.model, fingerprint(model.config, model.params))
     state = model.init_state(1, record.header.seed)

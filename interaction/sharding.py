@@ -60,7 +60,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
 
     Args:
       axes: Axis to size.
-      devices: To take, all of them; None takes all of all processes, or the first if one will do.
+      devices: To take, all of them; None takes all of all processes, or the first of this one
+        if one will do.
 
     Raises:
       ValueError: An unknown axis, a size below 1, or another number of devices.
@@ -69,7 +70,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     wanted = math.prod(shape)
     found = list(jax.devices()) if devices is None else list(devices)
     if devices is None and wanted == 1:
-        found = found[:1]
+        found = jax.local_devices()[:1]
     if len(found) != wanted:
         raise ValueError(
             f"mesh: got axes {dict(axes)} of {wanted} devices, wanted the {len(found)} that are "
@@ -100,6 +101,19 @@ def mesh_shape(axes: Mapping[str, int]) -> tuple[int, ...]:
             f"mesh: got {dict(axes)}, wanted sizes of at least 1 for axes among {AXES}; correct it"
         )
     return tuple(axes.get(axis, 1) for axis in AXES)
+
+
+def check_heads(mesh: Mesh | AbstractMesh, kv_heads: int) -> None:
+    """Refuses a mesh whose `tensor` devices cannot share out the heads of the caches.
+
+    Raises:
+      ValueError: It does not divide them.
+    """
+    parts = size(mesh, TENSOR)
+    if kv_heads % parts:
+        raise ValueError(
+            f"mesh: got tensor={parts}, wanted a divisor of kv_heads={kv_heads}; change its size"
+        )
 
 
 def size(mesh: Mesh | AbstractMesh, *axes: str) -> int:
@@ -199,10 +213,11 @@ def put(leaf: Any, where: NamedSharding) -> Array:  # noqa: ANN401
 
     Args:
       leaf: A jax array, which devices pass on if it lies elsewhere; or what can be indexed (numpy,
-        `Stored`), of which each process takes the parts that its own devices hold.
+        `Stored`, on a mesh over processes a jax array of one), of which each process takes the
+        parts that its own devices hold.
       where: Its sharding.
     """
-    if isinstance(leaf, Array):
+    if isinstance(leaf, Array) and (where.is_fully_addressable or not leaf.is_fully_addressable):
         return jax.device_put(leaf, where)
     parts: dict[str, np.ndarray] = {}  # several devices may hold the same
 

@@ -20,7 +20,7 @@ from interaction.model import Outputs, TurnInputs, embed, last_positions, read_o
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel, ring, sampling
-from interaction.parallel import SESSIONS
+from interaction.parallel import SEQUENCE, SESSIONS, TENSOR, total
 from interaction.sharding import jit_step, whole
 from interaction.types import Array, Chunk, Params, Reply, Special
 
@@ -259,7 +259,8 @@ def step(
       The new state, and the reply. A row that is inactive or refused keeps its state to the bit,
       even if it was to be reset, and replies silence.
     """
-    kept = acceptable(config, chunk)
+    # The devices of a session may get it from several processes: what one refuses, all refuse.
+    kept = total((~acceptable(config, chunk)).astype(jnp.int32), SEQUENCE, TENSOR) == 0
     refused = ~kept
     if chunk.active is not None:
         kept, refused = kept & chunk.active, refused & chunk.active

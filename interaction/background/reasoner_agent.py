@@ -63,6 +63,7 @@ class Reasoner:
                 "load the tokenizer that the model was trained with"
             )
         mesh = sharding.make_mesh({}) if mesh is None else mesh
+        sharding.check_heads(mesh, config.transformer.kv_heads)
         if sharding.size(mesh, *SESSIONS) > 1:
             raise ValueError(
                 f"mesh: got {dict(mesh.shape)}, wanted size 1 along {SESSIONS}; a conversation "

@@ -309,7 +309,8 @@ def _inner(name: str) -> str:
 
 def _open(place: pathlib.Path, name: str) -> Stored:
     """An array of a checkpoint. Orbax restores whole ones; it keeps them as TensorStore does."""
-    files = {"driver": "ocdbt", "base": f"file://{_state_of(place)}/"}
+    base = {"driver": "file", "path": f"{_state_of(place)}/"}
+    files = {"driver": "ocdbt", "base": base}
     path = name.replace("/", ".") + "/"
     spec = {"driver": "zarr", "kvstore": {**files, "path": path}}
     array = tensorstore.open(spec, read=True).result()
@@ -335,7 +336,9 @@ def _verify(place: pathlib.Path, flat: Mapping[str, Stored]) -> None:
         found = {name: _read_fingerprint(leaf) for name, leaf in flat.items()}
     except Exception as error:
         raise _damaged(place, error) from error
-    wrong = _changed(kept, found)
+    # A checkpoint of an old run has no fingerprints at all.
+    unknown = sorted(set(found) - set(kept)) if kept else []
+    wrong = [*_changed(kept, found), *unknown]
     if wrong:
         raise _damaged(place, f"not what was written: {', '.join(wrong[:4])}")
 

@@ -78,10 +78,21 @@ def main(folder: str, mesh: str, out: str) -> None:
     figures = {"read": sum(sizes), "held": held(model.params)}
     rows = model._rows.places(model._rows.count(SESSIONS))
     replies = stream(model.step, model.init_state(len(rows)), rows)
-    if len(rows) < SESSIONS:  # a mistake of one process alone: it is refused, and no one waits
-        chunk = jax.tree.map(lambda leaf: leaf[rows], inputs()[0])
-        chunk = chunk._replace(audio=chunk.audio[:, process:])
-        figures["mistaken"] = model.step(model.init_state(len(rows)), chunk)[1].refused
+    # A mistake of one process alone: it is refused, and no one waits.
+    chunk = jax.tree.map(lambda leaf: leaf[rows], inputs()[0])._replace(active=None)
+    state = model.init_state(len(rows))
+    state, reply = model.step(state, chunk._replace(audio=chunk.audio[:, process:]))
+    figures["mistaken"] = reply.refused
+    figures["clocks"] = [np.asarray(shard.data) for shard in state.clock.addressable_shards]
+    for name, wrong in {"others": len(rows) * (1 + process), "none": len(rows) * process}.items():
+        try:
+            model.init_state(wrong)
+        except ValueError as error:
+            figures[name] = str(error)
+    try:
+        interaction.Conversation(model)
+    except ValueError as error:
+        figures["alone"] = str(error)
     foreign = [device for device in jax.devices() if device.process_index != process][:1]
     try:
         interaction.load(folder, mesh=sharding.make_mesh({}, foreign))

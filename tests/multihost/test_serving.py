@@ -64,7 +64,11 @@ def test_two_processes_serve_as_one_device(
         assert got["read"] == got["held"]
         assert got["held"] < share * whole
         assert f"1 devices, none of them of process {process}" in str(got["named"])
-        if len(mine) < serve.SESSIONS:
-            assert np.all(got["mistaken"] == bool(process))
-            assert ("chunk.audio: got float32[4, 3199]" in printed[process]) == bool(process)
+        shared = len(mine) == serve.SESSIONS  # a session of both is refused by both
+        assert np.all(got["mistaken"] == (shared or bool(process)))
+        assert np.all(got["clocks"] == (0 if shared or process else 1))
+        assert (f"chunk.audio: got float32[{len(mine)}, 3199]" in printed[process]) == bool(process)
+        assert "from one process" in str(got["others"])
+        assert ("a mistake from another" if process else "sessions: got 0") in str(got["none"])
+        assert "devices of several processes" in str(got["alone"])
     assert np.any(wanted["refused"]) and np.any(wanted["audio"])
