@@ -186,8 +186,8 @@ def compose() -> tuple[np.ndarray, dict[str, Any]]:
     script.hear(bell)
     begun = script.ask("count.1", n="ten")
     script.aside("backchannel", "uh huh", begun + 1.3)
-    price = script.errand("price", 4.0, item="bread")
-    script.update(price, item="coffee")
+    price = script.errand("price", 4.0, item="butter")
+    script.update(price, item="pepper")
     end = script.aside("background", "anna can you pass me the salt", script.now, OTHER, OTHER_DB)
     script.now = end
     script.hear(price)

@@ -22,6 +22,7 @@ IMAGINED_SHARE = 0.6  # of the branches in training are of a request that nobody
 THINKS_S = (0.3, 0.8)  # seconds the reasoner takes beside the tool
 PAUSE_SHARE = 0.12  # of the errands are asked with a pause inside
 OPENER_SHARE = 0.1  # of them begin with "um", "please" ...
+MINUTES_SHARE = 0.35  # of the timers of minutes are kept: they never ring in a session
 BUSY_SHARE = 0.6  # of the delegations have something happen before the result
 ERROR_SHARE = 0.05  # of the calls fail, in training
 ERRORS = ("timed out", "no such item", "cannot connect", "it is broken", "no answer")
@@ -180,7 +181,7 @@ class ErrandSession(Session):
             errand = errands.draw_errand(self.rng)
             held_out = self.split == "heldout" and errand.name != "clock"
             slots = errands.draw_slots(errand, self.rng, held_out)
-            if slots.get("unit") != "minutes" or self.rng.random() < 0.2:
+            if slots.get("unit") != "minutes" or self.rng.random() < MINUTES_SHARE:
                 break
         parts = errand.parts(self.pick(errand.templates), slots)
         if self.rng.random() > PAUSE_SHARE:

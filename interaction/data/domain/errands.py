@@ -26,7 +26,14 @@ ITEMS = tuple(  # many, so that a name that was never looked up is heard like th
 )
 # Never looked up in training; like all others they are timed.
 HELD_OUT_ITEMS = ("butter", "pepper", "candle", "onion", "spoon")
-HELD_OUT_AMOUNTS = ("six", "eleven")  # never converted or waited for in training; "fifty six" is
+HELD_OUT_AMOUNTS = {  # of units, never converted or waited for in training; of others they are
+    "weeks": ("six", "eleven"),
+    "feet": ("eleven",),
+    "hours": ("six",),
+    "pounds": ("six", "eleven"),
+    "yards": ("six",),
+    "seconds": ("six", "eleven"),
+}
 FAILURE = "sorry that did not work"
 OKAY = "okay"  # is said to a cancellation or a correction
 CANCELS = ("never mind", "forget it", "forget about it", "never mind that", "cancel that")
@@ -37,9 +44,9 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _SMALL = ("zero", *w.NUMBERS, *_TEENS)
 _LARGEST = 999
 TIMER_UNITS = {"seconds": 1, "minutes": 60}
-_SOON = (*w.NUMBERS[1:8], "ten")  # most timers are short enough to ring in a session
+_SOON = w.NUMBERS[1:]  # two to twelve: most timers are short enough to ring in a session
 _LATER = tuple(f"{ten}{ones}" for ten in _TENS[:4] for ones in ("", " six", " nine"))
-_WAITS = (*_SOON * 3, *_LATER)
+_WAITS = (*_SOON * 4, *_LATER)
 _MOST = 59  # of what is converted
 CONVERSIONS = {
     ("weeks", "days"): 7,
@@ -105,6 +112,10 @@ def _clock_words(slots: Slots, time: str) -> str:
     )
 
 
+def _held_out_wait(slots: Slots) -> bool:
+    return slots["n"] in HELD_OUT_AMOUNTS.get(slots["unit"], ())
+
+
 def _timer(slots: Slots) -> Call:
     call: Call = {"tool": "timer", "amount": VALUE[slots["n"]], "unit": slots["unit"]}
     return call | ({"item": f" {slots['item']}"} if "item" in slots else {})
@@ -139,7 +150,7 @@ def _convert(slots: Slots) -> Call:
 
 def _converting(pair: tuple[str, str], weight: float) -> Errand:
     unit, to = pair
-    most = min(_MOST, _LARGEST // CONVERSIONS[pair])
+    amounts = range(13, min(_MOST, _LARGEST // CONVERSIONS[pair]) + 1)
     return Errand(
         f"convert_{unit}",
         (
@@ -149,7 +160,7 @@ def _converting(pair: tuple[str, str], weight: float) -> Errand:
             f"tell me in {to} | {{n}} {unit}",
         ),
         {
-            "n": tuple(number_words(number) for number in range(2, most + 1)),
+            "n": (*_SOON * 8, *map(number_words, amounts)),
             "pair": (f"{unit} to {to}",),
         },
         hold="let me see",
@@ -158,7 +169,7 @@ def _converting(pair: tuple[str, str], weight: float) -> Errand:
         answer=lambda slots, result: f"it is {number_words(result)} {to}",
         fix=f"{{n}} {unit}",
         changes=("n",),
-        held_out=lambda slots: slots["n"] in HELD_OUT_AMOUNTS,
+        held_out=lambda slots: slots["n"] in HELD_OUT_AMOUNTS[unit],
         weight=weight,
     )
 
@@ -207,7 +218,7 @@ ERRANDS: tuple[Errand, ...] = (
         answer=lambda slots, result: f"{slots['n']} {slots['unit']} are over",
         fix="{n} {unit}",
         changes=("n", "unit"),
-        held_out=lambda slots: slots["n"] in HELD_OUT_AMOUNTS,
+        held_out=_held_out_wait,
         weight=0.7,
     ),
     Errand(
@@ -224,7 +235,7 @@ ERRANDS: tuple[Errand, ...] = (
         answer=lambda slots, result: f"it is time for the {slots['item']}",
         fix="{n} {unit}",
         changes=("n", "unit"),
-        held_out=lambda slots: slots["n"] in HELD_OUT_AMOUNTS,
+        held_out=_held_out_wait,
         weight=1.2,
     ),
     _looking_up(
