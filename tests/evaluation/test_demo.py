@@ -163,9 +163,9 @@ def test_converse_with_a_background_model(
     for _ in range(2):  # it may write again what it wrote before
         converse.run(str(converse.ASSET), "demo", str(tmp_path), 0, background="any")
     printed = capsys.readouterr().out
-    assert "talking in real time: 64 s" in printed and "lookup 4 s" in printed
-    assert "lookup( coffee, price) → 39, said after" in printed
-    assert "corrected: the coffee" in printed and "cancelled after 2" in printed
+    assert "talking in real time: 63 s" in printed and "lookup 4 s" in printed
+    assert "lookup( pepper, price) → 58, said after" in printed
+    assert "corrected: the pepper" in printed and "cancelled after 2" in printed
     assert (tmp_path / "timeline.png").stat().st_size > 50_000
     assert replay(tmp_path / "conversation.session", live).equal
 
