@@ -228,7 +228,7 @@ ERRANDS: tuple[Errand, ...] = (
             "ring a bell in {n} {unit} for the | {item}",
             "time the {item} for | {n} {unit}",
         ),
-        {"n": _WAITS, "unit": tuple(TIMER_UNITS), "item": (*ITEMS, *HELD_OUT_ITEMS * 3)},
+        {"n": _WAITS, "unit": tuple(TIMER_UNITS), "item": (*ITEMS, *HELD_OUT_ITEMS * 8)},
         hold="i will",
         request="ring in {n} {unit} for {item}",
         call=_timer,
