@@ -24,7 +24,7 @@ ITEMS = tuple(  # many, so that a name that was never looked up is heard like th
     zebra camel frog fish spider sheep puppy kitten goat goose teeth baby king web nest hive
     """.split()
 )
-# Never looked up in training; like all others they are timed.
+# Never looked up in training: they are timed, and that the more often, to be heard like the others.
 HELD_OUT_ITEMS = ("butter", "pepper", "candle", "onion", "spoon")
 HELD_OUT_AMOUNTS = {  # of units, never converted or waited for in training; of others they are
     "weeks": ("six", "eleven"),
