@@ -19,6 +19,7 @@ from interaction.types import Special
 
 TEXT_SLOTS = 4  # tokens that arrive in a micro-turn at most
 IMAGINED_SHARE = 0.6  # of the branches in training are of a request that nobody made
+ANYTHING_SHARE = 0.6  # of the results in training are of nothing that was asked
 THINKS_S = (0.3, 0.8)  # seconds the reasoner takes beside the tool
 PAUSE_SHARE = 0.12  # of the errands are asked with a pause inside
 OPENER_SHARE = 0.1  # of them begin with "um", "please" ...
@@ -154,11 +155,16 @@ class ErrandSession(Session):
         delay = tool_s + float(self.rng.uniform(*THINKS_S))
         running.ready = timing.first_turn_after((closed + 1) * timing.TURN + int(delay * RATE))
         request = errand.request.format(**slots)
+        for outcome in ("result", "error"):  # of what was corrected since
+            running.note.pop(outcome, None)
         running.note.update(
             request=request, call=call, **result, said=said, tool_s=round(tool_s, 3), closed=closed
         )
         if closed < self.turns:
             self.branches.append((closed + 1, self.branch(running, opening, words)))
+        if self.split == "train" and not failed and self.rng.random() < ANYTHING_SHARE:
+            # What the answer must be is often known; the model is to say what arrives.
+            running.note["said"] = errands.imagine_answer(_words(), self.rng)
 
     def branch(self, running: _Running, opening: int, words: str) -> branches.Branch:
         """What the reasoner reads and writes; in training often of another request.
@@ -324,8 +330,9 @@ class ErrandSession(Session):
         record["meta"] = json.dumps(meta)
         record |= branches.arrival_arrays(self.arrivals[: branches.ARRIVALS])
         if self.branches:
-            chosen = self.branches[int(self.rng.integers(len(self.branches)))]
-            record |= branches.branch_arrays(*chosen)
+            fixes = [made for made in self.branches if made[1][0][0] == Special.UPDATE]
+            chosen = fixes or self.branches  # corrections are rare, and harder
+            record |= branches.branch_arrays(*chosen[int(self.rng.integers(len(chosen)))])
         return record
 
 

@@ -87,10 +87,10 @@ def rehearsal(record: Record, rng: np.random.Generator) -> Record:
     """The last micro-turns before a record's branch, and an imagined request in its place.
 
     What there is to learn about calls lies in the branch, which costs the less the shorter the
-    talk is. A correction stays as it is: what it corrects lies in the talk.
+    talk is.
 
     Args:
-      record: With a branch.
+      record: With a branch of a request; what a correction corrects lies too far back.
       rng: Draws.
 
     Returns:
@@ -104,24 +104,25 @@ def rehearsal(record: Record, rng: np.random.Generator) -> Record:
     first, end = start * TEXT_SLOTS, (start + REHEARSED) * TEXT_SLOTS
     arrived = [(at - first, token) for at, token in _arrivals(record) if first <= at < end]
     made |= branches.arrival_arrays(arrived)
-    if record["thought"][0] == Special.DELEGATE:
-        errand = errands.draw_errand(rng)
-        slots = errands.draw_slots(errand, rng, held_out=False)
-        error = ERRORS[int(rng.integers(len(ERRORS)))] if rng.random() < ERROR_SHARE else ""
-        time = f"{rng.integers(1, 13)}:{rng.integers(60):02d}"
-        branch = imagined_branch(errand, slots, Special.DELEGATE, error, time, rng)
-        made |= branches.branch_arrays(before - start, branch)
+    errand = errands.draw_errand(rng)
+    slots = errands.draw_slots(errand, rng, held_out=False)
+    error = ERRORS[int(rng.integers(len(ERRORS)))] if rng.random() < ERROR_SHARE else ""
+    time = f"{rng.integers(1, 13)}:{rng.integers(60):02d}"
+    branch = imagined_branch(errand, slots, Special.DELEGATE, error, time, rng)
+    made |= branches.branch_arrays(before - start, branch)
     made["meta"] = json.dumps({"rehearsed": start})  # times of before are wrong now
     return made
 
 
 def rehearsals_of(path: Path, seed: int, copies: int) -> Iterator[Record]:
-    """Rehearsals of each session with a branch at `path`; the seed and their numbers decide.
+    """Rehearsals of each session with a request's branch at `path`; seed and numbers decide.
 
     Raises:
       ValueError: There are no sessions.
     """
     for index, record in enumerate(branches_of(path, seed, 0.0)):
+        if record["thought"][0] == Special.UPDATE:
+            continue
         for copy in range(copies):
             yield rehearsal(record, np.random.default_rng((seed, index, copy)))
 

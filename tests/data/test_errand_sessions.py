@@ -143,6 +143,37 @@ def test_what_is_imagined_is_no_held_out_request(name: str) -> None:
     assert (held_out > 100) == (name == "timer_for")
 
 
+def test_most_results_in_training_are_of_something_else(made: dict) -> None:
+    same = {"train": [], "heldout": []}
+    for split in SPLITS:
+        for _, meta in made[split]:
+            for note in meta["delegations"]:
+                if note["call"]["tool"] == "calculate" and "result" in note:
+                    said = f"it is {errands.number_words(note['result'])}"
+                    same[split].append(said == note["said"])
+    assert all(same["heldout"]) and any(same["train"]) and not all(same["train"])
+
+
+def test_what_arrives_in_training_is_no_held_out_result() -> None:
+    rng, words = np.random.default_rng(4), {"milk", "butter"}
+    made = {errands.imagine_answer(sorted(words), rng) for _ in range(8_000)}
+    for unit, amounts in errands.HELD_OUT_AMOUNTS.items():
+        errand = next(e for e in errands.ERRANDS if unit in (e.name[8:], *e.slots.get("unit", ())))
+        for amount in amounts:
+            slots = {"n": amount, "unit": unit, "pair": errand.slots.get("pair", ("",))[0]}
+            result = errands.true_result(errand.call(slots), {}, "")
+            assert errand.held_out(slots) and errand.answer(slots, result) not in made
+    assert {"eleven minutes are over", "it is in the butter", "it is six days"} < made
+    assert set(" ".join(made).split()) - words <= set(errands.said_words())
+
+
+def test_corrections_are_learnt_wherever_there_are_some(made: dict) -> None:
+    for record, meta in made["train"] + made["heldout"]:
+        fixed = [u for note in meta["delegations"] for u in note["updates"]]
+        if fixed and record["followed"]:
+            assert record["thought"][0] == Special.UPDATE
+
+
 def test_users_cancel_and_correct(made: dict) -> None:
     kinds = {e["kind"] for _, meta in made["train"] + made["heldout"] for e in meta["events"]}
     assert {"errand", "errand_cancel", "errand_update", "request"} <= kinds

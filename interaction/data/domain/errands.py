@@ -55,6 +55,7 @@ CONVERSIONS = {
     ("pounds", "ounces"): 16,
     ("yards", "feet"): 3,
 }
+UNITS = tuple(sorted({*TIMER_UNITS, *(unit for pair in CONVERSIONS for unit in pair), "dollars"}))
 
 
 def number_words(number: int) -> str:
@@ -263,6 +264,12 @@ ERRANDS: tuple[Errand, ...] = (
     *(_converting(pair, 0.4) for pair in CONVERSIONS),
 )
 
+_HELD_OUT_ANSWERS = {
+    f"it is {number_words(VALUE[amount] * factor)} {to}"
+    for (unit, to), factor in CONVERSIONS.items()
+    for amount in HELD_OUT_AMOUNTS[unit]
+} | {f"{amount} seconds are over" for amount in HELD_OUT_AMOUNTS["seconds"]}
+
 
 def draw_errand(rng: np.random.Generator) -> Errand:
     """Draws an errand by weight."""
@@ -311,6 +318,32 @@ def imagine(
         small = not isinstance(result, int) or result <= _LARGEST
         if small and not errand.held_out(drawn):
             return drawn
+
+
+def imagine_answer(words: Sequence[str], rng: np.random.Generator) -> str:
+    """Something said as a result is, but of nothing that was asked: it can only be copied.
+
+    Half of the numbers are those that users say, up to twelve. What is held out is not said.
+
+    Args:
+        words: Single words.
+        rng: Draws.
+    """
+    most = (13, 100, _LARGEST + 1)[rng.choice(3, p=(0.5, 0.25, 0.25))]
+    while True:
+        number = number_words(int(rng.integers(2, most)))
+        unit = UNITS[int(rng.integers(len(UNITS)))]
+        word = words[int(rng.integers(len(words)))]
+        forms = (
+            f"it is {number}",
+            f"it is {number} {unit}",
+            f"{number} {unit} are over",
+            f"it is in the {word}",
+            f"it is time for the {word}",
+        )
+        answer = forms[int(rng.integers(len(forms)))]
+        if answer not in _HELD_OUT_ANSWERS:
+            return answer
 
 
 def draw_prices(rng: np.random.Generator) -> dict[str, tuple[int, str]]:
