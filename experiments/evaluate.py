@@ -139,6 +139,10 @@ def main(argv: list[str]) -> None:
     model = interaction.load(given.checkpoint)
     asked = ["checkpoint", "suite", "sessions", "seed", "split"]
     if given.suite == "delegation":
+        if given.split == "train":
+            raise app.UsageError(
+                "--split: got train, whose results no tool gives, wanted heldout; leave it out"
+            )
         background = given.background or find_background(given.checkpoint)
         if background is None:
             raise app.UsageError(f"no background model beside {given.checkpoint}; name one")

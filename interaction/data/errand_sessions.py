@@ -41,7 +41,7 @@ MEANWHILE = {  # relative frequency of what happens while a tool works
 
 @functools.cache
 def _words() -> list[str]:
-    """Words that may stand for things in a branch."""
+    """Words that may stand for things that nobody asked for."""
     words = {*domain.answer_words(), *domain.said_words()}
     return sorted(words - {*errands.VALUE})
 

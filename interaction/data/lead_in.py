@@ -98,7 +98,7 @@ def rehearsal(record: Record, rng: np.random.Generator) -> Record:
     """
     before = int(record["followed"])
     start = max(before - REHEARSED, 0)
-    made = {**record, "followed": np.asarray(before - start, np.int32)}
+    made = dict(record)
     for name, size in SIZES.items():
         made[name] = record[name][start * size : (start + REHEARSED) * size]
     first, end = start * TEXT_SLOTS, (start + REHEARSED) * TEXT_SLOTS

@@ -55,6 +55,11 @@ class Delegation:
         return min((turn for turn, _ in self.arrivals if turn > self.settled), default=-1)
 
     @property
+    def call(self) -> str:
+        """Text of the last call, "" without one."""
+        return next((step.text for step in reversed(self.steps) if step.kind == agent.CALL), "")
+
+    @property
     def result(self) -> list[int]:
         """Ids of the words that arrived of the last form's result."""
         late = (ids for turn, ids in self.arrivals if turn > self.settled)

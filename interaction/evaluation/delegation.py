@@ -12,7 +12,8 @@ scored is excluded, with its reason.
 - result_spoken_exact: errands that the user did not cancel and whose result came before the
   recording's end: what the model says from the arrival of the result's first word on, answers to
   other requests apart, is word for word the true result of the true request, corrections included,
-  and audible. An errand that was not handed over, or whose result never came, counts as wrong.
+  and audible, and the last call is the foreseen one: a timer's result does not tell how long it
+  was. An errand that was not handed over, or whose result never came, counts as wrong.
 - holding_reply: from the request's end to the first sound of the holding reply.
 - result_latency: from the reply that closed the span, or that of its last update, to the first
   sound of the result, less the tools' own seconds, where nobody spoke or was answered in between.
@@ -25,10 +26,11 @@ scored is excluded, with its reason.
   to whomever; his pauses inside a sentence count as speech.
 
 An exact result or answer may be told in several utterances. One into which the user speaks before
-it is finished is excluded, and so is one for which the recording is too short; but wrong words are
-wrong all the same.
+it is finished is excluded, and so is one for which the recording is too short, though it be told
+in time; but wrong words are wrong all the same.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -188,23 +190,29 @@ def _spoken_of(said: Sequence[Said], delegation: Delegation | None) -> list[Said
 
 
 def _result(recording: Recording, case: _Case, said: Sequence[Said], measure: str) -> Judged:
-    """Whether the result was told word for word."""
-    note, one, end_s = case.note, case.delegation, recording.spoken.duration_s
+    """Whether the right tool's result was told word for word."""
+    note, one = case.note, case.delegation
     pieces = _spoken_of(said, one)
     wanted, text = note["said"], " ".join(piece.utterance.text for piece in pieces)
     audible = any(piece.utterance.sound_s(recording.spoken) is not None for piece in pieces)
-    ok, excluded = text == wanted and audible, ""
-    to_say = WORD_S * len(wanted.split())
-    if not ok and (one is None or one.arrived < 0):
-        asked_s = max([case.event.end_s, *(update["end_s"] for update in note["updates"])])
-        too_late = asked_s + HANDED_OVER_S + note["tool_s"] + to_say > end_s
-        excluded = ENDED if too_late else ""
-    elif not ok and one is not None:
-        begun_s = pieces[0].utterance.start_s if pieces else reply_time(one.arrived)
-        right = not pieces or _begins(wanted, text)
-        excluded = ENDED if right and begun_s + to_say > end_s else ""
-        excluded = excluded or _cut(recording.events, pieces, wanted)
+    ok = text == wanted and audible and _called(one, note["call"])
+    asked_s = max([case.event.end_s, *(update["end_s"] for update in note["updates"])])
+    begins_s = [asked_s + HANDED_OVER_S + note["tool_s"]]
+    if pieces:
+        begins_s.append(pieces[0].utterance.start_s)
+    elif one is not None and one.arrived >= 0:
+        begins_s.append(reply_time(one.arrived))
+    ended = max(begins_s) + WORD_S * len(wanted.split()) > recording.spoken.duration_s
+    ended &= not pieces or _begins(wanted, text)
+    excluded = ENDED if ended else "" if ok else _cut(recording.events, pieces, wanted)
     return Judged(measure, ok, note["errand"], case.event.text, wanted, text, excluded=excluded)
+
+
+def _called(delegation: Delegation | None, wanted: Mapping[str, Any]) -> bool:
+    try:
+        return delegation is not None and json.loads(delegation.call) == wanted
+    except ValueError:
+        return False
 
 
 def _cut(events: Sequence[Event], pieces: Sequence[Said], wanted: str) -> str:
@@ -263,11 +271,14 @@ def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said
     passed_on = bool(turns)
     number = -1 if case.delegation is None else case.delegation.number
     dropped = case.delegation is not None and case.delegation.cancelled in turns
+    results = [case.note["said"]]
+    if case.delegation is not None:
+        results.append(recording.spoken.decode(case.delegation.result))  # of what was misheard
     told = [
         one.utterance.text
         for one in said
         if one.utterance.start_s >= event.end_s
-        and (one.delegation == number or (one.stray and one.utterance.text == case.note["said"]))
+        and (one.delegation == number or (one.stray and one.utterance.text in results))
     ]
     late = ENDED if not passed_on and until > recording.spoken.duration_s else ""
     text = " ".join([*(["<cancel>"] if passed_on else []), *told])

@@ -20,10 +20,12 @@ from interaction.evaluation.delegation_summary import delegation_table, summaris
 from interaction.evaluation.events import reply_time
 from interaction.evaluation.rollout import to_float
 from interaction.evaluation.spans import aloud, read_spans
+from interaction.evaluation.talk import TAIL_S
 from interaction.session_file import Entry
 from interaction.types import Special
 
 TURNS = 150
+CALL = {"tool": "timer", "amount": 6, "unit": "seconds"}
 WORDS = load_tokenizer()
 SAID = "it is fifty six"
 
@@ -65,7 +67,8 @@ class Made:
 
     def note(self, request: str, said: str, **more: object) -> dict[str, Any]:
         note = {"number": len(self.notes) + 1, "errand": "times", "updates": []}
-        note |= {"cancelled_s": -1.0, "request": request, "said": said, "tool_s": 2.0} | more
+        note |= {"cancelled_s": -1.0, "request": request, "said": said, "tool_s": 2.0}
+        note |= {"call": CALL} | more
         self.notes.append(note)
         return note
 
@@ -77,7 +80,7 @@ class Made:
         return one
 
     def arrive(self, one: Delegation, turn: int, words: str, tool_s: float = 2.0) -> None:
-        one.steps.append(Step(turn - 1, agent.CALL, "{}"))
+        one.steps.append(Step(turn - 1, agent.CALL, json.dumps(CALL)))
         ids = (*WORDS.encode(words), Special.END_DELEGATE)
         one.arrivals += [(turn, ids[:4]), (turn + 1, ids[4:])]
         one.steps.append(Step(turn + 1, delegations.GIVEN, ""))
@@ -223,6 +226,23 @@ def test_a_result_after_the_end_is_not_scored() -> None:
     assert figures["excluded"]["result_spoken_exact"] == {"the session ended": 1}
 
 
+def test_a_result_in_time_is_not_scored_where_a_late_one_is_not() -> None:
+    made = asked()
+    made.notes[0]["tool_s"] = 0.2 * TURNS - 6
+    assert made.figures()["excluded"]["result_spoken_exact"] == {"the session ended": 1}
+
+
+@pytest.mark.parametrize("text", ["{}", "", "{", json.dumps(CALL | {"amount": 7})])
+def test_the_right_words_of_another_call_are_wrong(text: str) -> None:
+    made = asked()
+    made.delegations[0].steps[0] = Step(37, agent.CALL, text)
+    assert made.figures()["result_spoken_exact"] == 0
+    made.delegations[0].steps.insert(0, Step(36, agent.CALL, json.dumps(CALL)))
+    assert made.figures()["result_spoken_exact"] == 0
+    made.delegations[0].steps.insert(2, Step(37, agent.CALL, json.dumps(CALL)))
+    assert made.figures()["result_spoken_exact"] == 1
+
+
 def test_wrong_words_are_wrong_at_the_end_as_well() -> None:
     for words, excluded in (("it is", True), ("it is nine", False)):
         made = asked()
@@ -329,6 +349,10 @@ def test_cancel() -> None:
     made.delegations[0].steps.clear()
     made.arrive(made.delegations[0], 60, SAID)
     made.say(61, "it is nine")
+    assert made.figures()["cancel_rate"] == 0
+    made = cancelled()
+    made.arrive(made.delegations[0], 37, "it is sixty three")  # misheard
+    made.say(60, "it is sixty three")
     assert made.figures()["cancel_rate"] == 0
 
 
@@ -462,7 +486,7 @@ def test_an_update_and_a_cancel_in_a_record() -> None:
 
 def as_annotated(index: int) -> Recording:
     """A session of the training data, with its own replies in place of a model's."""
-    record = make_errand_session((11, index), "heldout")
+    record = make_errand_session((11, index), "heldout", turns=110)  # corrections take time
     meta, text = json.loads(record["meta"]), record["text"]
     events = parse_events(record["meta"])
     spans = [span for span in read_spans(text) if span.complete]
@@ -481,14 +505,18 @@ def as_annotated(index: int) -> Recording:
     for note in meta["delegations"]:
         one, turn = found.get(note["number"]), note["said_turn"]
         if one is not None and turn >= 0:
+            one.steps.append(Step(turn - 1, agent.CALL, json.dumps(note["call"])))
             one.arrivals.append((turn, tuple(WORDS.encode(note["said"]))))
             one.steps.append(Step(turn + 1, delegations.GIVEN, ""))
-    heard = Spoken.from_reply(to_float(record["model"]), text, WORDS.decode)
+    tail = round(5 * TAIL_S)  # micro-turns, as in the suite
+    text = np.pad(text, (0, tail), constant_values=Special.SILENT)
+    audio = np.pad(to_float(record["model"]), (0, tail * 3_200))
+    heard = Spoken.from_reply(audio, text, WORDS.decode)
     return Recording(text, heard, events, meta["delegations"], list(found.values()), {})
 
 
 def said_or_cancelled(note: dict) -> bool:
-    return note["said_turn"] >= 0 or note["cancelled_s"] >= 0
+    return note.get("whole", False) or note["cancelled_s"] >= 0
 
 
 def test_the_annotation_is_perfect() -> None:

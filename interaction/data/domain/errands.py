@@ -1,6 +1,8 @@
 """Requests that need a tool: how they are said, handed over, called, and answered."""
 
 import dataclasses
+import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,7 +28,7 @@ ITEMS = tuple(  # many, so that a name that was never looked up is heard like th
 )
 # Never looked up in training: they are timed, and that the more often, to be heard like the others.
 HELD_OUT_ITEMS = ("butter", "pepper", "candle", "onion", "spoon")
-HELD_OUT_AMOUNTS = {  # of units, never converted or waited for in training; of others they are
+HELD_OUT_AMOUNTS = {  # of units, never handed over in training; of other units they are
     "weeks": ("six", "eleven"),
     "feet": ("eleven",),
     "hours": ("six",),
@@ -264,12 +266,6 @@ ERRANDS: tuple[Errand, ...] = (
     *(_converting(pair, 0.4) for pair in CONVERSIONS),
 )
 
-_HELD_OUT_ANSWERS = {
-    f"it is {number_words(VALUE[amount] * factor)} {to}"
-    for (unit, to), factor in CONVERSIONS.items()
-    for amount in HELD_OUT_AMOUNTS[unit]
-} | {f"{amount} seconds are over" for amount in HELD_OUT_AMOUNTS["seconds"]}
-
 
 def draw_errand(rng: np.random.Generator) -> Errand:
     """Draws an errand by weight."""
@@ -320,10 +316,24 @@ def imagine(
             return drawn
 
 
+@functools.cache
+def _held_out_answers() -> set[str]:
+    """Of products, conversions and timers."""
+    found = set()
+    for errand in ERRANDS:
+        if "item" not in errand.slots:
+            for values in itertools.product(*map(set, errand.slots.values())):
+                slots = dict(zip(errand.slots, values, strict=True))
+                if errand.held_out(slots):
+                    found.add(errand.answer(slots, true_result(errand.call(slots), {}, "")))
+    return found
+
+
 def imagine_answer(words: Sequence[str], rng: np.random.Generator) -> str:
     """Something said as a result is, but of nothing that was asked: it can only be copied.
 
-    Half of the numbers are those that users say, up to twelve. What is held out is not said.
+    Half of the numbers are those that users say, up to twelve. No held-out amount is said, and no
+    result of a held-out request.
 
     Args:
         words: Single words.
@@ -342,7 +352,7 @@ def imagine_answer(words: Sequence[str], rng: np.random.Generator) -> str:
             f"it is time for the {word}",
         )
         answer = forms[int(rng.integers(len(forms)))]
-        if answer not in _HELD_OUT_ANSWERS:
+        if answer not in _held_out_answers() and number not in HELD_OUT_AMOUNTS.get(unit, ()):
             return answer
 
 
