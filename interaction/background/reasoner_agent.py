@@ -2,7 +2,7 @@
 
 In a branch of the record the model reads and writes text, a token at a time:
 
-  read   <delegate> the request </delegate>, or <update> what changes it </delegate>
+  read   <delegate> the request </delegate>, then what changes it, <update> ... </delegate>
   write  the request as it understands it, then <delegate> {"tool": name, ...} </delegate>
   read   <update> {"result": value} </delegate>, or {"error": text}
   write  further calls, then <hold> the words for the user <silent>
@@ -35,6 +35,7 @@ from interaction.types import Params, Special
 
 READ = 16  # tokens of a span that are read at once
 LIMIT = 256  # tokens that a branch may write
+_REMEMBERED = 64  # delegations whose words are kept for corrections, more than may be open
 _LONGEST = 500  # tokens of a span that is read
 _THINK, _CALL, _SAY = "think", "call", "say"  # what a branch is writing
 
@@ -207,6 +208,7 @@ class ReasonerAgent(ThreadedAgent):
         """See `ThreadedAgent`."""
         for number in list(self._branches):
             self._drop(number)
+        self._spans: dict[int, list[int]] = {}  # what was handed over, by delegation
         self._record = self._model.start()
         self._pending: list[Turn] = []
 
@@ -223,10 +225,11 @@ class ReasonerAgent(ThreadedAgent):
 
     def on_ask(self, delegation: int, request: str) -> None:
         """See `ThreadedAgent`."""
+        self._spans.pop(delegation, None)
         self._open(delegation, Special.DELEGATE, request)
 
     def on_update(self, delegation: int, words: str) -> None:
-        """See `ThreadedAgent`: a new branch of the record, which holds the request as well."""
+        """See `ThreadedAgent`: a new branch of the record, which reads the request once more."""
         call = self._drop(delegation)
         if call is not None:
             self.emit(delegation, RESULT, call.result())
@@ -235,6 +238,7 @@ class ReasonerAgent(ThreadedAgent):
     def on_cancel(self, delegation: int) -> None:
         """See `ThreadedAgent`."""
         self._drop(delegation)
+        self._spans.pop(delegation, None)
 
     def work(self) -> bool:
         """Follows some micro-turns, or takes each branch one token further."""
@@ -251,8 +255,9 @@ class ReasonerAgent(ThreadedAgent):
     def _open(self, number: int, opening: int, words: str) -> None:
         while self._pending:
             self._follow_some()
-        state = self._model.branch(self._record)
-        self._branches[number] = _Branch(state, self._span(opening, words))
+        spans = self._spans.pop(number, []) + self._span(opening, words)
+        self._spans = dict([*self._spans.items(), (number, spans)][-_REMEMBERED:])
+        self._branches[number] = _Branch(self._model.branch(self._record), list(spans))
 
     def _drop(self, number: int) -> ToolCall | None:
         """Ends a branch; returns its call that ran, which is over then."""

@@ -20,8 +20,7 @@ Branch = list[tuple[int, bool]]  # (token, whether the reasoner is to write it)
 
 def branch_tokens(
     tokenizer: Tokenizer,
-    opening: int,
-    words: str,
+    spans: Sequence[tuple[int, str]],
     thought: str,
     call: dict[str, Any],
     result: dict[str, Any],
@@ -31,17 +30,20 @@ def branch_tokens(
 
     Args:
       tokenizer: The models'.
-      opening: DELEGATE or UPDATE, the token that opened the span.
-      words: Of the span.
-      thought: The whole request, after an update too.
+      spans: (opening token, words) of the request, then of what corrects it.
+      thought: The whole request, as corrected.
       call: "tool" and its arguments.
       result: {"result": value} or {"error": text}.
       answer: What the user is told.
 
     Returns:
-      The span and the result, which are read; thought, call and answer, which are written.
+      The spans and the result, which are read; thought, call and answer, which are written.
     """
-    read = [opening, *tokenizer.encode(words), Special.END_DELEGATE]
+    read = [
+        token
+        for opening, words in spans
+        for token in (opening, *tokenizer.encode(words), Special.END_DELEGATE)
+    ]
     write = tokenizer.encode(thought)
     write += [Special.DELEGATE, *tokenizer.encode(json.dumps(call)), Special.END_DELEGATE]
     back = [Special.UPDATE, *tokenizer.encode(json.dumps(result)), Special.END_DELEGATE]

@@ -49,7 +49,7 @@ def _words() -> list[str]:
 def imagined_branch(
     errand: errands.Errand,
     slots: Slots,
-    opening: int,
+    corrected: bool,
     error: str,
     time: str,
     rng: np.random.Generator,
@@ -58,17 +58,17 @@ def imagined_branch(
 
     Args:
         errand: What kind of request.
-        slots: Of the request, or of what a correction leaves of it.
-        opening: DELEGATE, or UPDATE for a correction.
+        slots: Of the request, to begin from.
+        corrected: Whether a correction follows it; then the errand can be corrected.
         error: How its tool fails, "" if it does not.
         time: Of day, "h:mm".
         rng: Draws.
     """
-    update = opening == Special.UPDATE
-    slots = errands.imagine(
-        errand, slots, errand.changes if update else tuple(errand.slots), _words(), rng
-    )
-    words = (errand.fix if update else errand.request).format(**slots)
+    slots = errands.imagine(errand, slots, tuple(errand.slots), _words(), rng)
+    spans = [(Special.DELEGATE, errand.request.format(**slots))]
+    if corrected:
+        slots = errands.imagine(errand, slots, errand.changes, _words(), rng)
+        spans.append((Special.UPDATE, errand.fix.format(**slots)))
     request, call = errand.request.format(**slots), errand.call(slots)
     result, said = {"error": error}, errands.FAILURE
     if not error:
@@ -76,7 +76,7 @@ def imagined_branch(
         table = {slots.get("item", ""): (price, room)}
         result = {"result": errands.true_result(call, table, time)}
         said = errand.answer(slots, result["result"])
-    return branches.branch_tokens(load_tokenizer(), opening, words, request, call, result, said)
+    return branches.branch_tokens(load_tokenizer(), spans, request, call, result, said)
 
 
 @dataclasses.dataclass
@@ -86,6 +86,7 @@ class _Running:
     note: dict[str, Any]  # of the record's meta
     errand: errands.Errand
     slots: Slots
+    spans: list[tuple[int, str]]  # (opening token, words) of what was handed over
     ready: int = 0  # micro-turn in which the result's first words arrive
 
 
@@ -100,6 +101,7 @@ class ErrandSession(Session):
         self.arrivals: list[tuple[int, int]] = []
         self.arrive_turn = 0  # from which more text may arrive
         self.branches: list[tuple[int, branches.Branch]] = []
+        self.corrected: list[tuple[int, branches.Branch]] = []
         self.quiet_from = 0.0  # seconds, when the model may speak unasked
 
     # Handing over.
@@ -139,9 +141,7 @@ class ErrandSession(Session):
         whole = spans[0][0], spans[-1][1]
         return self.event(kind, name, whole, " ".join(parts), pauses=pauses, **more)
 
-    def think(
-        self, running: _Running, closed: int, opening: int, words: str, tool_s: float
-    ) -> None:
+    def think(self, running: _Running, closed: int, tool_s: float) -> None:
         """Lets reasoner and tool work on what was handed over in micro-turn `closed`."""
         errand, slots = running.errand, running.slots
         call = errand.call(slots)
@@ -161,24 +161,26 @@ class ErrandSession(Session):
             request=request, call=call, **result, said=said, tool_s=round(tool_s, 3), closed=closed
         )
         if closed < self.turns:
-            self.branches.append((closed + 1, self.branch(running, opening, words)))
+            made = self.branches if len(running.spans) == 1 else self.corrected
+            made.append((closed + 1, self.branch(running)))
         if self.split == "train" and not failed and self.rng.random() < ANYTHING_SHARE:
             # What the answer must be is often known; the model is to say what arrives.
             running.note["said"] = errands.imagine_answer(_words(), self.rng)
 
-    def branch(self, running: _Running, opening: int, words: str) -> branches.Branch:
+    def branch(self, running: _Running) -> branches.Branch:
         """What the reasoner reads and writes; in training often of another request.
 
         Users ask for few different things, which would be learnt by heart.
         """
         note, error = running.note, running.note.get("error", "")
         if self.split == "train" and self.rng.random() < IMAGINED_SHARE:
+            corrected = len(running.spans) > 1
             return imagined_branch(
-                running.errand, running.slots, opening, error, self.time, self.rng
+                running.errand, running.slots, corrected, error, self.time, self.rng
             )
         result = {"error": error} if error else {"result": note["result"]}
         return branches.branch_tokens(
-            load_tokenizer(), opening, words, note["request"], note["call"], result, note["said"]
+            load_tokenizer(), running.spans, note["request"], note["call"], result, note["said"]
         )
 
     def ask_errand(self, tool_s: float) -> _Running | None:
@@ -200,11 +202,11 @@ class ErrandSession(Session):
             return None
         note = {"number": number, "errand": errand.name, "held_out": held_out}
         note |= {"updates": [], "cancelled_s": -1.0, "said_turn": -1, "said_end_s": -1.0}
-        running = _Running(note, errand, slots)
-        self.delegations.append(note)
         words = errand.request.format(**slots)
+        running = _Running(note, errand, slots, [(Special.DELEGATE, words)])
+        self.delegations.append(note)
         closed = self.reply(entry, errand.hold, Special.DELEGATE, words)
-        self.think(running, closed, Special.DELEGATE, words, tool_s)
+        self.think(running, closed, tool_s)
         return running
 
     # Meanwhile.
@@ -234,8 +236,9 @@ class ErrandSession(Session):
             return False
         closed = self.reply(entry, errands.OKAY, Special.UPDATE, words)
         running.slots = better
+        running.spans.append((Special.UPDATE, words))
         running.note["updates"].append({"end_s": entry["end_s"], "words": words})
-        self.think(running, closed, Special.UPDATE, words, running.note["tool_s"])
+        self.think(running, closed, running.note["tool_s"])
         return True
 
     def in_time(self, running: _Running, text: str, kind: str) -> dict | None:
@@ -329,9 +332,8 @@ class ErrandSession(Session):
         meta |= {"delegations": self.delegations, "prices": self.prices, "time": self.time}
         record["meta"] = json.dumps(meta)
         record |= branches.arrival_arrays(self.arrivals[: branches.ARRIVALS])
-        if self.branches:
-            fixes = [made for made in self.branches if made[1][0][0] == Special.UPDATE]
-            chosen = fixes or self.branches  # corrections are rare, and harder
+        chosen = self.corrected or self.branches  # corrections are rare, and harder
+        if chosen:
             record |= branches.branch_arrays(*chosen[int(self.rng.integers(len(chosen)))])
         return record
 

@@ -16,6 +16,7 @@ from interaction.data.sessions import Record
 from interaction.types import Special
 
 REHEARSED = 20  # micro-turns of a rehearsal
+CORRECTED_SHARE = 0.3  # of rehearsals, where the errand can be corrected
 SIZES = {"user": timing.TURN, "model": timing.TURN, "text": 1, "heard": 1}  # of a micro-turn
 _SHARD = 100  # records of a file
 
@@ -90,7 +91,7 @@ def rehearsal(record: Record, rng: np.random.Generator) -> Record:
     talk is.
 
     Args:
-      record: With a branch of a request; what a correction corrects lies too far back.
+      record: With a branch.
       rng: Draws.
 
     Returns:
@@ -108,21 +109,20 @@ def rehearsal(record: Record, rng: np.random.Generator) -> Record:
     slots = errands.draw_slots(errand, rng, held_out=False)
     error = ERRORS[int(rng.integers(len(ERRORS)))] if rng.random() < ERROR_SHARE else ""
     time = f"{rng.integers(1, 13)}:{rng.integers(60):02d}"
-    branch = imagined_branch(errand, slots, Special.DELEGATE, error, time, rng)
+    corrected = bool(errand.fix) and rng.random() < CORRECTED_SHARE
+    branch = imagined_branch(errand, slots, corrected, error, time, rng)
     made |= branches.branch_arrays(before - start, branch)
     made["meta"] = json.dumps({"rehearsed": start})  # times of before are wrong now
     return made
 
 
 def rehearsals_of(path: Path, seed: int, copies: int) -> Iterator[Record]:
-    """Rehearsals of each session with a request's branch at `path`; seed and numbers decide.
+    """Rehearsals of each session with a branch at `path`; the seed and their numbers decide.
 
     Raises:
       ValueError: There are no sessions.
     """
     for index, record in enumerate(branches_of(path, seed, 0.0)):
-        if record["thought"][0] == Special.UPDATE:
-            continue
         for copy in range(copies):
             yield rehearsal(record, np.random.default_rng((seed, index, copy)))
 

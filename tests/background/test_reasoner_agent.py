@@ -105,7 +105,10 @@ class FakeReasoner:
         if Special.END_DELEGATE not in tokens[spans[-1] :]:
             return state, Special.PAD  # in the middle of what it reads
         ends = [tokens.index(Special.END_DELEGATE, first) for first in spans]
-        writes = self.script[TOKENIZER.decode(tokens[1 : ends[0]])][len(spans) - 1]
+        said = [TOKENIZER.decode(tokens[a + 1 : b]) for a, b in zip(spans, ends, strict=True)]
+        while said[1:] and not said[1].startswith("{"):  # no result: it corrects what stands before
+            said = said[1:]
+        writes = self.script[said[0]][len(said) - 1]
         return state, writes[len(tokens) - ends[-1] - 1]
 
 
@@ -262,10 +265,23 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
         (DONE, ""),
     ]
     branch = talk.model.states[-1]
-    assert branch.tokens[:3] == (Special.UPDATE, *words("nine"), Special.END_DELEGATE)
+    asked = (Special.DELEGATE, *words("wait"), Special.END_DELEGATE)
+    fixed = (Special.UPDATE, *words("nine"), Special.END_DELEGATE)
+    assert branch.tokens[:6] == asked + fixed
     assert [one.text for one in branch.turns] == [11]
     talk.agent.update(1, "nine")  # of one that was done
     talk.events(DONE, 2)
+    assert talk.model.states[-1].tokens[:9] == asked + fixed + fixed
+
+
+def test_words_are_kept_of_the_newest_delegations(agents: list) -> None:
+    talk = start(agents, SCRIPT)
+    for number in range(1, 71):
+        talk.agent.ask(number, "seven times eight")
+        talk.events(DONE, number)
+    talk.agent.update(69, "nine")
+    talk.events(DONE, 71)
+    assert sorted(talk.agent._spans) == list(range(7, 71))
 
 
 def test_following_waits_for_the_device(model: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:

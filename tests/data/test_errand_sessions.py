@@ -91,21 +91,29 @@ def test_what_arrives_is_what_is_said_and_ends_with_a_mark(made: dict) -> None:
 
 
 def test_a_branch_begins_with_the_span_that_the_model_wrote(made: dict) -> None:
-    """Of a request that nobody made, with another one's words: it closes where that one did."""
-    same = []
+    """Of a request that nobody made, with another one's words: it closes where that one did.
+
+    A correction stands after what it corrects.
+    """
+    same, corrected = [], 0
     for record, meta in made["train"] + made["heldout"]:
         thought, followed = record["thought"], int(record["followed"])
         if not followed:
             continue
-        closed = int(np.flatnonzero(thought == Special.END_DELEGATE)[0])
-        written = record["text"][followed - 1 - closed : followed]
+        read = thought[: int(np.argmax(record["thought_wanted"]))]
+        assert read[0] == Special.DELEGATE and read[-1] == Special.END_DELEGATE
+        last = read[int(np.flatnonzero(np.isin(read, control.OPENING))[-1]) :]
         assert record["text"][followed - 1] == Special.END_DELEGATE
-        same.append(np.array_equal(thought[: closed + 1], written))
+        same.append(np.array_equal(last, record["text"][followed - len(last) : followed]))
         assert same[-1] or meta["split"] == "train"
-        assert not record["thought_wanted"][: closed + 1].any()
+        if len(last) < len(read) and meta["split"] == "heldout":
+            corrected += 1
+            asked = read[: int(np.flatnonzero(read == Special.END_DELEGATE)[0]) + 1]
+            texts = np.lib.stride_tricks.sliding_window_view(record["text"], len(asked))
+            assert (texts[: followed - len(read) + 1] == asked).all(1).any()
         length = np.count_nonzero(thought)
         assert thought[length - 1] == Special.SILENT and record["thought_wanted"][length - 1]
-    assert any(same)
+    assert any(same) and corrected
 
 
 def test_calls_give_the_results_that_are_said(made: dict) -> None:
@@ -187,7 +195,8 @@ def test_corrections_are_learnt_wherever_there_are_some(made: dict) -> None:
     for record, meta in made["train"] + made["heldout"]:
         fixed = [u for note in meta["delegations"] for u in note["updates"]]
         if fixed and record["followed"]:
-            assert record["thought"][0] == Special.UPDATE
+            ended = int(np.flatnonzero(record["thought"] == Special.END_DELEGATE)[0])
+            assert record["thought"][ended + 1] == Special.UPDATE
 
 
 def test_users_cancel_and_correct(made: dict) -> None:
