@@ -16,7 +16,7 @@ help: ## lists the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
 demo: $(VENV)/.demo ## streams the bundled recording through the model; writes out/
-	$(BIN)/python -m experiments.converse --checkpoint=demo_errands
+	$(BIN)/python -m experiments.converse
 
 test: engines $(VENV)/.test ## runs the tests on the CPU
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadscope

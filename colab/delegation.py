@@ -57,8 +57,8 @@ from interaction.evaluation.transcript import converse, transcript
 # wait for.
 
 # %%
-live = interaction.load("demo_errands")
-reasoner = load_reasoner("demo_errands_background")
+live = interaction.load("demo")
+reasoner = load_reasoner("demo_background")
 user = read_audio(root / "experiments/assets/user.flac")
 meta = json.loads((root / "experiments/assets/user.json").read_text())
 toolbox = Toolbox(session_tools(meta))

@@ -3,7 +3,7 @@ r"""Merges trained parts of runs into one released folder.
 python -m experiments.export --conversation=runs/demo --speech=runs/demo_speech \
     --vocoder=runs/demo_vocoder --out=interaction/checkpoints/demo
 python -m experiments.export --background=runs/background_demo \
-    --out=interaction/checkpoints/demo_errands_background
+    --out=interaction/checkpoints/demo_background
 """
 
 import dataclasses

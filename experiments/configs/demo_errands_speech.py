@@ -10,7 +10,7 @@ def get_config() -> TrainConfig:
         objective="interaction.training.speech:speech_objective",
         data="data/errands",
         batch=16,
-        steps=2_000,
+        steps=5_200,
         learning_rate=1e-3,
         warmup=100,
         schedule="wsd",

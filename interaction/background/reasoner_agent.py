@@ -141,7 +141,7 @@ class Reasoner:
 
 
 def load_reasoner(
-    name: str | os.PathLike = "demo_errands_background", mesh: Mesh | None = None
+    name: str | os.PathLike = "demo_background", mesh: Mesh | None = None
 ) -> Reasoner:
     """Loads a released background model by name, or from a folder of `checkpoint.save_model`.
 
