@@ -154,8 +154,11 @@ class Delegations:
           slots: How many at most.
 
         Returns:
-          int32[slots], PAD where empty, of one delegation; None if nothing is due.
+          int32[slots], PAD where empty, of one delegation; None if nothing is due, and while the
+          live model hands something over, which may correct what is due.
         """
+        if self._span is not None and len(self._span[1]) <= _LONGEST_REQUEST:
+            return None
         if self._floor is not None and self._ready:
             idle = self._open[self._floor]
             if idle.calling and not idle.due and not idle.ended:

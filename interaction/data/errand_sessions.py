@@ -19,6 +19,7 @@ from interaction.types import Special
 
 TEXT_SLOTS = 4  # tokens that arrive in a micro-turn at most
 IMAGINED_SHARE = 0.6  # of the branches in training are of a request that nobody made
+TWICE_SHARE = 0.3  # of the imagined requests that are corrected are corrected again
 ANYTHING_SHARE = 0.6  # of the results in training are of nothing that was asked
 THINKS_S = (0.3, 0.8)  # seconds the reasoner takes beside the tool
 PAUSE_SHARE = 0.12  # of the errands are asked with a pause inside
@@ -59,14 +60,14 @@ def imagined_branch(
     Args:
         errand: What kind of request.
         slots: Of the request, to begin from.
-        corrected: Whether a correction follows it; then the errand can be corrected.
+        corrected: Whether corrections follow it; then the errand can be corrected.
         error: How its tool fails, "" if it does not.
         time: Of day, "h:mm".
         rng: Draws.
     """
     slots = errands.imagine(errand, slots, tuple(errand.slots), _words(), rng)
     spans = [(Special.DELEGATE, errand.request.format(**slots))]
-    if corrected:
+    for _ in range(1 + int(rng.random() < TWICE_SHARE) if corrected else 0):
         slots = errands.imagine(errand, slots, errand.changes, _words(), rng)
         spans.append((Special.UPDATE, errand.fix.format(**slots)))
     request, call = errand.request.format(**slots), errand.call(slots)

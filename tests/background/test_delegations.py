@@ -123,9 +123,9 @@ def test_an_update_changes_the_newest_and_voids_the_words_of_before() -> None:
     talk.turns([*delegate("a"), *delegate(EIGHT), Special.SILENT])
     talk.turns(delegate("nine", Special.UPDATE))
     assert talk.agent.told[-1] == ("update", 2, "nine")
-    assert talk.said == "it is fifty six"
+    assert talk.said == "it is"
     talk.wait()
-    assert talk.said == f"it is fifty six sixty three {END}"
+    assert talk.said == f"it is sixty three {END}"
     assert talk.core.running == [1]
 
 
@@ -138,6 +138,23 @@ def test_an_update_of_what_is_done_but_not_given() -> None:
     talk.wait()
     assert talk.said == f"it is fifty six {END}"  # of the update
     assert talk.notes.count((1, "given")) == 1
+
+
+def test_nothing_arrives_while_a_correction_is_written() -> None:
+    first = [Line(2, TEXT, "it is fifty six"), Line(0, DONE)]
+    talk = Talk({EIGHT: first, "nine": [Line(1, TEXT, "it is sixty three"), Line(0, DONE)]})
+    talk.turns(delegate(EIGHT))
+    talk.turns(delegate("nine", Special.UPDATE))  # the result comes into this
+    assert talk.given == []
+    talk.wait()
+    assert talk.said == f"it is sixty three {END}"
+
+
+def test_words_without_an_end_hold_nothing_up_for_ever() -> None:
+    talk = Talk({EIGHT: ANSWER})
+    talk.turns(delegate(EIGHT))
+    talk.turns([Special.DELEGATE, *words("seven") * 600])
+    assert talk.said == f"it is fifty six {END}"
 
 
 def test_who_waits_for_a_tool_after_some_words_lets_others_speak() -> None:
