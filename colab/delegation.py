@@ -173,9 +173,9 @@ class LetterCounter:
         self.happened.append(Event(delegation, CALL, call))
         self.calls[delegation] = self.toolbox.start(call)
 
-    def update(self, delegation, words):
+    def update(self, delegation, request, updates):
         self.cancel(delegation)
-        self.ask(delegation, words)
+        self.ask(delegation, updates[-1])
 
     def cancel(self, delegation):
         if delegation in self.calls:

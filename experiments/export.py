@@ -1,6 +1,6 @@
 r"""Merges trained parts of runs into one released folder.
 
-python -m experiments.export --conversation=runs/demo --speech=runs/demo_speech \
+python -m experiments.export --conversation=runs/demo_errands --speech=runs/demo_errands_speech \
     --vocoder=runs/demo_vocoder --out=interaction/checkpoints/demo
 python -m experiments.export --background=runs/background_demo \
     --out=interaction/checkpoints/demo_background

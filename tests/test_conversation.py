@@ -412,7 +412,10 @@ def test_what_had_called_nothing_is_asked_again(tmp_path: pathlib.Path) -> None:
     agent = ScriptedAgent({"nine": [Line(0, TEXT, "sixty three"), Line(0, DONE)]})
     other = FakeModel(script)
     restored = Conversation.restore(path, other, agent)
-    assert agent.told == [("ask", 1, "seven times eight"), ("update", 1, "nine")]
+    assert agent.told == [
+        ("ask", 1, "seven times eight"),
+        ("update", 1, "seven times eight", "nine"),
+    ]
     assert len(agent.turns) == len(script) + 1
     take(restored, 10)
     assert other.given == f"three four {END} sixty three {END}"  # its result was there

@@ -5,6 +5,7 @@ cancelled while the talk goes on. No call waits: work is done elsewhere, and `ev
 what has come of it so far.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -47,8 +48,15 @@ class BackgroundAgent(Protocol):
     def ask(self, delegation: int, request: str) -> None:
         """Hands over a request, in words; `delegation` is a new number."""
 
-    def update(self, delegation: int, words: str) -> None:
-        """Changes a request, such as "nine" or "in the kitchen" instead.
+    def update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
+        """Corrects a request.
+
+        All of it is told again: an agent that came later, or that has forgotten, needs no more.
+
+        Args:
+          delegation: The number under which it was asked.
+          request: As it was asked.
+          updates: What corrects it, such as "nine" or "in the kitchen" instead, the newest last.
 
         It may be DONE already, as long as not all of its words were given; then it runs again. A
         CALL that it had made has its RESULT all the same, such as that it was cancelled.

@@ -126,14 +126,14 @@ class ChatAgent(ThreadedAgent):
             del self._works[done.pop(0)]
         self._begin(delegation, work)
 
-    def on_update(self, delegation: int, words: str) -> None:
+    def on_update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
         """See `ThreadedAgent`; calls that were made stay made, and the endpoint is told."""
         before = self._works.pop(delegation, _Work(""))
         _stop(before)
         for _, _, call in before.calls:
             self.emit(delegation, RESULT, call.result())
         made = [*before.made, *(f"{text} -> {call.result()}" for _, text, call in before.calls)]
-        work = _Work(before.request, [*before.updates, words], made)
+        work = _Work(request, list(updates), made)
         self._works[delegation] = work
         self._begin(delegation, work)
 

@@ -35,6 +35,7 @@ CALLS_LIMIT_S = 90_000.0  # a timer may last a day; other tools have limits of t
 ASKED, UPDATED, CANCELLED, GIVEN, IGNORED = "asked", "updated", "cancelled", "given", "ignored"
 TYPED = 0  # number of text that comes from outside; delegations count from 1
 _LONGEST_REQUEST = 200  # tokens
+_CORRECTIONS = 8  # of a request, the newest
 _LONGEST_ANSWER = 500
 _LONGEST_TEXT = 4_000  # characters of an event
 _AT_ONCE = 8  # delegations; more fail
@@ -350,11 +351,11 @@ class Delegations:
         self._note(one.number, UPDATED, words)
         if self._agent is None or not one.asked:
             return
-        one.updates.append(words)
+        one.updates = [*one.updates, words][-_CORRECTIONS:]
         one.due.clear()
         self._withdraw(one.number)
         one.ended, one.length, one.calling, one.worked_s = False, 0, 0, 0.0
-        self._tell("update", one.number, words)
+        self._tell("update", one.number, one.request, one.updates)
 
     def _cancel(self) -> None:
         if not self.running:
@@ -401,5 +402,5 @@ class Delegations:
             self._withdraw(one.number)
             one.length = 0
             self._tell("ask", one.number, one.request)
-            for words in one.updates:
-                self._tell("update", one.number, words)
+            if one.updates:
+                self._tell("update", one.number, one.request, one.updates)

@@ -35,7 +35,6 @@ from interaction.types import Params, Special
 
 READ = 16  # tokens of a span that are read at once
 LIMIT = 256  # tokens that a branch may write
-_REMEMBERED = 64  # delegations whose words are kept for corrections, more than may be open
 _LONGEST = 500  # tokens of a span that is read
 _THINK, _CALL, _SAY = "think", "call", "say"  # what a branch is writing
 
@@ -208,7 +207,6 @@ class ReasonerAgent(ThreadedAgent):
         """See `ThreadedAgent`."""
         for number in list(self._branches):
             self._drop(number)
-        self._spans: dict[int, list[int]] = {}  # what was handed over, by delegation
         self._record = self._model.start()
         self._pending: list[Turn] = []
 
@@ -225,20 +223,19 @@ class ReasonerAgent(ThreadedAgent):
 
     def on_ask(self, delegation: int, request: str) -> None:
         """See `ThreadedAgent`."""
-        self._spans.pop(delegation, None)
-        self._open(delegation, Special.DELEGATE, request)
+        self._open(delegation, self._span(Special.DELEGATE, request))
 
-    def on_update(self, delegation: int, words: str) -> None:
-        """See `ThreadedAgent`: a new branch of the record, which reads the request once more."""
+    def on_update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
+        """See `ThreadedAgent`: a new branch of the record."""
         call = self._drop(delegation)
         if call is not None:
             self.emit(delegation, RESULT, call.result())
-        self._open(delegation, Special.UPDATE, words)
+        spans = [self._span(Special.UPDATE, words) for words in updates]
+        self._open(delegation, sum(spans, self._span(Special.DELEGATE, request)))
 
     def on_cancel(self, delegation: int) -> None:
         """See `ThreadedAgent`."""
         self._drop(delegation)
-        self._spans.pop(delegation, None)
 
     def work(self) -> bool:
         """Follows some micro-turns, or takes each branch one token further."""
@@ -252,12 +249,10 @@ class ReasonerAgent(ThreadedAgent):
         turns, self._pending = self._pending[:FOLLOW], self._pending[FOLLOW:]
         self._record = self._model.follow(self._record, turns)
 
-    def _open(self, number: int, opening: int, words: str) -> None:
+    def _open(self, number: int, unread: list[int]) -> None:
         while self._pending:
             self._follow_some()
-        spans = self._spans.pop(number, []) + self._span(opening, words)
-        self._spans = dict([*self._spans.items(), (number, spans)][-_REMEMBERED:])
-        self._branches[number] = _Branch(self._model.branch(self._record), list(spans))
+        self._branches[number] = _Branch(self._model.branch(self._record), unread)
 
     def _drop(self, number: int) -> ToolCall | None:
         """Ends a branch; returns its call that ran, which is over then."""

@@ -1,6 +1,6 @@
 """`ScriptedAgent`: says what a script says, at the micro-turn at which the script says it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from interaction.background.agent import Event, Turn
@@ -51,11 +51,11 @@ class ScriptedAgent:
         self.told.append(("ask", delegation, request))
         self._answer(delegation, request)
 
-    def update(self, delegation: int, words: str) -> None:
+    def update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
         """See `BackgroundAgent`."""
         self._alive()
-        self.told.append(("update", delegation, words))
-        self._answer(delegation, words)
+        self.told.append(("update", delegation, request, *updates))
+        self._answer(delegation, updates[-1])
 
     def cancel(self, delegation: int) -> None:
         """See `BackgroundAgent`."""

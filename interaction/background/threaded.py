@@ -8,6 +8,7 @@ nothing else.
 import collections
 import logging
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from interaction.background.agent import CALL, DONE, FAILED, KINDS, TEXT, Event, Turn
@@ -25,7 +26,7 @@ class _Message(NamedTuple):
     kind: str
     turn: Turn | None = None
     delegation: int = 0
-    words: str = ""
+    words: tuple[str, ...] = ()  # the request, then what corrects it
 
 
 class ThreadedAgent:
@@ -66,16 +67,16 @@ class ThreadedAgent:
 
     def ask(self, delegation: int, request: str) -> None:
         """See `BackgroundAgent`."""
-        self.__put(_Message(_ASK, None, delegation, request))
+        self.__put(_Message(_ASK, None, delegation, (request,)))
 
-    def update(self, delegation: int, words: str) -> None:
+    def update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
         """See `BackgroundAgent`; words of before that nobody has taken yet are dropped."""
         with self.__change:
             self.__updates[delegation] += 1
             kept = [one for one in self.__outbox if not self.__overtaken(one)]
             self.__outbox = collections.deque(kept)
             self.__change.notify_all()
-        self.__put(_Message(_UPDATE, None, delegation, words))
+        self.__put(_Message(_UPDATE, None, delegation, (request, *updates)))
 
     def cancel(self, delegation: int) -> None:
         """See `BackgroundAgent`."""
@@ -123,8 +124,8 @@ class ThreadedAgent:
         """Begins a delegation."""
         raise NotImplementedError
 
-    def on_update(self, delegation: int, words: str) -> None:
-        """Changes one; it may just have been done, and then runs again."""
+    def on_update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
+        """Changes one, see `BackgroundAgent`; it may just have been done, and then runs again."""
         raise NotImplementedError
 
     def on_cancel(self, delegation: int) -> None:
@@ -235,13 +236,14 @@ class ThreadedAgent:
             number = message.delegation
             if message.kind == _ASK:
                 self.__begin(number)
-                self.on_ask(number, message.words)
+                self.on_ask(number, *message.words)
             elif message.kind == _UPDATE:
                 with self.__change:
                     self.__updates[number] -= 1
                     self.__updates += collections.Counter()  # drops zeros
                 self.__begin(number)
-                self.on_update(number, message.words)
+                request, *updates = message.words
+                self.on_update(number, request, updates)
             elif number in self.__running:
                 self.__running.pop(number)
                 self.on_cancel(number)

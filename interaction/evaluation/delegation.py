@@ -26,8 +26,8 @@ scored is excluded, with its reason.
   to whomever; his pauses inside a sentence count as speech.
 
 An exact result or answer may be told in several utterances. One into which the user speaks before
-it is finished is excluded, and so is one for which the recording is too short, though it be told
-in time; but wrong words are wrong all the same.
+it is finished is excluded, and so is one that the recording is too short for: whatever is said, if
+that is known beforehand; if others' talk delays it, wrong words are wrong all the same.
 """
 
 import json
@@ -197,14 +197,15 @@ def _result(recording: Recording, case: _Case, said: Sequence[Said], measure: st
     audible = any(piece.utterance.sound_s(recording.spoken) is not None for piece in pieces)
     ok = text == wanted and audible and _called(one, note["call"])
     asked_s = max([case.event.end_s, *(update["end_s"] for update in note["updates"])])
-    begins_s = [asked_s + HANDED_OVER_S + note["tool_s"]]
-    if pieces:
-        begins_s.append(pieces[0].utterance.start_s)
-    elif one is not None and one.arrived >= 0:
-        begins_s.append(reply_time(one.arrived))
-    ended = max(begins_s) + WORD_S * len(wanted.split()) > recording.spoken.duration_s
-    ended &= not pieces or _begins(wanted, text)
-    excluded = ENDED if ended else "" if ok else _cut(recording.events, pieces, wanted)
+    last_s = recording.spoken.duration_s - WORD_S * len(wanted.split())  # to begin it
+    excluded = ENDED if asked_s + HANDED_OVER_S + note["tool_s"] > last_s else ""
+    if not ok and not excluded:
+        begun_s = 0.0
+        if pieces:
+            begun_s = pieces[0].utterance.start_s if _begins(wanted, text) else 0.0
+        elif one is not None and one.arrived >= 0:
+            begun_s = reply_time(one.arrived)
+        excluded = ENDED if begun_s > last_s else _cut(recording.events, pieces, wanted)
     return Judged(measure, ok, note["errand"], case.event.text, wanted, text, excluded=excluded)
 
 

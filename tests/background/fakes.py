@@ -96,8 +96,8 @@ class ToolAgent(ThreadedAgent):
             delegation, self.toolbox, f'{{"tool": "{request.replace(" ", "_")}"}}'
         )
 
-    def on_update(self, delegation: int, words: str) -> None:
-        self.on_ask(delegation, words)
+    def on_update(self, delegation: int, request: str, updates: list[str]) -> None:
+        self.on_ask(delegation, updates[-1])
 
     def on_cancel(self, delegation: int) -> None:
         self.calls.pop(delegation).cancel()

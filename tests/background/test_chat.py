@@ -252,7 +252,7 @@ def test_an_update_starts_again_and_tells_what_was_called(
     endpoint.answers = [first, [None], saying("sixty three")]
     agent.ask(1, "seven times eight")
     wait_for(lambda: len(endpoint.requests) == 2)
-    agent.update(1, "nine")
+    agent.update(1, "seven times eight", ["nine"])
     events = until_over(agent)
     assert kinds(events)[-3:] == [(TEXT, "sixty"), (TEXT, "three"), (DONE, "")]
     assert endpoint.requests[2]["messages"][1]["content"].splitlines()[-3:] == [
@@ -261,7 +261,7 @@ def test_an_update_starts_again_and_tells_what_was_called(
         'Called already: {"tool": "times", "a": 7, "b": 8} -> {"result": 56}',
     ]
     endpoint.answers = [saying("seventy")]
-    agent.update(1, "ten")  # of what is done
+    agent.update(1, "seven times eight", ["nine", "ten"])  # of what is done
     assert kinds(until_over(agent)) == [(TEXT, "seventy"), (DONE, "")]
 
 
@@ -282,7 +282,7 @@ def test_an_update_ends_the_calls_that_run(endpoint: Endpoint, agent: ChatAgent)
     agent.ask(1, "one")
     first: list[Event] = []
     wait_for(lambda: first.extend(agent.events()) or first)
-    agent.update(1, "two")
+    agent.update(1, "one", ["two"])
     ended = (RESULT, '{"error": "forever: cancelled"}')
     assert kinds(until_over(agent)) == [ended, (TEXT, "two"), (DONE, "")]
     told = endpoint.requests[1]["messages"][1]["content"].splitlines()[-1]

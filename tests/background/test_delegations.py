@@ -1,5 +1,6 @@
 """Control tokens and an agent's events: who is asked what, and what the live model is given."""
 
+import gc
 import time
 
 import numpy as np
@@ -122,11 +123,20 @@ def test_an_update_changes_the_newest_and_voids_the_words_of_before() -> None:
     talk = Talk(script)
     talk.turns([*delegate("a"), *delegate(EIGHT), Special.SILENT])
     talk.turns(delegate("nine", Special.UPDATE))
-    assert talk.agent.told[-1] == ("update", 2, "nine")
+    assert talk.agent.told[-1] == ("update", 2, EIGHT, "nine")
     assert talk.said == "it is"
     talk.wait()
     assert talk.said == f"it is sixty three {END}"
     assert talk.core.running == [1]
+
+
+def test_the_newest_corrections_are_told() -> None:
+    talk = Talk({EIGHT: [], **{words: [] for words in ("one", "two")}})
+    talk.turns(delegate(EIGHT))
+    for word in ("one", "two") * 5:
+        talk.turns(delegate(word, Special.UPDATE))
+    assert talk.agent.told[2] == ("update", 1, EIGHT, "one", "two")
+    assert talk.agent.told[-1] == ("update", 1, EIGHT, *("one", "two") * 4)
 
 
 def test_an_update_of_what_is_done_but_not_given() -> None:
@@ -268,13 +278,15 @@ def test_a_flood_costs_little_and_ends() -> None:
     flood = [Line(0, TEXT, "one " * 1_000_000)] + [Line(0, THINKING, "x" * 20_000)] * 4_000
     talk = Talk({"one": flood})
     talk.turns(delegate("one"))
-    seconds, asked = [], talk.agent.told
+    slowest, asked = 0.0, talk.agent.told
+    gc.disable()  # another test's garbage is not its time
     for _ in range(100):
         start, before = time.thread_time(), len(talk.notes)
         talk.wait(1)
-        seconds.append(time.thread_time() - start)
+        slowest = max(slowest, time.thread_time() - start)
         assert len(talk.notes) - before <= 65
-    assert sorted(seconds)[-3] < 0.05  # garbage may be collected in some
+    gc.enable()
+    assert slowest < 0.05
     assert asked[-1] == ("cancel", 1)
     talk.wait(300)
     assert sum(map(len, talk.given)) == 501 and talk.said.endswith(END)

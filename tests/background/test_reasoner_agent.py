@@ -255,7 +255,7 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
     talk.agent.ask(1, "wait")
     talk.events(CALL)
     talk.agent.follow(turn(11))
-    talk.agent.update(1, "nine")
+    talk.agent.update(1, "wait", ["nine"])
     assert ended.wait(2), "the call of the dropped branch is cancelled"
     got = talk.events(DONE)[1:]
     assert got == [
@@ -269,19 +269,9 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
     fixed = (Special.UPDATE, *words("nine"), Special.END_DELEGATE)
     assert branch.tokens[:6] == asked + fixed
     assert [one.text for one in branch.turns] == [11]
-    talk.agent.update(1, "nine")  # of one that was done
+    talk.agent.update(1, "wait", ["nine", "nine"])  # of one that was done
     talk.events(DONE, 2)
     assert talk.model.states[-1].tokens[:9] == asked + fixed + fixed
-
-
-def test_words_are_kept_of_the_newest_delegations(agents: list) -> None:
-    talk = start(agents, SCRIPT)
-    for number in range(1, 71):
-        talk.agent.ask(number, "seven times eight")
-        talk.events(DONE, number)
-    talk.agent.update(69, "nine")
-    talk.events(DONE, 71)
-    assert sorted(talk.agent._spans) == list(range(7, 71))
 
 
 def test_following_waits_for_the_device(model: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:

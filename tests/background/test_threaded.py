@@ -44,8 +44,8 @@ class Recorder(ThreadedAgent):
             self.emit(delegation, TEXT, "it is one")
             self.emit(delegation, DONE)
 
-    def on_update(self, delegation: int, words: str) -> None:
-        self.log.append(("update", delegation, words))
+    def on_update(self, delegation: int, request: str, updates: list[str]) -> None:
+        self.log.append(("update", delegation, request, *updates))
 
     def on_cancel(self, delegation: int) -> None:
         self.log.append(("cancel", delegation))
@@ -81,7 +81,7 @@ def test_order_is_kept_and_turns_come_together() -> None:
         agent.follow(turn(index))
     agent.ask(1, "wait")
     agent.follow(turn(5))
-    agent.update(1, "nine")
+    agent.update(1, "wait", ["nine"])
     agent.cancel(1)
     agent.ask(2, "answer")
     agent.gate.set()
@@ -89,7 +89,8 @@ def test_order_is_kept_and_turns_come_together() -> None:
     told = [text for one in agent.log if one[0] == "turns" for text in one[1]]
     assert told == list(range(6))
     rest = [one for one in agent.log if one[0] != "turns"]
-    assert rest == [("ask", 1, "wait"), ("update", 1, "nine"), ("cancel", 1), ("ask", 2, "answer")]
+    update = ("update", 1, "wait", "nine")
+    assert rest == [("ask", 1, "wait"), update, ("cancel", 1), ("ask", 2, "answer")]
     assert len(agent.log) < 11  # several turns at once
     agent.close()
 
@@ -168,10 +169,10 @@ def test_an_update_overtakes_the_answer_of_before() -> None:
     wait_for(lambda: len(agent._ThreadedAgent__outbox) == 2)
     agent.gate.clear()
     agent.follow(turn(0))
-    agent.update(1, "nine")  # the answer has not been taken, and never will be
+    agent.update(1, "answer", ["nine"])  # the answer has not been taken, and never will be
     assert agent.events() == []
     agent.gate.set()
-    wait_for(lambda: ("update", 1, "nine") in agent.log and agent.running == (1,))
+    wait_for(lambda: ("update", 1, "answer", "nine") in agent.log and agent.running == (1,))
     agent.close()
 
 
