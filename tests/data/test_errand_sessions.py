@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from interaction import control
 from interaction.data import branches, domain, voices
 from interaction.data.domain import errands
-from interaction.data.errand_sessions import TEXT_SLOTS, make_errand_session
+from interaction.data.errand_sessions import TEXT_SLOTS, imagined_branch, make_errand_session
 from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
 
@@ -193,10 +194,21 @@ def test_what_arrives_in_training_is_no_held_out_result() -> None:
 
 def test_corrections_are_learnt_wherever_there_are_some(made: dict) -> None:
     for record, meta in made["train"] + made["heldout"]:
-        fixed = [u for note in meta["delegations"] for u in note["updates"]]
+        fixed = any(n["updates"] and n["closed"] < meta["turns"] for n in meta["delegations"])
         if fixed and record["followed"]:
             ended = int(np.flatnonzero(record["thought"] == Special.END_DELEGATE)[0])
             assert record["thought"][ended + 1] == Special.UPDATE
+
+
+def test_imagined_requests_are_corrected_once_or_twice() -> None:
+    errand = next(errand for errand in errands.ERRANDS if errand.name == "timer_for")
+    rng, counts = np.random.default_rng(5), []
+    for _ in range(100):
+        slots = errands.draw_slots(errand, rng, held_out=False)
+        made = imagined_branch(errand, slots, True, "", "1:00", rng)
+        read = itertools.takewhile(lambda one: not one[1], made)
+        counts.append(sum(token == Special.UPDATE for token, _ in read))
+    assert set(counts) == {1, 2} and 15 < counts.count(2) < 50
 
 
 def test_users_cancel_and_correct(made: dict) -> None:

@@ -86,6 +86,9 @@ def test_a_rehearsal_is_of_another_request_after_the_last_of_the_talk(
         assert (one["thought"][0], one["thought_wanted"][0]) == (Special.DELEGATE, 0)
         last = np.count_nonzero(one["thought"]) - 1
         assert (one["thought"][last], one["thought_wanted"][last]) == (Special.SILENT, 1)
+    read = [one["thought"][: np.argmax(one["thought_wanted"])] for one in made]
+    corrected = [Special.UPDATE in one for one in read]
+    assert any(corrected) and not all(corrected)
     again = list(lead_in.rehearsals_of(tmp_path, 0, copies=8))
     assert all(np.array_equal(a["thought"], b["thought"]) for a, b in zip(made, again, strict=True))
 
