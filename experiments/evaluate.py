@@ -85,14 +85,13 @@ def run_delegations(
     sessions: int,
     seed: int,
     at_once: int,
-    split: str,
     records: pathlib.Path,
 ) -> dict[str, Any]:
     """Lets users ask for what takes a tool, in real time, and returns every figure."""
     began = time.perf_counter()
     made = []
     for index in tqdm(range(sessions), desc="users", unit="session"):
-        record = make_errand_session((seed, index), split)
+        record = make_errand_session((seed, index), "heldout")
         made.append((record["user"], record["meta"]))
     turns = sum(json.loads(meta)["turns"] + round(5 * TAIL_S) for _, meta in made)
     with tqdm(total=turns, desc=f"talking, {at_once} at once", unit="turn") as progress:
@@ -135,14 +134,14 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     given = flags.FLAGS
+    if given.suite == "delegation" and given.split == "train":
+        raise app.UsageError(
+            "--split: got train, whose results no tool gives, wanted heldout; leave it out"
+        )
     use_compilation_cache()
     model = interaction.load(given.checkpoint)
     asked = ["checkpoint", "suite", "sessions", "seed", "split"]
     if given.suite == "delegation":
-        if given.split == "train":
-            raise app.UsageError(
-                "--split: got train, whose results no tool gives, wanted heldout; leave it out"
-            )
         background = given.background or find_background(given.checkpoint)
         if background is None:
             raise app.UsageError(f"no background model beside {given.checkpoint}; name one")
@@ -153,7 +152,6 @@ def main(argv: list[str]) -> None:
             given.sessions,
             given.seed,
             given.at_once,
-            given.split,
             records,
         )
         figures["background"] = background

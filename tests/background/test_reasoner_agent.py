@@ -271,6 +271,8 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
     assert [one.text for one in branch.turns] == [11]
     talk.agent.update(1, "wait", ["nine", "nine"])  # of one that was done
     talk.events(DONE, 2)
+    talk.agent.update(2, "wait", ["nine", "nine"])  # of one that it never heard of
+    talk.events(DONE, 3)
     assert talk.model.states[-1].tokens[:9] == asked + fixed + fixed
 
 

@@ -69,9 +69,7 @@ def test_a_rehearsal_is_of_another_request_after_the_last_of_the_talk(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lead_in, "REHEARSED", 5)
-    opened = {"thought": np.full(branches.THOUGHTS, Special.DELEGATE, np.int32)}
-    late, early = _record(1, 9) | opened, _record(2, 3) | opened
-    records.write(tmp_path / "sessions.arrayrecord", [late, early])
+    records.write(tmp_path / "sessions.arrayrecord", [_record(1, 9), _record(2, 3)])
     made = list(lead_in.rehearsals_of(tmp_path, 0, copies=8))
     turns = [list(range(104, 109))] * 8 + [list(range(200, 205))] * 8
     assert [one["text"].tolist() for one in made] == turns

@@ -122,7 +122,7 @@ def test_the_suite_gives_every_figure(
     metas = [json.loads(record["meta"]) for record in records]
     assert metas[0]["prices"]["milk"] != metas[1]["prices"]["milk"]
     folder = tmp_path / "records"
-    figures = evaluate.run_delegations(live, agents(metas), 2, seed, 2, "heldout", folder)
+    figures = evaluate.run_delegations(live, agents(metas), 2, seed, 2, folder)
     json.dumps(figures)
     evaluate.show_delegations(figures)
     printed = capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_the_suite_gives_every_figure(
     told = figures["counts"]["result_spoken_exact"]
     assert done <= told and figures["result_spoken_exact"] == pytest.approx(done / told)
     with pytest.raises(ValueError, match="records: got"):
-        evaluate.run_delegations(live, agents(metas), 2, seed, 2, "heldout", folder)
+        evaluate.run_delegations(live, agents(metas), 2, seed, 2, folder)
     recording = talks.read_recording(folder / "00000.session", live.decode)
     assert len(recording.delegations) == len(metas[0]["delegations"])
 
