@@ -9,6 +9,7 @@ and the compiler's own estimate of the rest. A program that does not fit is refu
 """
 
 import collections
+import dataclasses
 import json
 import math
 import pathlib
@@ -27,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from interaction import compiled, sharding, stream
 from interaction.compiled import Collective
-from interaction.config import ModelConfig
+from interaction.config import REMAT, ModelConfig
 from interaction.live import init_model_params
 from interaction.parallel import DATA, EXPERT, FSDP, SESSIONS
 from interaction.presets import PRESETS
@@ -58,6 +59,7 @@ class Request(NamedTuple):
     sessions: int  # of a step or of a training batch, 0 for the default
     turns: int  # micro-turns of a training session
     accumulate: int  # parts that a device takes its training sessions in
+    remat: str | None  # of config.REMAT, None for the preset's
     inputs: tuple[str, ...]  # of INPUTS
 
 
@@ -81,7 +83,7 @@ class DoesNotFitError(ValueError):
             "optimizer": "more devices on fsdp or expert",
             "averages": "more devices on fsdp or expert",
             "state": "fewer sessions, or more devices",
-            "temporaries": "fewer sessions or turns a device, or --accumulate",
+            "temporaries": "fewer sessions or turns a device, --accumulate or --remat",
         }.get(largest, "a larger slice")
         super().__init__(
             f"does not fit: {sum(by_kind.values()) / _GIB:.2f} GiB on a device that has "
@@ -259,6 +261,9 @@ def figures(request: Request) -> dict[str, Any]:
         raise ValueError(f"--topology: the HBM of {chip} is not known, wanted {', '.join(CHIPS)}")
     devices = compiled.topology(request.topology).devices
     config = PRESETS[request.preset]()
+    request = request._replace(remat=request.remat or config.transformer.remat)
+    transformer = dataclasses.replace(config.transformer, remat=request.remat)
+    config = dataclasses.replace(config, transformer=transformer)
     request = complete(request, config, len(devices))
     mesh = sharding.make_mesh(request.mesh, devices)
     build = train_program if request.what == TRAIN else step_program
@@ -352,7 +357,8 @@ def table(row: Mapping[str, Any]) -> str:
     """A compiled program's figures as text."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in row["mesh"].items())
     size = f"{row['sessions']} sessions"
-    size += f" of {row['turns']} micro-turns" if row["what"] == TRAIN else ""
+    if row["what"] == TRAIN:
+        size += f" of {row['turns']} micro-turns, computing {row['remat']} again"
     head = f"{row['preset']} {row['what']}, {size}, on {row['topology']}: {row['chips']} chips, "
     lines = [f"{head}{row['devices']} devices, mesh {mesh}", *memory_lines(row)]
     if not row["compiled"]:
@@ -392,6 +398,7 @@ def main(argv: list[str]) -> None:
                 given.sessions or given.batch,
                 given.turns,
                 given.accumulate,
+                given.remat,
                 tuple(given.inputs),
             )
         )
@@ -416,6 +423,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch", 0, "Sessions of a training batch; 0: one a device.", 0)
     flags.DEFINE_integer("turns", 1_024, "Micro-turns of a training session.", 1)
     flags.DEFINE_integer("accumulate", 1, "Parts that a device takes its training sessions in.", 1)
+    flags.DEFINE_enum("remat", None, REMAT, "Computed again in the backward pass.")
     flags.DEFINE_list("inputs", list(INPUTS), "What the step's chunks have beside audio.")
     flags.DEFINE_string("json", None, "Where to write the figures.")
 

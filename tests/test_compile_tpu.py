@@ -23,7 +23,7 @@ needs_libtpu = pytest.mark.skipif(
 
 def _request(what: str, **changes: object) -> Request:
     inputs = compile_tpu.INPUTS
-    return Request("tiny", what, "v5p-16", {}, 0, 8, 1, inputs)._replace(**changes)
+    return Request("tiny", what, "v5p-16", {}, 0, 8, 1, None, inputs)._replace(**changes)
 
 
 def test_mesh_flag() -> None:
@@ -154,6 +154,9 @@ def test_the_train_step_compiles_for_a_slice(tmp_path: pathlib.Path) -> None:
     assert kinds["optimizer"] > kinds["parameters"] >= kinds["averages"] > 0
     scopes = {compile_tpu.scope_of(Collective(**entry)) for entry in row["collectives"]}
     assert {"gather_fsdp", "gather_fsdp, backward", "sum_gradients"} <= scopes
+    done, again = _run(tmp_path, *flags, "--mesh=fsdp=2,expert=2", "--remat=everything")
+    assert "computing everything again" in done.stdout and row["remat"] == "nothing"
+    assert again["hbm_by_kind"]["temporaries"] < kinds["temporaries"]
 
 
 @needs_libtpu

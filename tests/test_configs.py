@@ -43,6 +43,6 @@ def test_mesh_and_batch_fit_the_model(path: pathlib.Path) -> None:
 def test_small_is_what_compile_tpu_compiles() -> None:
     """The command in docs/tpu_pods.md checks the very mesh and batch that the run has."""
     config, slices = _config(ROOT / "experiments/configs/small.py"), slice_of("v5p-2048")
-    request = compile_tpu.Request("small", "train", "v5p-2048", {}, 0, 1_024, 1, ())
+    request = compile_tpu.Request("small", "train", "v5p-2048", {}, 0, 1_024, 1, None, ())
     request = compile_tpu.complete(request, config.model, slices.chips)
     assert (request.mesh, request.sessions) == (config.mesh, config.batch)
