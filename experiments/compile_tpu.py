@@ -261,8 +261,9 @@ def figures(request: Request) -> dict[str, Any]:
         raise ValueError(f"--topology: the HBM of {chip} is not known, wanted {', '.join(CHIPS)}")
     devices = compiled.topology(request.topology).devices
     config = PRESETS[request.preset]()
-    request = request._replace(remat=request.remat or config.transformer.remat)
-    transformer = dataclasses.replace(config.transformer, remat=request.remat)
+    remat = request.remat or config.transformer.remat
+    request = request._replace(remat=remat)
+    transformer = dataclasses.replace(config.transformer, remat=remat)
     config = dataclasses.replace(config, transformer=transformer)
     request = complete(request, config, len(devices))
     mesh = sharding.make_mesh(request.mesh, devices)
