@@ -85,7 +85,7 @@ def _matmul_kernel(
     # Rows of no group come last, as one group more: nothing is read for them.
     live = (group < groups) & (first < ends_ref[group])
     total = jnp.zeros((tm, tn), jnp.float32)
-    total = jax.lax.fori_loop(0, jnp.where(live, k // tk, 0), step, total)
+    total = jax.lax.fori_loop(0, live.astype(jnp.int32) * (k // tk), step, total)
     out = out_ref.at[pl.ds(first, tm), pl.ds(column, tn)]
     plgpu.store(out, total.astype(out_ref.dtype), mask=own & inside)
 
