@@ -325,7 +325,7 @@ def exchange_lines(row: Mapping[str, Any]) -> list[str]:
     ordered = sorted(groups, key=lambda key: -sizes[key])
     for key in ordered[:_SHOWN]:
         kind, group, where, scope = key
-        times = sum(exchange.runs or 1 for exchange in groups[key])
+        times = sum(exchange.runs for exchange in groups[key])
         largest = max(groups[key], key=lambda exchange: exchange.bytes)
         arrays = largest.shape.count("+") + 1
         what = f"{largest.dtype}{largest.shape}"
@@ -340,7 +340,7 @@ def exchange_lines(row: Mapping[str, Any]) -> list[str]:
 
 
 def _bytes(exchange: Collective) -> int:
-    return exchange.bytes * (exchange.runs or 1)
+    return exchange.bytes * exchange.runs
 
 
 _DULL = re.compile(r"jit\(.*|while|body|closed_call|checkpoint|shard_map|rematted_computation|")

@@ -202,7 +202,7 @@ class Operation(NamedTuple):
     text: str  # the whole line
     scope: str  # `op_name`: the functions and named scopes it was traced in
     loops: int  # that it stands in
-    runs: int | None  # in one execution of the program; None if a loop's trips are not known
+    runs: int  # in one execution of the program; loops of unknown trips make one
     fused: bool  # part of a fusion, which has the estimate
 
 
@@ -254,7 +254,7 @@ def _computations(hlo: str) -> tuple[_Computations, str]:
 
 
 def _walk(
-    computations: _Computations, name: str, loops: int, runs: int | None, fused: bool
+    computations: _Computations, name: str, loops: int, runs: int, fused: bool
 ) -> Iterator[Operation]:
     lines = computations.get(name, {})
     for line in lines.values():
@@ -273,7 +273,7 @@ def _walk(
         )
         if line.opcode == "while" and (body := _BODY.search(line.text)):
             trips = _trips(computations, lines, line, body[1])
-            inner = runs * trips if runs is not None and trips is not None else None
+            inner = runs if trips is None else runs * trips
             yield from _walk(computations, body[2], loops + 1, inner, fused)
         elif line.opcode in _INSIDE or line.opcode.endswith("-start"):
             within = fused or line.opcode == "fusion"
@@ -331,7 +331,7 @@ class Collective(NamedTuple):
     bytes: int  # that a device sends, and receives, each time
     group: int | None  # devices that exchange with each other
     loops: int  # that it stands in
-    runs: int | None  # in one execution; None if a loop's trips are not known
+    runs: int  # in one execution; loops of unknown trips make one
     scope: str  # where in the code
 
 
@@ -409,7 +409,7 @@ class Kernel(NamedTuple):
     """A Mosaic kernel: one of ours, or one of XLA's own made the same way."""
 
     calls: int  # places that it is called from
-    runs: int | None  # in one execution; None if a loop's trips are not known
+    runs: int  # in one execution; loops of unknown trips make one
 
 
 def kernels(hlo: str) -> dict[str, Kernel]:
@@ -420,12 +420,8 @@ def kernels(hlo: str) -> dict[str, Kernel]:
             continue
         name = re.sub(r"(\.(\d+|clone|remat\d*))+$", "", operation.name)
         before = found.get(name, Kernel(0, 0))
-        found[name] = Kernel(before.calls + 1, _sum(before.runs, operation.runs))
+        found[name] = Kernel(before.calls + 1, before.runs + operation.runs)
     return found
-
-
-def _sum(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else a + b
 
 
 class Estimate(NamedTuple):
@@ -442,10 +438,10 @@ _UNKNOWN_CYCLES = 2**62
 
 
 def estimate(hlo: str) -> Estimate:
-    """Sums `estimated_cycles` over one execution; loops of unknown trips count once."""
+    """Sums `estimated_cycles` over one execution; loops of unknown trips make one."""
     cycles = estimated = kernels = exchanges = 0
     for operation in operations(hlo):
-        runs = 1 if operation.runs is None else operation.runs
+        runs = operation.runs
         if 'custom_call_target="tpu_custom_call"' in operation.text:
             kernels += runs
         elif operation.opcode.removesuffix("-start") in _KINDS:

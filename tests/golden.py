@@ -30,8 +30,8 @@ FOLDER = pathlib.Path(__file__).parent / "golden"
 # What a TPU compiler would be given, traced without one.
 _TPU = AbstractDevice(device_kind="TPU v5p", platform="tpu", num_cores=2)
 STEP_MESH, TRAIN_MESH = {"expert": 16, "tensor": 2}, {"fsdp": 16, "expert": 8, "sequence": 2}
-TURNS = 50  # micro-turns of a training session
-_MOVES = ("all_gather", "all_to_all", "ragged_all_to_all", "reduce_scatter", "psum", "pallas_call")
+TURNS = 100  # micro-turns of a training session: enough for experts to take rows in rounds
+_MOVES = ("all_gather", "all_to_all", "ragged_all_to_all", "reduce_scatter", "psum", "pmax")
 
 
 def abstract_params(model: ModelConfig) -> Params:
@@ -106,9 +106,10 @@ def moves(jaxpr: Any) -> collections.Counter:  # noqa: ANN401
             if name in _MOVES:
                 axes = params.get("axes", params.get("axis_name"))
                 axes = (axes,) if isinstance(axes, str) else axes
-                for operand in eqn.invars if name == "psum" else eqn.invars[:1]:
+                for operand in eqn.invars if name in ("psum", "pmax") else eqn.invars[:1]:
                     found[loops, name, "+".join(axes), operand.aval.str_short()] += 1
-            inside = f"{loops}{params['length']} x " if name == "scan" else loops
+            trips = params["length"] if name == "scan" else "rounds"
+            inside = f"{loops}{trips} x " if name in ("scan", "while") else loops
             for value in jax.tree.leaves(params, is_leaf=lambda x: hasattr(x, "jaxpr")):
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):

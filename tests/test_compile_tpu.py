@@ -89,7 +89,7 @@ def _row() -> dict:
         "jit(step)/shard_map/while/body/closed_call/experts/gather_expert/all_gather",
     )  # fmt: skip
     backward = gather._replace(
-        kind="reduce-scatter", runs=None, shape="[4]+[4]",
+        kind="reduce-scatter", runs=1, shape="[4]+[4]",
         scope="jit(f)/shard_map/transpose(jvp(gather_fsdp))/reduce_scatter",
     )  # fmt: skip
     bare = gather._replace(kind="all-reduce", loops=0, runs=1, scope="")

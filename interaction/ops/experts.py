@@ -25,9 +25,11 @@ from pallas_kernels.implementation import platform
 # of a small model are in its cache, sorting the tokens pays earlier.
 _FEW = 128
 _FEW_ON_CPU = 32
-# Bytes of a device's rows that are exchanged at a time. There is room for the worst case, that
-# all tokens choose one device's experts, so a long input goes in several parts.
-_EXCHANGED = 1 << 30
+# A device has room for as many rows as may come, n times its even share, where those are few bytes;
+# otherwise for some even shares, within some bytes, and takes the rest in further rounds.
+FEW_BYTES = 1 << 26
+_EVEN_SHARES = 2
+_MOST_BYTES = 1 << 30
 
 
 def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
@@ -113,23 +115,29 @@ def _exchanged(x: Array, chosen: Array, weights: Array, experts: Experts) -> Arr
     """Many tokens: each goes to the devices of its experts and back; along `tensor` they share."""
     t, d = x.shape
     devices, sharing = axis_size(*EXPERTS), axis_size(TENSOR)
-    room = -(-t // sharing) * devices * min(chosen.shape[1], experts.count) * d * x.dtype.itemsize
-    parts = -(-room // _EXCHANGED)
-    pad = ((0, -t % (sharing * parts)), (0, 0))
+    pad = ((0, -t % sharing), (0, 0))
     tokens = (jnp.pad(x, pad), jnp.pad(chosen, pad, constant_values=-1), jnp.pad(weights, pad))
     tokens = jax.tree.map(lambda a: take_part(a, TENSOR, dim=0), tokens)
 
-    number = devices * experts.count
+    def feed(matrices: tuple[Array, Array, Array], rows: Array, sizes: Array) -> Array:
+        return Experts(*matrices, experts.count, experts.first).feed(rows, sizes)
 
-    def exchange(tokens: tuple[Array, Array, Array]) -> Array:
-        return exchange_layer(experts.feed, *tokens, num_experts=number, axis=EXPERTS)[0]
-
-    if parts == 1:
-        out = exchange(tokens)
-    else:  # in the backward pass the rows of one part at a time, too
-        split = jax.tree.map(lambda a: a.reshape(parts, -1, a.shape[1]), tokens)
-        out = jax.lax.map(jax.checkpoint(exchange), split).reshape(-1, d)
+    out, _ = exchange_layer(
+        feed,
+        (experts.gate, experts.up, experts.down),
+        *tokens,
+        num_experts=devices * experts.count,
+        axis=EXPERTS,
+        room=_room(tokens[1].size, devices, d * x.dtype.itemsize),
+    )
     return gather(out, TENSOR, dim=0)[:t]
+
+
+def _room(pairs: int, devices: int, row_bytes: int) -> int | None:
+    """Rows that a device takes at a time, None for any number, where each device sends `pairs`."""
+    if devices * pairs * row_bytes <= FEW_BYTES:
+        return None
+    return max(1, min(_EVEN_SHARES * pairs, _MOST_BYTES // row_bytes))
 
 
 def _sorted_by_expert(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:

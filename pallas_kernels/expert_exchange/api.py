@@ -2,18 +2,24 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.expert_exchange.ragged import (
     Axis,
+    Slices,
+    blank,
     expert_sources,
     pick_rows,
+    slices,
     to_experts,
     to_home,
+    window,
+    zeros,
 )
+from pallas_kernels.varying import vary
 
 METHODS = ("all_gather", "all_to_all")
 
@@ -100,13 +106,10 @@ def dispatch(
     x, experts = jnp.asarray(x), jnp.asarray(experts)
     devices = _axis_size(axis)
     _check_dispatch(x, experts, num_experts, devices, method)
-    tokens, choices = experts.shape
-    if method is None:
-        method = cheaper_dispatch(
-            tokens, x.shape[1], x.dtype.itemsize, choices, num_experts, devices
-        )
     with jax.named_scope("dispatch"):
-        route = _route(experts, num_experts, axis, gather=method == "all_gather")
+        route = _route(
+            experts, num_experts, axis, method or _cheaper(x, experts, num_experts, axis)
+        )
         rows = _dispatch(x, route, axis) if experts.size else x[:0]
         return rows, _local_sizes(route.counts, axis), route
 
@@ -137,68 +140,73 @@ def combine(y: jax.Array, weights: jax.Array, route: Route, *, axis: Axis) -> ja
     if not weights.size:
         return jnp.zeros((len(weights), y.shape[1]), y.dtype)
     with jax.named_scope("combine"):
-        # A choice that stands twice: its first place gets the sum, the others none.
-        weights = jnp.take_along_axis(weights, route.order, axis=1)
-        same = route.experts[:, :, None] == route.experts[:, None, :]
-        weights = jnp.sum(jnp.where(same, weights[:, None, :], 0.0), axis=2)
-        weights = jnp.where(route.slots < len(route.pairs), weights, 0.0)
-        return _combine(y, weights, route, axis)
+        return _combine(y, _by_expert(weights, route), route, axis)
 
 
 def exchange_layer(
-    ffn: Callable[[jax.Array, jax.Array], jax.Array],
+    ffn: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    params: Any,  # noqa: ANN401
     x: jax.Array,
     experts: jax.Array,
     weights: jax.Array,
     *,
     num_experts: int,
     axis: Axis,
-    chunks: int = 1,
+    room: int | None = None,
     method: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`dispatch`, the experts, `combine`, optionally on one part of the tokens after another.
+    """`dispatch`, the experts, `combine`, with room for fewer rows than may come.
 
-    With more than one chunk, the rows of one can travel while the experts work on another, and
-    the buffers, which are made for the worst case, shrink: chunks share them one after another.
-    On TPU, XLA overlaps them only if it is told to (compiler option
-    `xla_tpu_enable_async_ragged_all_to_all=true`; without it every collective waits). The price
-    is that each chunk reads the experts' weights again, so it pays for training and long prefill,
-    where a chunk's products take longer than that read, and never for a step of a few tokens. A
-    token's bits do not depend on the number of chunks; the gradients of the experts' weights,
-    which are sums over tokens, do.
+    `dispatch` has room for the worst case, that all tokens choose one device's experts, which is
+    n times an even load: whatever is not a product (allocation, activation functions, relayouts)
+    runs over all of it. With `room`, a device takes its rows in rounds of that many, as many
+    rounds as the busiest device of the mesh needs: one under any load that fits, and still no
+    token is dropped. The backward pass computes a round's experts again. A token's bits do not
+    depend on the room; the gradients of the experts' weights, which are sums over tokens, do.
 
     Args:
-      ffn: The local experts: rows [r, d] and group sizes to [r, d].
+      ffn: The local experts: params, rows [r, d] and group sizes int32[num_experts / n] to
+        [r, d] in x's dtype. What it makes of rows past the last is not read. Those rows, and
+        what comes back to them as gradients, hold anything: params may get nothing of them, as
+        with `grouped_matmul`.
+      params: Arrays that ffn is differentiated by.
       x: [t, d], as `dispatch` takes it.
       experts: int32[t, k].
       weights: float32[t, k].
       num_experts: Experts on all devices of the axis together.
       axis: The mesh axis that the experts are split over.
-      chunks: Parts that the tokens are split into; more than t are as good as t.
+      room: Rows of a round; None for as many as may come.
       method: As `dispatch` takes it.
 
     Returns:
-      [t, d] in ffn's dtype, and int32[num_experts / n], the rows of each local expert.
+      [t, d] in x's dtype, and int32[num_experts / n], the rows of each local expert.
 
     Raises:
-      ValueError: A shape, a dtype, the axis, the method or the number of chunks does not fit.
+      ValueError: A shape, a dtype, the axis, the method or the room does not fit.
     """
-    if chunks < 1:
-        raise ValueError(f"exchange_layer: chunks={chunks}, wanted at least 1")
-    tokens = len(x)
-    parts = max(1, min(chunks, tokens))
-    outs, sizes = [], []
-    for i in range(parts):
-        part = slice(tokens * i // parts, tokens * (i + 1) // parts)
-        rows, group_sizes, route = dispatch(
-            x[part], experts[part], num_experts=num_experts, axis=axis, method=method
-        )
-        outs.append(combine(ffn(rows, group_sizes), weights[part], route, axis=axis))
-        sizes.append(group_sizes)
-    return jnp.concatenate(outs), sum(sizes[1:], sizes[0])
+    if room is not None and room < 1:
+        raise ValueError(f"exchange_layer: room={room}, wanted at least 1 row, or None")
+    x, experts, weights = jnp.asarray(x), jnp.asarray(experts), jnp.asarray(weights)
+    devices = _axis_size(axis)
+    _check_dispatch(x, experts, num_experts, devices, method)
+    worst = devices * len(x) * min(experts.shape[1], num_experts // devices)
+    if room is None or room >= worst:
+        rows, sizes, route = dispatch(x, experts, num_experts=num_experts, axis=axis, method=method)
+        return combine(ffn(params, rows, sizes), weights, route, axis=axis), sizes
+    _check_weights(weights, experts.shape)
+    route = _route(experts, num_experts, axis, method or _cheaper(x, experts, num_experts, axis))
+    out = _in_rounds(ffn, axis, room, params, x, _by_expert(weights, route), route)
+    return out, _local_sizes(route.counts, axis)
 
 
-def _route(experts: jax.Array, num_experts: int, axis: Axis, *, gather: bool) -> Route:
+def _cheaper(x: jax.Array, experts: jax.Array, num_experts: int, axis: Axis) -> str:
+    tokens, choices = experts.shape
+    return cheaper_dispatch(
+        tokens, x.shape[1], x.dtype.itemsize, choices, num_experts, _axis_size(axis)
+    )
+
+
+def _route(experts: jax.Array, num_experts: int, axis: Axis, method: str) -> Route:
     """Sorts this device's pairs by expert and exchanges the counts."""
     tokens, choices = experts.shape
     home_rows = tokens * min(choices, num_experts)
@@ -219,12 +227,22 @@ def _route(experts: jax.Array, num_experts: int, axis: Axis, *, gather: bool) ->
         experts=experts,
         order=order.astype(jnp.int32),
         slots=slots.astype(jnp.int32).reshape(tokens, choices),
-        tokens=jax.lax.all_gather(global_tokens, axis, tiled=True) if gather else None,
+        tokens=jax.lax.all_gather(global_tokens, axis, tiled=True)
+        if method == "all_gather"
+        else None,
     )
 
 
+def _by_expert(weights: jax.Array, route: Route) -> jax.Array:
+    """Weights in the order of the route's experts; of one that stands twice the first has both."""
+    weights = jnp.take_along_axis(weights, route.order, axis=1)
+    same = route.experts[:, :, None] == route.experts[:, None, :]
+    weights = jnp.sum(jnp.where(same, weights[:, None, :], 0.0), axis=2)
+    return jnp.where(route.slots < len(route.pairs), weights, 0.0)
+
+
 def _local_sizes(counts: jax.Array, axis: Axis) -> jax.Array:
-    """Rows of each of this device's experts."""
+    """Rows of each of this device's experts, of counts int32[n, num_experts]."""
     sizes = jnp.sum(counts, axis=0).reshape(len(counts), -1)
     return sizes[jax.lax.axis_index(axis)]
 
@@ -238,7 +256,7 @@ def _expert_rows(route: Route) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dispatch(x: jax.Array, route: Route, axis: Axis) -> jax.Array:
-    return _spread(x, None, route, axis)
+    return _whole(_sender(x, None, route, axis), x, route)
 
 
 def _dispatch_fwd(x: jax.Array, route: Route, axis: Axis) -> tuple[jax.Array, Route]:
@@ -246,8 +264,7 @@ def _dispatch_fwd(x: jax.Array, route: Route, axis: Axis) -> tuple[jax.Array, Ro
 
 
 def _dispatch_bwd(axis: Axis, route: Route, d_rows: jax.Array) -> tuple[jax.Array, None]:
-    home = to_home(d_rows, route.counts, len(route.pairs), axis=axis)
-    return _sum_choices(home, jnp.ones(route.slots.shape, jnp.float32), route.slots), None
+    return _sum_all(_bring_home(d_rows, route, axis), route), None
 
 
 _dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
@@ -261,7 +278,7 @@ def _combine(y: jax.Array, weights: jax.Array, route: Route, axis: Axis) -> jax.
 def _combine_fwd(
     y: jax.Array, weights: jax.Array, route: Route, axis: Axis
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Route]]:
-    home = to_home(y, route.counts, len(route.pairs), axis=axis)
+    home = _bring_home(y, route, axis)
     return _sum_choices(home, weights, route.slots), (home, weights, route)
 
 
@@ -269,13 +286,106 @@ def _combine_bwd(
     axis: Axis, saved: tuple[jax.Array, jax.Array, Route], d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
     home, weights, route = saved
-    d_y = _spread(d_out, weights, route, axis)
-    wide = d_out.astype(jnp.float32)
-    d_weights = [jnp.sum(wide * row, axis=1) for row in _choices(home, route.slots)]
-    return d_y, jnp.stack(d_weights, axis=1), None
+    d_y = _whole(_sender(d_out, weights, route, axis), d_out, route)
+    return d_y, _products(d_out, home, route), None
 
 
 _combine.defvjp(_combine_fwd, _combine_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _in_rounds(
+    ffn: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    axis: Axis,
+    room: int,
+    params: Any,  # noqa: ANN401
+    x: jax.Array,
+    weights: jax.Array,
+    route: Route,
+) -> jax.Array:
+    """Dispatch, experts and combine, `room` rows after `room` rows of the expert layout."""
+    send = _sender(x, None, route, axis)
+
+    def take(number: jax.Array, home: jax.Array) -> jax.Array:
+        part, sizes = _round(number, room, route, axis)
+        rows = send(part, blank(room, x))
+        return to_home(ffn(params, rows, sizes), part, home, axis=axis)
+
+    home = jax.lax.fori_loop(0, _rounds(route, room, axis), take, blank(len(route.pairs), x))
+    return _sum_choices(home, weights, route.slots)
+
+
+def _in_rounds_fwd(
+    ffn: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    axis: Axis,
+    room: int,
+    params: Any,  # noqa: ANN401
+    x: jax.Array,
+    weights: jax.Array,
+    route: Route,
+) -> tuple[jax.Array, tuple]:
+    return _in_rounds(ffn, axis, room, params, x, weights, route), (params, x, weights, route)
+
+
+def _in_rounds_bwd(
+    ffn: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    axis: Axis,
+    room: int,
+    saved: tuple,
+    d_out: jax.Array,
+) -> tuple[Any, jax.Array, jax.Array, None]:
+    params, x, weights, route = saved
+    send, send_gradient = _sender(x, None, route, axis), _sender(d_out, weights, route, axis)
+
+    def take(number: jax.Array, carry: tuple) -> tuple:
+        home, d_home, d_params = carry
+        part, sizes = _round(number, room, route, axis)
+        rows = send(part, blank(room, x))
+        y, pull = jax.vjp(lambda params, rows: ffn(params, rows, sizes), params, rows)
+        more, d_rows = pull(send_gradient(part, blank(room, d_out)))
+        return (
+            to_home(y, part, home, axis=axis),
+            to_home(d_rows, part, d_home, axis=axis),
+            jax.tree.map(jnp.add, d_params, more),
+        )
+
+    nothing = blank(len(route.pairs), d_out), blank(len(route.pairs), x)
+    home, d_home, d_params = jax.lax.fori_loop(
+        0, _rounds(route, room, axis), take, (*nothing, jax.tree.map(jnp.zeros_like, params))
+    )
+    return d_params, _sum_all(d_home, route), _products(d_out, home, route), None
+
+
+_in_rounds.defvjp(_in_rounds_fwd, _in_rounds_bwd)
+
+
+def _rounds(route: Route, room: int, axis: Axis) -> jax.Array:
+    """Rounds that the busiest device needs, the same on all devices of the mesh.
+
+    Were they not the same along other axes than that of the experts, devices would meet in
+    different collectives.
+    """
+    mine = jnp.sum(_local_sizes(route.counts, axis))
+    everywhere = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    busiest = jax.lax.pmax(vary(mine, frozenset(everywhere)), everywhere)
+    return (busiest + room - 1) // room
+
+
+def _round(number: jax.Array, room: int, route: Route, axis: Axis) -> tuple[Slices, jax.Array]:
+    """The rows of a round, and how many each of this device's experts has."""
+    part = window(slices(route.counts), number * room, room)
+    return part, _local_sizes(part.sizes, axis)
+
+
+def _products(d_out: jax.Array, home: jax.Array, route: Route) -> jax.Array:
+    """The gradient of the weights: float32[t, k]."""
+    wide = d_out.astype(jnp.float32)
+    return jnp.stack([jnp.sum(wide * row, axis=1) for row in _choices(home, route.slots)], axis=1)
+
+
+def _bring_home(rows: jax.Array, route: Route, axis: Axis) -> jax.Array:
+    """The expert layout of the worst case as a home layout, zero past the last row."""
+    return to_home(rows, slices(route.counts), zeros(len(route.pairs), rows), axis=axis)
 
 
 def _choices(home: jax.Array, slots: jax.Array) -> list[jax.Array]:
@@ -291,18 +401,35 @@ def _sum_choices(home: jax.Array, weights: jax.Array, slots: jax.Array) -> jax.A
     return total.astype(home.dtype)
 
 
-def _spread(x: jax.Array, weights: jax.Array | None, route: Route, axis: Axis) -> jax.Array:
-    """Tokens [t, d], times float32 weights [t, k] if any, in the expert layout [r, d]."""
-    total = _expert_rows(route)
+def _sum_all(home: jax.Array, route: Route) -> jax.Array:
+    """Sum of each token's rows by ascending expert, [t, d] of home rows [h, d]."""
+    return _sum_choices(home, jnp.ones(route.slots.shape, jnp.float32), route.slots)
+
+
+def _sender(
+    x: jax.Array, weights: jax.Array | None, route: Route, axis: Axis
+) -> Callable[[Slices, jax.Array], jax.Array]:
+    """Sends tokens [t, d], times float32 weights [t, k] if any, as `ragged.to_experts` does."""
     scale = None if weights is None else weights.reshape(-1)[route.pairs]
     if route.tokens is None:
         rows = _scaled(x[route.pairs // route.slots.shape[1]], scale)
-        return to_experts(rows, route.counts, total, axis=axis)
-    source, valid = expert_sources(route.counts, len(route.pairs), total, axis=axis)
-    if scale is not None:
-        scale = jax.lax.all_gather(scale, axis, tiled=True)[source]
-    tokens = jax.lax.all_gather(x, axis, tiled=True)
-    return _scaled(pick_rows(tokens, route.tokens[source], valid), scale)
+        return functools.partial(to_experts, rows, axis=axis)
+    places, tokens = route.tokens, jax.lax.all_gather(x, axis, tiled=True)
+    scales = None if scale is None else jax.lax.all_gather(scale, axis, tiled=True)
+
+    def pick(part: Slices, onto: jax.Array) -> jax.Array:
+        source, valid = expert_sources(part, len(route.pairs), len(onto), axis=axis)
+        rows = pick_rows(tokens, places[source], valid, onto)
+        return _scaled(rows, None if scales is None else scales[source])
+
+    return pick
+
+
+def _whole(
+    send: Callable[[Slices, jax.Array], jax.Array], like: jax.Array, route: Route
+) -> jax.Array:
+    """All that `send` sends, in the expert layout of the worst case, zero past the last row."""
+    return send(slices(route.counts), zeros(_expert_rows(route), like))
 
 
 def _scaled(rows: jax.Array, scale: jax.Array | None) -> jax.Array:
@@ -356,8 +483,11 @@ def _check_combine(y: jax.Array, weights: jax.Array, route: Route, devices: int)
             f"combine: y is {y.dtype}{y.shape}, wanted bfloat16 or float32 "
             f"[{_expert_rows(route)}, d], a row for each of dispatch"
         )
-    if weights.shape != route.slots.shape or weights.dtype != jnp.float32:
+    _check_weights(weights, route.slots.shape)
+
+
+def _check_weights(weights: jax.Array, shape: tuple[int, ...]) -> None:
+    if weights.shape != shape or weights.dtype != jnp.float32:
         raise ValueError(
-            f"combine: weights are {weights.dtype}{weights.shape}, wanted "
-            f"float32{route.slots.shape}"
+            f"combine: weights are {weights.dtype}{weights.shape}, wanted float32{shape}"
         )

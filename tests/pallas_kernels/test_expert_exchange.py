@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
+from pallas_kernels import varying
 from pallas_kernels.expert_exchange import (
     METHODS,
     cheaper_dispatch,
@@ -77,16 +78,15 @@ class Problem:
 
 
 @functools.cache
-def compiled(devices: int, method: str | None, chunks: int, experts: int):  # noqa: ANN201
+def compiled(devices: int, method: str | None, room: int | None, experts: int):  # noqa: ANN201
     mesh = make_mesh(devices)
-    options = {"num_experts": experts, "axis": "expert", "method": method, "chunks": chunks}
+    options = {"num_experts": experts, "axis": "expert", "method": method, "room": room}
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(ON_EXPERTS,) * 4, out_specs=(ON_EXPERTS,) * 2
     )
     def layer(x, ids, weights, scale):  # noqa: ANN001, ANN202
-        ffn = functools.partial(rows_of_experts, scale)
-        return exchange_layer(ffn, x, ids, weights, **options)
+        return exchange_layer(rows_of_experts, scale, x, ids, weights, **options)
 
     @jax.jit
     def with_gradients(x, ids, weights, scale, cotangent):  # noqa: ANN001, ANN202
@@ -100,12 +100,12 @@ def compiled(devices: int, method: str | None, chunks: int, experts: int):  # no
 
 
 def layer(
-    problem: Problem, devices: int, method: str | None = None, chunks: int = 1
+    problem: Problem, devices: int, method: str | None = None, room: int | None = None
 ) -> tuple[np.ndarray, ...]:
     """Output, counts, and the gradients of x, the weights and the experts' parameters."""
     sharding = NamedSharding(make_mesh(devices), ON_EXPERTS)
     arguments = [jax.device_put(a, sharding) for a in problem.arguments()]
-    run = compiled(devices, method, chunks, len(problem.scale))
+    run = compiled(devices, method, room, len(problem.scale))
     return tuple(np.asarray(a) for a in run(*arguments))
 
 
@@ -138,13 +138,15 @@ def test_bfloat16() -> None:
     assert_same_bits(got, layer(problem, 1, "all_gather"))
 
 
-@pytest.mark.parametrize(("method", "chunks"), [("all_gather", 2), ("all_to_all", 9)])
-def test_chunks_change_no_bit(method: str, chunks: int) -> None:
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("room", [1, 7, 12])
+def test_rounds_change_no_bit(devices: int, method: str, room: int) -> None:
     problem = Problem(24, 3)
-    whole = layer(problem, 8, method)
-    parts = layer(problem, 8, method, chunks)  # a device's three tokens: 1 and 2; 1, 1 and 1
-    assert_same_bits(parts, whole)
-    assert_close(parts, problem.float64())
+    whole = layer(problem, devices, method)
+    rounds = layer(problem, devices, method, room)
+    assert_same_bits(rounds, whole)
+    assert_close(rounds, problem.float64())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -155,9 +157,8 @@ def test_two_axes_as_one(method: str) -> None:
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec)
     def run(x, ids, weights, scale):  # noqa: ANN001, ANN202
-        ffn = functools.partial(rows_of_experts, scale)
-        options = {"num_experts": EXPERTS, "axis": axes, "method": method}
-        return exchange_layer(ffn, x, ids, weights, **options)[0]
+        options = {"num_experts": EXPERTS, "axis": axes, "method": method, "room": 4}
+        return exchange_layer(rows_of_experts, scale, x, ids, weights, **options)[0]
 
     placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a in problem.arguments()[:4]]
     assert_same_bits((np.asarray(jax.jit(run)(*placed)),), layer(problem, 8, method)[:1])
@@ -184,9 +185,10 @@ def _one_device(problem: Problem) -> None:
 def test_extreme_loads(load, method: str) -> None:  # noqa: ANN001
     problem = Problem(24, 3)
     load(problem)
-    got = layer(problem, 4, method)
-    assert_close(got, problem.float64())
-    assert_same_bits(got, layer(problem, 1, "all_gather"))
+    for room in (None, 5):
+        got = layer(problem, 4, method, room)
+        assert_close(got, problem.float64())
+        assert_same_bits(got, layer(problem, 1, "all_gather"))
 
 
 @pytest.mark.parametrize(
@@ -210,13 +212,16 @@ def test_odd_sizes(
 @given(
     devices=st.sampled_from([2, 4, 8]),
     method=st.sampled_from(METHODS),
+    room=st.sampled_from([None, 5]),
     popular=st.lists(st.integers(-1, EXPERTS), min_size=1, max_size=12),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_load(devices: int, method: str, popular: list[int], seed: int) -> None:
+def test_any_load(
+    devices: int, method: str, room: int | None, popular: list[int], seed: int
+) -> None:
     problem = Problem(24, 3, seed=seed)
     problem.ids[:] = np.random.default_rng(seed).choice(popular, problem.ids.shape)
-    got = layer(problem, devices, method)
+    got = layer(problem, devices, method, room)
     assert_close(got, problem.float64())
     assert_same_bits(got, layer(problem, 1, "all_gather"))
 
@@ -308,7 +313,10 @@ def _documented_ragged_all_to_all(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ragged_all_to_all_of_accelerators(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("room", [None, 5])
+def test_ragged_all_to_all_of_accelerators(
+    method: str, room: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = Problem(24, 3)
     want = layer(problem, 4, method)
     ragged = importlib.import_module("pallas_kernels.expert_exchange.ragged")
@@ -316,7 +324,7 @@ def test_ragged_all_to_all_of_accelerators(method: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(jax.lax, "ragged_all_to_all", _documented_ragged_all_to_all)
     compiled.cache_clear()
     try:
-        assert_same_bits(layer(problem, 4, method), want)
+        assert_same_bits(layer(problem, 4, method, room), want)
     finally:
         compiled.cache_clear()
 
@@ -331,22 +339,30 @@ def test_beside_a_data_axis() -> None:
         jax.shard_map, mesh=mesh, in_specs=(*(tokens,) * 3, ON_EXPERTS), out_specs=tokens
     )
     def run(x, ids, weights, scale):  # noqa: ANN001, ANN202
-        ffn = functools.partial(rows_of_experts, scale)
-        return exchange_layer(ffn, x, ids, weights, num_experts=EXPERTS, axis="expert")[0]
+        options = {"num_experts": EXPERTS, "axis": "expert", "room": 4}
+        return exchange_layer(rows_of_experts, scale, x, ids, weights, **options)[0]
 
     arguments = zip(problem.arguments(), (*(tokens,) * 3, ON_EXPERTS), strict=False)
     out = run(*(jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in arguments))
     assert np.asarray(out).tobytes() == layer(problem, 1)[0].tobytes()
 
 
-def test_with_grouped_matmul() -> None:
+@pytest.mark.parametrize("room", [None, 5])
+def test_with_grouped_matmul(room: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that nobody sends hold NaN here, and reach neither a token nor a gradient."""
     problem = Problem(24, 3)
     weights = np.random.default_rng(1).standard_normal((EXPERTS, DIM, DIM)).astype(np.float32)
 
-    def run(devices: int) -> np.ndarray:
+    def nan(total: int, like: jax.Array) -> jax.Array:
+        rows = jnp.full((total, like.shape[1]), jnp.nan, like.dtype)
+        return varying.vary(rows, varying.varying(like))
+
+    api = importlib.import_module("pallas_kernels.expert_exchange.api")
+    monkeypatch.setattr(api, "blank", nan)
+
+    def run(devices: int) -> tuple[np.ndarray, ...]:
         mesh = make_mesh(devices)
 
-        @jax.jit
         @functools.partial(
             jax.shard_map,
             mesh=mesh,
@@ -354,20 +370,29 @@ def test_with_grouped_matmul() -> None:
             out_specs=ON_EXPERTS,
         )
         def layer(x, ids, share, matrices):  # noqa: ANN001, ANN202
-            def ffn(rows, sizes):  # noqa: ANN001, ANN202
+            def ffn(matrices, rows, sizes):  # noqa: ANN001, ANN202
                 return grouped_matmul(rows, matrices, sizes)
 
-            return exchange_layer(ffn, x, ids, share, num_experts=EXPERTS, axis="expert")[0]
+            options = {"num_experts": EXPERTS, "axis": "expert", "room": room}
+            return exchange_layer(ffn, matrices, x, ids, share, **options)[0]
 
-        arguments = (*problem.arguments()[:3], weights)
+        @jax.jit
+        def with_gradient(x, ids, share, matrices, cotangent):  # noqa: ANN001, ANN202
+            out, pull = jax.vjp(lambda matrices: layer(x, ids, share, matrices), matrices)
+            return out, *pull(cotangent)
+
+        arguments = (*problem.arguments()[:3], weights, problem.cotangent)
         sharding = NamedSharding(mesh, ON_EXPERTS)
-        return np.asarray(layer(*(jax.device_put(a, sharding) for a in arguments)))
+        found = with_gradient(*(jax.device_put(a, sharding) for a in arguments))
+        return tuple(np.asarray(a) for a in found)
 
-    out = run(8)
-    share = (problem.ids[..., None] == np.arange(EXPERTS)) * problem.weights[..., None]
-    want = np.einsum("td,edf,te->tf", problem.x, weights, share.sum(1), dtype=np.float64)
+    out, d_weights = run(8)
+    share = ((problem.ids[..., None] == np.arange(EXPERTS)) * problem.weights[..., None]).sum(1)
+    want = np.einsum("td,edf,te->tf", problem.x, weights, share, dtype=np.float64)
     assert np.abs(out - want).max() <= 1e-6 * np.abs(want).max()
-    assert out.tobytes() == run(1).tobytes()
+    want = np.einsum("td,tf,te->edf", problem.x, problem.cotangent, share, dtype=np.float64)
+    assert np.abs(d_weights - want).max() <= 1e-6 * np.abs(want).max()
+    assert out.tobytes() == run(1)[0].tobytes()
 
 
 def test_cheaper_dispatch() -> None:
@@ -424,6 +449,12 @@ def _call(devices: int = 2, axis: str = "expert", **changes: object) -> None:
 def test_bad_input(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _call(**changes)
+
+
+def test_no_room() -> None:
+    tokens = jnp.zeros((3, 4)), jnp.zeros((3, 2), jnp.int32), jnp.zeros((3, 2))
+    with pytest.raises(ValueError, match="room=0, wanted at least 1 row, or None"):
+        exchange_layer(rows_of_experts, None, *tokens, num_experts=4, axis="expert", room=0)
 
 
 def test_outside_shard_map() -> None:
