@@ -26,8 +26,9 @@ from pallas_kernels.implementation import platform
 _FEW = 128
 _FEW_ON_CPU = 32
 # A device has room for as many rows as may come, n times its even share, where those are few bytes;
-# otherwise for some even shares, within some bytes, and takes the rest in further rounds.
-FEW_BYTES = 1 << 26
+# otherwise for some even shares, within some bytes, and takes the rest in further rounds. The rows
+# of its own tokens, which are as many as one even share, it holds whole.
+_FEW_BYTES = 1 << 26
 _EVEN_SHARES = 2
 _MOST_BYTES = 1 << 30
 
@@ -128,14 +129,14 @@ def _exchanged(x: Array, chosen: Array, weights: Array, experts: Experts) -> Arr
         *tokens,
         num_experts=devices * experts.count,
         axis=EXPERTS,
-        room=_room(tokens[1].size, devices, d * x.dtype.itemsize),
+        room=room_for(tokens[1].size, devices, d * x.dtype.itemsize),
     )
     return gather(out, TENSOR, dim=0)[:t]
 
 
-def _room(pairs: int, devices: int, row_bytes: int) -> int | None:
+def room_for(pairs: int, devices: int, row_bytes: int) -> int | None:
     """Rows that a device takes at a time, None for any number, where each device sends `pairs`."""
-    if devices * pairs * row_bytes <= FEW_BYTES:
+    if devices * pairs * row_bytes <= _FEW_BYTES:
         return None
     return max(1, min(_EVEN_SHARES * pairs, _MOST_BYTES // row_bytes))
 

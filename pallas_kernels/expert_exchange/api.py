@@ -19,7 +19,7 @@ from pallas_kernels.expert_exchange.ragged import (
     window,
     zeros,
 )
-from pallas_kernels.varying import vary
+from pallas_kernels.varying import vary, varying
 
 METHODS = ("all_gather", "all_to_all")
 
@@ -168,8 +168,9 @@ def exchange_layer(
       ffn: The local experts: params, rows [r, d] and group sizes int32[num_experts / n] to
         [r, d] in x's dtype. What it makes of rows past the last is not read. Those rows, and
         what comes back to them as gradients, hold anything: params may get nothing of them, as
-        with `grouped_matmul`.
-      params: Arrays that ffn is differentiated by.
+        with `grouped_matmul`. To be differentiated it must not close over traced arrays.
+      params: Arrays, bfloat16 or float32, that ffn is differentiated by; their gradients are
+        added up round by round in their own dtype.
       x: [t, d], as `dispatch` takes it.
       experts: int32[t, k].
       weights: float32[t, k].
@@ -195,6 +196,10 @@ def exchange_layer(
         return combine(ffn(params, rows, sizes), weights, route, axis=axis), sizes
     _check_weights(weights, experts.shape)
     route = _route(experts, num_experts, axis, method or _cheaper(x, experts, num_experts, axis))
+    # What a loop carries varies over the same axes in all rounds.
+    axes = varying(x, weights, *jax.tree.leaves((params, route)))
+    axes |= {axis} if isinstance(axis, str) else frozenset(axis)
+    x, weights, route = jax.tree.map(lambda a: vary(a, axes), (x, weights, route))
     out = _in_rounds(ffn, axis, room, params, x, _by_expert(weights, route), route)
     return out, _local_sizes(route.counts, axis)
 
@@ -308,8 +313,9 @@ def _in_rounds(
 
     def take(number: jax.Array, home: jax.Array) -> jax.Array:
         part, sizes = _round(number, room, route, axis)
-        rows = send(part, blank(room, x))
-        return to_home(ffn(params, rows, sizes), part, home, axis=axis)
+        y = ffn(params, send(part, blank(room, x)), sizes)
+        _check_rows(y, room, x)
+        return to_home(y, part, home, axis=axis)
 
     home = jax.lax.fori_loop(0, _rounds(route, room, axis), take, blank(len(route.pairs), x))
     return _sum_choices(home, weights, route.slots)
@@ -484,6 +490,14 @@ def _check_combine(y: jax.Array, weights: jax.Array, route: Route, devices: int)
             f"[{_expert_rows(route)}, d], a row for each of dispatch"
         )
     _check_weights(weights, route.slots.shape)
+
+
+def _check_rows(y: jax.Array, room: int, x: jax.Array) -> None:
+    if y.shape != (room, x.shape[1]) or y.dtype != x.dtype:
+        raise ValueError(
+            f"exchange_layer: ffn returned {y.dtype}{y.shape}, wanted {x.dtype}"
+            f"{(room, x.shape[1])}, a row for each that it was given"
+        )
 
 
 def _check_weights(weights: jax.Array, shape: tuple[int, ...]) -> None:
