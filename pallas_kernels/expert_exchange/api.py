@@ -325,12 +325,9 @@ def _in_rounds_fwd(
     ffn: Callable[[Any, jax.Array, jax.Array], jax.Array],
     axis: Axis,
     room: int,
-    params: Any,  # noqa: ANN401
-    x: jax.Array,
-    weights: jax.Array,
-    route: Route,
+    *operands: Any,  # noqa: ANN401
 ) -> tuple[jax.Array, tuple]:
-    return _in_rounds(ffn, axis, room, params, x, weights, route), (params, x, weights, route)
+    return _in_rounds(ffn, axis, room, *operands), operands
 
 
 def _in_rounds_bwd(
@@ -503,5 +500,5 @@ def _check_rows(y: jax.Array, room: int, x: jax.Array) -> None:
 def _check_weights(weights: jax.Array, shape: tuple[int, ...]) -> None:
     if weights.shape != shape or weights.dtype != jnp.float32:
         raise ValueError(
-            f"combine: weights are {weights.dtype}{weights.shape}, wanted float32{shape}"
+            f"weights are {weights.dtype}{weights.shape}, wanted float32{shape}, one a choice"
         )
