@@ -36,14 +36,14 @@ root = next(place for place in (here, *here.parents) if (place / "experiments").
 sys.path.insert(0, str(root))
 
 import interaction
-from interaction import session_file
-from interaction.audio_file import read_audio
 from interaction.background.agent import CALL, DONE, RESULT, TEXT, Event
 from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
 from interaction.background.tool import tool
 from interaction.background.toolbox import Toolbox
+from interaction.data.audio_file import read_audio
+from interaction.engine import replay, session_record
 from interaction.evaluation import parse_events, timeline
-from interaction.evaluation.background import read_delegations
+from interaction.evaluation.delegation_history import read_delegations
 from interaction.evaluation.rollout import Rollout
 from interaction.evaluation.spans import read_spans
 from interaction.evaluation.talk import session_tools, talk
@@ -107,7 +107,7 @@ for turn in np.flatnonzero(done.text == interaction.Special.CANCEL):
 # out, and notes of what happened.
 
 # %%
-entries = session_file.read(record).entries
+entries = session_record.read(record).entries
 found = read_delegations(entries)
 for one in found:
     print(f"{one.number}: {one.request}")
@@ -116,7 +116,7 @@ for one in found:
 
 # %%
 events = parse_events(json.dumps(meta))
-replies = Rollout(done.audio, done.text, done.heard, done.step_s)
+replies = Rollout(done.audio, done.text, done.user_transcript, done.step_s)
 conversation = converse(user, replies, live.decode, events, found)
 print(transcript(conversation.rows))
 
@@ -136,7 +136,7 @@ display(Image(picture))
 # asks nobody, and gets the same bits.
 
 # %%
-again = session_file.replay(record, live)
+again = replay.replay(record, live)
 print(f"{again.turns} micro-turns, {'the same bits' if again.equal else again.difference}")
 assert again.equal and again.complete
 
@@ -165,7 +165,7 @@ class LetterCounter:
     def __init__(self, toolbox):
         self.toolbox, self.calls, self.happened = toolbox, {}, []
 
-    def follow(self, turn):
+    def observe(self, turn):
         pass  # it could look at turn.audio, turn.heard, turn.text
 
     def ask(self, delegation, request):
@@ -195,10 +195,12 @@ class LetterCounter:
 
 
 record = folder / "own.session"
-own = LetterCounter(Toolbox([count_letters]))
-done = talk(live, own, user, seed=0, record=record, tail_s=3.0, sleep=lambda seconds: None)
-found = read_delegations(session_file.read(record).entries)
-replies = Rollout(done.audio, done.text, done.heard, done.step_s)
+letter_counter = LetterCounter(Toolbox([count_letters]))
+done = talk(
+    live, letter_counter, user, seed=0, record=record, tail_s=3.0, sleep=lambda seconds: None
+)
+found = read_delegations(session_record.read(record).entries)
+replies = Rollout(done.audio, done.text, done.user_transcript, done.step_s)
 conversation = converse(user, replies, live.decode, events, found)
 print(transcript([row for row in conversation.rows if row.who == "behind"]))
 

@@ -39,12 +39,14 @@ root = next(place for place in (here, *here.parents) if (place / "experiments").
 sys.path.insert(0, str(root))
 
 import interaction
-from interaction import stream
-from interaction.audio_file import read_audio
+from interaction.data.audio_file import read_audio
 from interaction.evaluation import parse_events, timeline
 from interaction.evaluation.rollout import Rollout
 from interaction.evaluation.transcript import converse, transcript
-from interaction.model import LONG, SLIDING, TurnInputs, embed, run_layers
+from interaction.model import streaming
+from interaction.model.backbone import LONG, SLIDING, run_layers
+from interaction.model.positions import embed
+from interaction.model.turn_inputs import TurnInputs
 from interaction.ops import dmel, mel
 from interaction.ops.attention import attention_batch, window_mask
 
@@ -65,7 +67,7 @@ print(f"{count / 1e6:.2f}M parameters, {turns} micro-turns, {len(user) / 16_000:
 # text logits and the router's choices; it leaves the state alone.
 
 # %%
-listen = jax.jit(functools.partial(stream.listen, config))
+listen = jax.jit(functools.partial(streaming.listen, config))
 state = model.init_state(sessions=1, seed=0)
 replies, logits, loads, spoken_mel, times = [], [], [], [], []
 for pcm in np.split(user[None], turns, axis=1):
@@ -79,7 +81,7 @@ for pcm in np.split(user[None], turns, axis=1):
     times.append(time.perf_counter() - start)
     spoken_mel.append(np.asarray(state.mel))
 text = np.concatenate([reply.text for reply in replies])
-heard = np.concatenate([reply.heard for reply in replies])
+user_transcript = np.concatenate([reply.user_transcript for reply in replies])
 audio = np.concatenate([reply.audio[0] for reply in replies])
 print(f"a step takes {1e3 * np.median(times):.1f} ms (median) of its 200")
 
@@ -95,7 +97,9 @@ display(Audio(both, rate=config.audio.sample_rate))
 
 # %%
 events = parse_events((root / "experiments/assets/user.json").read_text())
-conversation = converse(user, Rollout(audio, text, heard, np.array(times)), model.decode, events)
+conversation = converse(
+    user, Rollout(audio, text, user_transcript, np.array(times)), model.decode, events
+)
 print(transcript(conversation.rows))
 
 # %%
@@ -136,7 +140,7 @@ plt.show()
 # %%
 load = np.array(loads)  # [turn, layer, expert]
 speaking = text != special.SILENT
-hearing = (heard >= special.COUNT).any(axis=1) & ~speaking
+hearing = (user_transcript >= special.COUNT).any(axis=1) & ~speaking
 phases = {"model speaks": speaking, "user's words arrive": hearing, "neither": ~speaking & ~hearing}
 figure, panels = plt.subplots(1, len(phases), figsize=(14, 2.8), sharey=True)
 for panel, (name, chosen) in zip(panels, phases.items(), strict=True):
@@ -162,12 +166,14 @@ stride = config.audio.user_hop // config.audio.speech_hop
 before = np.concatenate([np.full_like(spoken_mel[0], config.speech.mel_floor), *spoken_mel[:-1]])
 inputs = TurnInputs(
     user=user_bins,
-    own=dmel.dmel_bins(before[None, :, stride - 1 :: stride], config.audio),
-    hear_own=jnp.ones((1, turns)),
-    heard=jnp.concatenate([jnp.full_like(heard[:1], special.NONE), heard[:-1]])[None],
+    self_audio=dmel.dmel_bins(before[None, :, stride - 1 :: stride], config.audio),
+    self_audio_gain=jnp.ones((1, turns)),
+    user_transcript=jnp.concatenate(
+        [jnp.full_like(user_transcript[:1], special.NONE), user_transcript[:-1]]
+    )[None],
     last=jnp.append(special.SILENT, text[:-1])[None],
 )
-positions = embed(config, model.params["trunk"], inputs, jnp.zeros(1, jnp.uint32))
+positions = embed(config, model.params["backbone"], inputs, jnp.zeros(1, jnp.uint32))
 per_turn = positions.x.shape[1] // turns
 order = jnp.arange(positions.x.shape[1], dtype=jnp.uint32)[None]
 cfg = config.transformer
@@ -196,7 +202,7 @@ kept = {
     LONG: jnp.zeros((groups, turns, turns)),
 }
 run = jax.jit(functools.partial(run_layers, cfg, attend=attend))
-_, kept, _ = run(model.params["trunk"], model.params["router_bias"], positions, carry=kept)
+_, kept, _ = run(model.params["backbone"], model.params["router_bias"], positions, carry=kept)
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(14, 6), sharey=True)

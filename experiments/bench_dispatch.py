@@ -23,10 +23,11 @@ from absl import app, flags
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from interaction import sharding, stream
 from interaction.config import ModelConfig
-from interaction.live import init_model_params
-from interaction.packing import LIMITS, Packing
+from interaction.distributed import sharding
+from interaction.distributed.packing import LIMITS, Packing
+from interaction.model import session_state, streaming
+from interaction.model.parameters import init_model_params
 from interaction.presets import PRESETS
 from interaction.types import Chunk, Params
 
@@ -82,7 +83,7 @@ def step_leaves(model: ModelConfig) -> int:
     params = abstract_params(model)
     packing = Packing(params, sharding.param_specs(params), LIMITS["tpu"])
     keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
-    state = jax.eval_shape(functools.partial(stream.init_state, model), keys)
+    state = jax.eval_shape(functools.partial(session_state.init_state, model), keys)
     return len(jax.tree.leaves((packing.specs, state))) + 1
 
 
@@ -112,10 +113,10 @@ def dispatch_times(model: ModelConfig) -> dict[str, list[float]]:
     params = jax.device_put(params, sharding.shardings(mesh, params))
     packing = Packing(params, sharding.param_specs(params), LIMITS["tpu"])
     packed = packing.join(params, mesh)
-    step = stream.make_step(model, mesh, packing.specs, packing.take_apart)
+    step = streaming.make_step(model, mesh, packing.specs, packing.take_apart)
     sessions = max(_DEVICES.value, 8)
-    state = stream.init_state(model, stream.session_keys(jnp.arange(sessions)))
-    state = jax.device_put(state, place(stream.state_specs(model)))
+    state = session_state.init_state(model, session_state.session_keys(jnp.arange(sessions)))
+    state = jax.device_put(state, place(session_state.state_specs(model)))
     silence = jnp.zeros((sessions, model.audio.turn_samples))
     place_audio = functools.partial(jax.device_put, device=sharding.session_sharding(mesh))
     at_hand = place_audio(silence)

@@ -23,9 +23,9 @@ from absl import app, flags
 
 import interaction
 from experiments.baselines.torch_stream import TorchStream
-from experiments.compilation import use_compilation_cache
+from experiments.compilation_cache import use_compilation_cache
 from experiments.converse import ASSET
-from interaction.audio_file import read_audio
+from interaction.data.audio_file import read_audio
 from interaction.types import Special
 
 _PRESET = flags.DEFINE_string("preset", "demo", "Preset, or folder of a released model.")
@@ -51,7 +51,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 # Runs a turn; returns seconds until the call returned, and the text tokens.
-Turn = Callable[[np.ndarray], tuple[float, np.ndarray]]
+MicroTurn = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
 def conversation(sessions: int, samples: int) -> np.ndarray:
@@ -78,7 +78,7 @@ def first_reply(preset: str) -> tuple[float, float]:
     return seconds, memory
 
 
-def ours(model: interaction.InteractionModel, sessions: int) -> Turn:
+def ours(model: interaction.InteractionModel, sessions: int) -> MicroTurn:
     """Turns of the library, as a user calls it."""
     state = model.init_state(sessions=sessions, seed=0)
 
@@ -94,7 +94,7 @@ def ours(model: interaction.InteractionModel, sessions: int) -> Turn:
     return turn
 
 
-def theirs(stream: TorchStream) -> Turn:
+def theirs(stream: TorchStream) -> MicroTurn:
     """Turns of the baseline; eager, so the call returns when all is done."""
 
     def turn(pcm: np.ndarray) -> tuple[float, np.ndarray]:
@@ -105,7 +105,7 @@ def theirs(stream: TorchStream) -> Turn:
     return turn
 
 
-def run_block(turn: Turn, chunks: np.ndarray) -> np.ndarray:
+def run_block(turn: MicroTurn, chunks: np.ndarray) -> np.ndarray:
     """Seconds of each turn, seconds until its call returned, and whether it spoke: float[n, 3]."""
     rows = []
     for pcm in chunks:
@@ -115,7 +115,7 @@ def run_block(turn: Turn, chunks: np.ndarray) -> np.ndarray:
     return np.array(rows, float)
 
 
-def best_threads(turn: Turn, chunks: np.ndarray, cores: int) -> int:
+def best_threads(turn: MicroTurn, chunks: np.ndarray, cores: int) -> int:
     """The number of threads on which PyTorch is through the conversation first."""
     seconds = {}
     for threads in range(1, cores + 1):

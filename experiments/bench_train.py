@@ -3,7 +3,7 @@ r"""Times a training step, beside the same step in PyTorch where it is installed
 python -m experiments.bench_train --preset=demo --json=out/bench_train.json
 python -m experiments.bench_train --preset=demo --policies --plot=out/bench_train.png
 
-Both sides train trunk and flow head from the same parameters on the same sessions: features,
+Both sides train backbone and flow head from the same parameters on the same sessions: features,
 augmentation, forward, losses, backward, clipping, AdamW and averaged parameters. Their steps
 alternate, so that what else the machine does hits both; on a CPU PyTorch runs on the number of
 threads that suits it best, on a GPU it is compiled, with autocast where the preset computes in
@@ -29,22 +29,22 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
-from experiments.compilation import use_compilation_cache
-from interaction import sharding
-from interaction.compiled import Memory, hbm
-from interaction.compiler import compiler_options
+from experiments.compilation_cache import use_compilation_cache
+from interaction.compiled.costs import train_flops
+from interaction.compiled.device_memory import Memory, hbm
 from interaction.config import REMAT, ModelConfig
+from interaction.distributed import sharding
+from interaction.distributed.xla_options import compiler_options
 from interaction.presets import PRESETS
-from interaction.report import train_flops
-from interaction.training import report as training_report, state as train_state
-from interaction.training.config import TrainConfig
+from interaction.training import run_log as training_report, state as train_state
 from interaction.training.conversation import joint_objective
 from interaction.training.optimizer import make_optimizer
+from interaction.training.train_config import TrainConfig
 from interaction.types import Params, Special
 
 _OBJECTIVE = "interaction.training.conversation:joint_objective"
-_PARTS = ("trunk", "speech")  # that are trained
-_SPEAKING, _HEARD = 0.35, 0.3  # shares of micro-turns with words, about as in the data
+_PARTS = ("backbone", "speech")  # that are trained
+_SPEAKING, _TRANSCRIPT = 0.35, 0.3  # shares of micro-turns with words, about as in the data
 _WARM_UP = 2  # steps
 _PRODUCT = 2_048  # rows and columns of the matrices that a CPU's rate is measured on
 
@@ -83,7 +83,9 @@ def make_batch(model: ModelConfig, sessions: int, turns: int) -> Batch:
         "user": rng.normal(0, 3_000, samples).astype(np.int16),
         "model": rng.normal(0, 3_000, samples).astype(np.int16),
         "text": words((sessions, turns), _SPEAKING, Special.SILENT),
-        "heard": words((sessions, turns, model.audio_positions), _HEARD, Special.NONE),
+        "user_transcript": words(
+            (sessions, turns, model.audio_positions), _TRANSCRIPT, Special.NONE
+        ),
     }
 
 
@@ -153,7 +155,7 @@ def torch_step(trainer: Trainer, device: str) -> tuple[Step, str]:
 
     params: Params = jax.tree.map(np.array, trainer.state.params)
     bias = np.array(trainer.state.buffers["router_bias"])
-    baseline = TorchTrainer(trainer.config, params["trunk"], params["speech"], bias, device)
+    baseline = TorchTrainer(trainer.config, params["backbone"], params["speech"], bias, device)
     tensors = {
         name: torch.tensor(leaf if leaf.dtype == np.int16 else leaf.astype(np.int64), device=device)
         for name, leaf in trainer.batch.items()
@@ -236,7 +238,7 @@ def measure(trainer: Trainer, steps: int, beside_torch: bool = True) -> Figures:
       compiler sets aside, peak_bytes what the device has held at most. None is not known here.
     """
     config, policies = trainer.config, trainer.policies
-    own, audio = config.model.transformer.remat, config.model.audio
+    remat, audio = config.model.transformer.remat, config.model.audio
     turns = trainer.batch["text"].shape[1]
     sides: dict[str, Step] = {policy: partial(trainer.step, policy) for policy in policies}
     device, label, threads = torch_device() if beside_torch else None, None, None
@@ -249,17 +251,17 @@ def measure(trainer: Trainer, steps: int, beside_torch: bool = True) -> Figures:
     if device == "cpu":
         threads = set_best_threads(sides["torch"], cores)
     times = alternate(sides, steps)
-    heard = config.batch * turns * audio.turn_samples / audio.sample_rate
+    audio_s = config.batch * turns * audio.turn_samples / audio.sample_rate
     counted = train_flops(config.model, turns)
     by_part = {part: config.batch * count for part, count in counted.items()}
-    rate = sum(by_part.values()) / times[own]
-    speeds = training_report.speeds(config, trainer.put(), dict.fromkeys(_PARTS), times[own])
+    rate = sum(by_part.values()) / times[remat]
+    speeds = training_report.speeds(config, trainer.put(), dict.fromkeys(_PARTS), times[remat])
     peak, source = peak_rate(rate, speeds.get("mfu"), config.model.transformer.dtype)
     memory = {policy: trainer.memory(policy) for policy in policies}
     return {
-        "audio_s_per_s": heard / times[own],
-        "torch_audio_s_per_s": heard / times["torch"] if device else None,
-        "ratio_to_torch": times["torch"] / times[own] if device else None,
+        "audio_s_per_s": audio_s / times[remat],
+        "torch_audio_s_per_s": audio_s / times["torch"] if device else None,
+        "ratio_to_torch": times["torch"] / times[remat] if device else None,
         "torch": label,
         "torch_threads": threads,
         "cores": cores,
@@ -267,22 +269,22 @@ def measure(trainer: Trainer, steps: int, beside_torch: bool = True) -> Figures:
         "turns": turns,
         "steps": steps,
         "dtype": config.model.transformer.dtype,
-        "step_s": times[own],
+        "step_s": times[remat],
         "flops_per_step": sum(by_part.values()),
         "flops_by_part": by_part,
         "model_flop_per_s": rate,
         "mfu": rate / peak if peak else None,
         "peak_flop_per_s": peak,
         "peak_source": source,
-        "temp_bytes": memory[own].temporaries,
-        "argument_bytes": memory[own].arguments,
+        "temp_bytes": memory[remat].temporaries,
+        "argument_bytes": memory[remat].arguments,
         "peak_bytes": round(1e9 * speeds["memory_gb"]) if "memory_gb" in speeds else None,
         "remat": {
             policy: {"step_s": times[policy], "temp_bytes": memory[policy].temporaries}
             for policy in REMAT
             if policy in memory
         },
-        "remat_of_preset": own,
+        "remat_of_preset": remat,
     }
 
 
@@ -341,8 +343,11 @@ def main(argv: list[str]) -> None:
     use_compilation_cache()
     config = settings(given.preset, given.batch)
     batch = make_batch(config.model, config.batch, given.turns)
-    own = config.model.transformer.remat
-    policies = (own, *(policy for policy in REMAT if given.policies and policy != own))
+    remat = config.model.transformer.remat
+    policies = (
+        remat,
+        *(policy for policy in REMAT if given.policies and policy != remat),
+    )
     trainer = Trainer(config, batch, policies, sharding.make_mesh({}))
     figures = {"preset": given.preset, **measure(trainer, given.steps, given.torch)}
     print(table(figures))

@@ -26,14 +26,15 @@ from absl import app, flags
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from interaction import presets, sharding, stream
+from interaction import presets
 from interaction.config import ModelConfig
-from interaction.live import init_model_params
-from interaction.ops import experts
-from interaction.parallel import AXES
+from interaction.distributed import experts, sharding
+from interaction.distributed.collectives import AXES
+from interaction.model import session_state, streaming
+from interaction.model.parameters import init_model_params
 from interaction.training import state as train_state
-from interaction.training.config import TrainConfig
 from interaction.training.conversation import joint_objective
+from interaction.training.train_config import TrainConfig
 from interaction.types import Chunk, Params, Special
 
 DEVICES = 8
@@ -67,12 +68,12 @@ def make_batch(model: ModelConfig) -> dict[str, np.ndarray]:
     shape = (SESSIONS_HELD, TURNS)
     words = rng.integers(Special.COUNT, model.vocab, (*shape, 1 + model.audio_positions))
     speaks = rng.random(shape) < 0.5
-    heard = np.where(rng.random((*shape, 2)) < 0.3, words[..., 1:], Special.NONE)
+    user_transcript = np.where(rng.random((*shape, 2)) < 0.3, words[..., 1:], Special.NONE)
     return {
         "user": rng.integers(-9_000, 9_000, samples).astype(np.int16),
         "model": rng.integers(-9_000, 9_000, samples).astype(np.int16),
         "text": np.where(speaks, words[..., 0], Special.SILENT).astype(np.int32),
-        "heard": heard.astype(np.int32),
+        "user_transcript": user_transcript.astype(np.int32),
     }
 
 
@@ -113,7 +114,7 @@ def train_on(mesh: Mesh, model: ModelConfig, params: Params, accumulate: int = 1
     objective, optimizer = joint_objective(model), keep_gradients(1e-3)
     config = TrainConfig("check", "", "", model, batch=SESSIONS_HELD, accumulate=accumulate)
     train_step = train_state.make_train_step(objective, optimizer, config, mesh)
-    learnt = {name: params[name] for name in ("trunk", "speech")}
+    learnt = {name: params[name] for name in ("backbone", "speech")}
     buffers = {"router_bias": params["router_bias"]}
     zeros = jax.tree.map(np.zeros_like, learnt)
     state = train_state.TrainState(jnp.int32(0), learnt, buffers, zeros, learnt)
@@ -132,12 +133,12 @@ def train_on(mesh: Mesh, model: ModelConfig, params: Params, accumulate: int = 1
 
 def prepare_stream(
     mesh: Mesh, model: ModelConfig, params: Params, sessions: int
-) -> tuple[Callable, Params, stream.StreamState]:
+) -> tuple[Callable, Params, session_state.StreamState]:
     """The step on a mesh, parameters and fresh sessions there."""
-    step = stream.make_step(model, mesh, sharding.param_specs(params))
+    step = streaming.make_step(model, mesh, sharding.param_specs(params))
     placed = jax.device_put(params, sharding.shardings(mesh, params))
-    state = stream.init_state(model, stream.session_keys(jnp.arange(sessions)))
-    specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), stream.state_specs(model))
+    state = session_state.init_state(model, session_state.session_keys(jnp.arange(sessions)))
+    specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), session_state.state_specs(model))
     return step, placed, jax.device_put(state, specs)
 
 
@@ -150,7 +151,7 @@ def stream_on(mesh: Mesh, model: ModelConfig, params: Params) -> tuple[np.ndarra
         audio = rng.normal(0, 0.1, (SESSIONS_HELD, model.audio.turn_samples))
         state, reply = step(placed, state, Chunk(jnp.asarray(audio, jnp.float32)))
         pcm.append(np.asarray(reply.audio))
-        tokens.append(np.concatenate([reply.text[:, None], reply.heard], axis=1))
+        tokens.append(np.concatenate([reply.text[:, None], reply.user_transcript], axis=1))
     return np.stack(pcm), np.stack(tokens)
 
 

@@ -26,17 +26,19 @@ import jax.numpy as jnp
 from absl import app, flags
 from jax.sharding import Mesh, NamedSharding
 
-from interaction import compiled, sharding, stream
-from interaction.compiled import Collective
+from interaction.compiled import device_memory, hlo, topology
+from interaction.compiled.costs import CHIPS
+from interaction.compiled.hlo import Collective
 from interaction.config import REMAT, ModelConfig
-from interaction.live import init_model_params
-from interaction.parallel import DATA, EXPERT, FSDP, SESSIONS
+from interaction.distributed import sharding
+from interaction.distributed.collectives import DATA, EXPERT, FSDP, SESSIONS
+from interaction.model import session_state, streaming
+from interaction.model.parameters import init_model_params
 from interaction.presets import PRESETS
-from interaction.report import CHIPS
-from interaction.training.config import TrainConfig
 from interaction.training.objective import find_objective
 from interaction.training.optimizer import make_optimizer
 from interaction.training.state import abstract_state, make_train_step
+from interaction.training.train_config import TrainConfig
 from interaction.types import Chunk
 from pallas_kernels.tpu_schedule import CHIPS as CLOCKS
 
@@ -145,7 +147,7 @@ def train_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
         "user": jax.ShapeDtypeStruct((b, samples), jnp.int16),
         "model": jax.ShapeDtypeStruct((b, samples), jnp.int16),
         "text": jax.ShapeDtypeStruct((b, n), jnp.int32),
-        "heard": jax.ShapeDtypeStruct((b, n, config.audio_positions), jnp.int32),
+        "user_transcript": jax.ShapeDtypeStruct((b, n, config.audio_positions), jnp.int32),
     }
     batch = _abstract(batch, sharding.session_sharding(mesh))
     key = _abstract(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(mesh))
@@ -173,14 +175,14 @@ def step_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
             chunk = chunk._replace(text=jnp.zeros((b, config.text_slots), jnp.int32))
         if "frame" in request.inputs:
             chunk = chunk._replace(frame=jnp.zeros((b, size, size, 3)), has_frame=rows)
-        return params, stream.init_state(config, jnp.zeros((b, 2), jnp.uint32)), chunk
+        return params, session_state.init_state(config, jnp.zeros((b, 2), jnp.uint32)), chunk
 
     params, state, chunk = jax.eval_shape(make)
     params = _abstract(params, sharding.shardings(mesh, params))
     place = partial(NamedSharding, mesh)
-    state = _abstract(state, jax.tree.map(place, stream.state_specs(config)))
+    state = _abstract(state, jax.tree.map(place, session_state.state_specs(config)))
     chunk = _abstract(chunk, sharding.session_sharding(mesh))
-    step = stream.make_step(config, mesh, sharding.param_specs(params))
+    step = streaming.make_step(config, mesh, sharding.param_specs(params))
     kinds = {"parameters": params, "state": state, "inputs": chunk}
     lower = step.lower  # pyrefly: ignore[missing-attribute]
     return Program(lower, (params, state, chunk), kinds)
@@ -191,13 +193,13 @@ def step_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
 
 def compile_program(
     program: Program, mesh: Mesh, capacity: int
-) -> tuple[jax.stages.Compiled, compiled.Memory]:
+) -> tuple[jax.stages.Compiled, device_memory.Memory]:
     """Compiles for a mesh of devices with so many bytes of HBM.
 
     Raises:
       DoesNotFitError: There is not enough of it.
     """
-    known = {kind: compiled.bytes_per_device(tree) for kind, tree in program.kinds.items()}
+    known = {kind: device_memory.bytes_per_device(tree) for kind, tree in program.kinds.items()}
     if sum(known.values()) > capacity:
         raise DoesNotFitError(known, capacity)
     try:
@@ -211,7 +213,7 @@ def compile_program(
         known["temporaries"] = max(wanted - sum(known.values()), 0)
         detail = f"\nthe compiler says: {str(error)[:2_000]}"
         raise DoesNotFitError(known, available or capacity, detail) from error
-    memory = compiled.hbm(done, program.kinds)
+    memory = device_memory.hbm(done, program.kinds)
     if memory.peak > capacity:
         raise DoesNotFitError(memory.by_kind, capacity)
     return done, memory
@@ -255,11 +257,11 @@ def figures(request: Request) -> dict[str, Any]:
     Raises:
       ValueError: An unknown slice, a mesh or a batch that does not fit it.
     """
-    found = compiled.find_slice(request.topology)
+    found = topology.find_slice(request.topology)
     chip, share = found.chip, found.devices_per_chip
     if chip not in CHIPS:
         raise ValueError(f"--topology: the HBM of {chip} is not known, wanted {', '.join(CHIPS)}")
-    devices = compiled.topology(request.topology).devices
+    devices = topology.topology(request.topology).devices
     config = PRESETS[request.preset]()
     remat = request.remat or config.transformer.remat
     request = request._replace(remat=remat)
@@ -289,13 +291,13 @@ def figures(request: Request) -> dict[str, Any]:
             "compile_s": round(time.monotonic() - started, 1),
         }
     text = done.as_text() or ""
-    estimate = compiled.estimate(text)
+    estimate = hlo.estimate(text)
     return row | {
         "compiled": True,
         "hbm_bytes_per_chip": memory.peak * share,
         "hbm_by_kind": {kind: size * share for kind, size in memory.by_kind.items()},
-        "collectives": [exchange._asdict() for exchange in compiled.collectives(text)],
-        "kernels": {name: kernel._asdict() for name, kernel in compiled.kernels(text).items()},
+        "collectives": [exchange._asdict() for exchange in hlo.collectives(text)],
+        "kernels": {name: kernel._asdict() for name, kernel in hlo.kernels(text).items()},
         "estimate": {"seconds": estimate.cycles / CLOCKS[chip].clock, **estimate._asdict()},
         "compile_s": round(time.monotonic() - started, 1),
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

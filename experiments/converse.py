@@ -16,15 +16,15 @@ from absl import app, flags
 from tqdm import tqdm
 
 import interaction
-from experiments.background import agent_maker, find_background
-from experiments.compilation import use_compilation_cache
-from interaction import session_file
-from interaction.audio_file import read_audio, write_audio
+from experiments.agent_factory import agent_maker, find_background
+from experiments.compilation_cache import use_compilation_cache
 from interaction.background.demo_tools import Row, demo_tools
 from interaction.background.tool import Tool
 from interaction.background.toolbox import Toolbox
+from interaction.data.audio_file import read_audio, write_audio
+from interaction.engine import session_record
 from interaction.evaluation import parse_events, timeline
-from interaction.evaluation.background import Delegation, read_delegations
+from interaction.evaluation.delegation_history import Delegation, read_delegations
 from interaction.evaluation.events import TURN_S, Event
 from interaction.evaluation.rollout import TURN, Listener, Rollout, rollout
 from interaction.evaluation.talk import MakeAgent, session_tools, talk
@@ -35,7 +35,7 @@ TAIL_S = 1.0  # of silence after the user
 TAIL_WAITING_S = 3.0  # the same where a result may still come
 
 
-class Heard(NamedTuple):
+class Answered(NamedTuple):
     """What came of the user's recording."""
 
     replies: Rollout
@@ -99,7 +99,7 @@ def listen_live(
     user: np.ndarray,
     seed: int,
     record: pathlib.Path,
-) -> Heard:
+) -> Answered:
     """Streams float32[n] through a model in real time, with a background agent and its tools."""
     turns = -(-len(user) // TURN)
     print(f"talking in real time: {TURN_S * turns:.0f} s")
@@ -108,8 +108,8 @@ def listen_live(
     agent = make_agent(Toolbox(tools))
     with tqdm(total=turns, desc="talking", unit="turn") as progress:
         done = talk(model, agent, user, seed, record, 0.0, progress.update)
-    replies = Rollout(done.audio, done.text, done.heard, done.step_s + done.own_s)
-    return Heard(replies, read_delegations(session_file.read(record).entries), done.missed)
+    replies = Rollout(done.audio, done.text, done.user_transcript, done.step_s + done.driver_s)
+    return Answered(replies, read_delegations(session_record.read(record).entries), done.missed)
 
 
 def write(conversation: Conversation, out: pathlib.Path, title: str) -> list[pathlib.Path]:
@@ -140,17 +140,17 @@ def run(
     user = np.concatenate([user, np.zeros(round(tail_s * 16_000), np.float32)])
     record = folder / "conversation.session"
     if background is None:
-        heard = Heard(listen(model, user, seed), [], 0)
+        answered = Answered(listen(model, user, seed), [], 0)
     else:
         tools = make_tools(annotation(path, events))
-        heard = listen_live(model, agent_maker(background), tools, user, seed, record)
-    user = np.pad(user, (0, len(heard.replies.audio) - len(user)))
-    conversation = converse(user, heard.replies, model.decode, annotated, heard.delegations)
+        answered = listen_live(model, agent_maker(background), tools, user, seed, record)
+    user = np.pad(user, (0, len(answered.replies.audio) - len(user)))
+    conversation = converse(user, answered.replies, model.decode, annotated, answered.delegations)
     print(transcript(conversation.rows))
     milliseconds = 1_000 * conversation.step_s
     print(
         f"step time: median {np.median(milliseconds):.1f} ms, worst {milliseconds.max():.1f} ms, "
-        f"deadline 200 ms, {len(milliseconds)} micro-turns, {heard.missed} late"
+        f"deadline 200 ms, {len(milliseconds)} micro-turns, {answered.missed} late"
     )
     title = f"{path.name} and the model {pathlib.Path(checkpoint).name}: one step every 200 ms"
     written = write(conversation, folder, title)

@@ -17,10 +17,10 @@ from absl import app, flags
 from tqdm import tqdm
 
 import interaction
-from experiments.background import agent_maker, find_background
-from experiments.compilation import use_compilation_cache
+from experiments.agent_factory import agent_maker, find_background
+from experiments.compilation_cache import use_compilation_cache
+from interaction.data.delegation_sessions import make_delegation_session
 from interaction.data.domain import answer_words
-from interaction.data.errand_sessions import make_errand_session
 from interaction.data.sessions import make_session
 from interaction.evaluation import summary
 from interaction.evaluation.delegation import score_delegations
@@ -28,13 +28,7 @@ from interaction.evaluation.delegation_summary import delegation_table, summaris
 from interaction.evaluation.recognizer import compare
 from interaction.evaluation.rollout import Listener
 from interaction.evaluation.run import choose_clips, evaluate
-from interaction.evaluation.talk import (
-    TAIL_S,
-    MakeAgent,
-    read_recording,
-    run_figures,
-    run_sessions,
-)
+from interaction.evaluation.talk import TAIL_S, MakeAgent, read_recording, run_figures, run_sessions
 
 REPLAYS = 100  # records that are run again, at most
 
@@ -68,7 +62,11 @@ def run(
 def show(figures: dict[str, Any]) -> None:
     """Prints figures, what was left out, and where wrong answers come from."""
     print(summary.table(figures))
-    for key in ("asr_word_accuracy_generated", "asr_word_accuracy_original", "heard_word_accuracy"):
+    for key in (
+        "asr_word_accuracy_generated",
+        "asr_word_accuracy_original",
+        "transcript_word_accuracy",
+    ):
         value = figures[key]
         print(f"{key:<41}{'-' if value is None else format(value, '.3f'):>11}")
     for key, reasons in figures["excluded"].items():
@@ -91,7 +89,7 @@ def run_delegations(
     began = time.perf_counter()
     made = []
     for index in tqdm(range(sessions), desc="users", unit="session"):
-        record = make_errand_session((seed, index), "heldout")
+        record = make_delegation_session((seed, index), "heldout")
         made.append((record["user"], record["meta"]))
     turns = sum(json.loads(meta)["turns"] + round(5 * TAIL_S) for _, meta in made)
     with tqdm(total=turns, desc=f"talking, {at_once} at once", unit="turn") as progress:

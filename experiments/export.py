@@ -14,17 +14,17 @@ from collections.abc import Mapping
 from absl import app, flags, logging
 from flax import traverse_util
 
-from interaction.checkpoint import WEIGHTS, load_config, save_model
 from interaction.config import ModelConfig
+from interaction.pretrained.store import WEIGHTS, load_config, save_model
 from interaction.training.checkpoints import load_part
 
-_TRUNK = ("trunk", "router_bias")
+_BACKBONE = ("backbone", "router_bias")
 _LIVE: dict[str, tuple[str, ...]] = {  # flag -> parts of the model that its run trains
-    "conversation": _TRUNK,
+    "conversation": _BACKBONE,
     "speech": ("speech",),
     "vocoder": ("vocoder",),
 }
-_BACKGROUND: dict[str, tuple[str, ...]] = {"background": _TRUNK}  # a background model is mute
+_BACKGROUND: dict[str, tuple[str, ...]] = {"background": _BACKBONE}  # a background model is mute
 for _flag, _parts in {**_LIVE, **_BACKGROUND}.items():
     flags.DEFINE_string(
         _flag, None, f"Run (or released folder) to take {' and '.join(_parts)} from."
@@ -54,7 +54,7 @@ def merge(conversation: ModelConfig, speech: ModelConfig, vocoder: ModelConfig) 
     """The config of the parts together.
 
     Raises:
-      ValueError: a run was trained for another front end, vocabulary or trunk than the rest.
+      ValueError: a run was trained for another front end, vocabulary or backbone than the rest.
     """
     shared = {
         "audio": (conversation.audio, speech.audio, vocoder.audio),

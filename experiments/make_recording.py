@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from interaction.audio_file import write_audio
 from interaction.data import acoustics, clips, domain, timing
+from interaction.data.audio_file import write_audio
 from interaction.data.clips import RATE, Clip
-from interaction.data.domain import errands
+from interaction.data.domain import tool_requests
 from interaction.data.tokenizer import load_tokenizer
 from interaction.data.voices import Voice
 
@@ -35,7 +35,7 @@ class Script:
         self.parts: list[tuple[int, np.ndarray]] = []
         self.events: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
-        self.prices = errands.draw_prices(np.random.default_rng(0))
+        self.prices = tool_requests.draw_prices(np.random.default_rng(0))
         self.now = 0.8  # seconds, when the user speaks next
 
     def say(self, text: str, at: float, voice: Voice = USER, gain_db: float = 0.0) -> Clip:
@@ -84,14 +84,18 @@ class Script:
 
     # What takes a tool.
 
-    def errand(self, name: str, tool_s: float, **slots: str) -> dict[str, Any]:
+    def tool_request(self, name: str, tool_s: float, **slots: str) -> dict[str, Any]:
         """Asks for something that takes a tool; returns the delegation's note."""
-        errand = next(one for one in errands.ERRANDS if one.name == name)
-        note = {"number": len(self.notes) + 1, "errand": name, "held_out": errand.held_out(slots)}
+        tool_request = next(one for one in tool_requests.TOOL_REQUESTS if one.name == name)
+        note = {
+            "number": len(self.notes) + 1,
+            "tool_request": name,
+            "held_out": tool_request.held_out(slots),
+        }
         note |= {"updates": [], "cancelled_s": -1.0, "tool_s": tool_s}
-        text = " ".join(errand.parts(errand.templates[0], slots))
-        entry = self.tell(note, "errand", name, text, errand.hold)
-        self.hand_over(note, errand, slots, entry, errand.request.format(**slots))
+        text = " ".join(tool_request.parts(tool_request.templates[0], slots))
+        entry = self.tell(note, "tool_request", name, text, tool_request.hold)
+        self.hand_over(note, tool_request, slots, entry, tool_request.request.format(**slots))
         self.notes.append(note)
         return note
 
@@ -108,7 +112,7 @@ class Script:
     def hand_over(
         self,
         note: dict[str, Any],
-        errand: errands.Errand,
+        tool_request: tool_requests.ToolRequest,
         slots: domain.Slots,
         entry: dict[str, Any],
         words: str,
@@ -116,28 +120,34 @@ class Script:
         """Leaves room for the span, and notes what comes of it."""
         closed = entry["answer_end_turn"] + len(load_tokenizer().encode(words)) + 1
         self.now = max(self.now, timing.TURN * (closed + 2) / RATE + GAP_S / 2)
-        call = errand.call(slots)
-        result = errands.true_result(call, self.prices, TIME)
+        call = tool_request.call(slots)
+        result = tool_requests.true_result(call, self.prices, TIME)
         if call["tool"] == "timer":
-            note["tool_s"] = float(call["amount"] * errands.TIMER_UNITS[call["unit"]])
-        request = errand.request.format(**slots)
+            note["tool_s"] = float(call["amount"] * tool_requests.TIMER_UNITS[call["unit"]])
+        request = tool_request.request.format(**slots)
         note |= {"request": request, "call": call, "result": result, "closed": closed}
-        note |= {"said": errand.answer(slots, result), "slots": slots}
+        note |= {"said": tool_request.answer(slots, result), "slots": slots}
 
     def update(self, note: dict[str, Any], **better: str) -> None:
         """Corrects a request that runs."""
-        errand = next(one for one in errands.ERRANDS if one.name == note["errand"])
+        tool_request = next(
+            one for one in tool_requests.TOOL_REQUESTS if one.name == note["tool_request"]
+        )
         slots = note["slots"] | better
-        words = errand.fix.format(**slots)
-        text = f"{errands.FIXERS[1]} {words}"
-        entry = self.tell(note, "errand_update", "errand_update", text, errands.OKAY)
+        words = tool_request.fix.format(**slots)
+        text = f"{tool_requests.FIXERS[1]} {words}"
+        entry = self.tell(
+            note, "tool_request_update", "tool_request_update", text, tool_requests.OKAY
+        )
         note["updates"].append({"end_s": entry["end_s"], "words": words})
-        self.hand_over(note, errand, slots, entry, words)
+        self.hand_over(note, tool_request, slots, entry, words)
 
     def cancel(self, note: dict[str, Any]) -> None:
         """Takes a request back."""
-        text = errands.CANCELS[0]
-        entry = self.tell(note, "errand_cancel", "errand_cancel", text, errands.OKAY)
+        text = tool_requests.CANCELS[0]
+        entry = self.tell(
+            note, "tool_request_cancel", "tool_request_cancel", text, tool_requests.OKAY
+        )
         note["cancelled_s"] = entry["end_s"]
 
     def hear(self, note: dict[str, Any]) -> None:
@@ -180,13 +190,13 @@ def compose() -> tuple[np.ndarray, dict[str, Any]]:
     That is a pause, a backchannel, an interruption, others, silence, a stop, a farewell.
     """
     script = Script()
-    bell = script.errand("timer", 0.0, n="eight", unit="seconds")
+    bell = script.tool_request("timer", 0.0, n="eight", unit="seconds")
     script.ask("capital.1", country="japan")
     script.ask("repeat3.1", "pause_request", pause=0.9, a="purple", b="tiger", c="window")
     script.hear(bell)
     begun = script.ask("count.1", n="ten")
     script.aside("backchannel", "uh huh", begun + 1.3)
-    price = script.errand("price", 4.0, item="butter")
+    price = script.tool_request("price", 4.0, item="butter")
     script.update(price, item="pepper")
     end = script.aside("background", "anna can you pass me the salt", script.now, OTHER, OTHER_DB)
     script.now = end
@@ -194,7 +204,7 @@ def compose() -> tuple[np.ndarray, dict[str, Any]]:
     begun = script.ask("story.1", hero="dragon")
     script.interrupt(begun + 1.7)
     script.ask("sum.1", "interrupt_request", a="two", b="three")
-    product = script.errand("times", 6.0, a="seven", b="eight")
+    product = script.tool_request("times", 6.0, a="seven", b="eight")
     script.cancel(product)
     script.event("silence", "silence", script.now, script.now + 2.0, "")
     script.now += 2.0

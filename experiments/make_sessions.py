@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 from absl import app, flags
 
-from interaction.data import domain, errand_sessions, records, sessions, voices
+from interaction.data import delegation_sessions, domain, records, sessions, voices
 
 OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
 SESSIONS = flags.DEFINE_integer("sessions", 16_000, "Number of sessions.", lower_bound=1)
@@ -29,28 +29,30 @@ PROCESSES = flags.DEFINE_integer(
     "processes", os.cpu_count(), "Processes that synthesise and mix.", lower_bound=1
 )
 TURNS = flags.DEFINE_integer("turns", 80, "Micro-turns of 200 ms in a session.", lower_bound=20)
-ERRANDS = flags.DEFINE_float(
-    "errands", 0.0, "Share of sessions with requests for the background model.", 0.0, 1.0
+TOOL_REQUESTS = flags.DEFINE_float(
+    "tool_requests", 0.0, "Share of sessions with requests for the background model.", 0.0, 1.0
 )
 _SHARD = 100  # sessions of a file
 
 
-def make(seed: int, index: int, split: str, turns: int, errands: float) -> sessions.Record:
+def make(
+    seed: int, index: int, split: str, turns: int, tool_requests: float
+) -> sessions.StoredSession:
     """Session `index` of a set."""
-    chosen = np.random.default_rng((seed, index, _SHARD)).random() < errands
+    chosen = np.random.default_rng((seed, index, _SHARD)).random() < tool_requests
     if chosen:
-        return errand_sessions.make_errand_session((seed, index), split, turns)
+        return delegation_sessions.make_delegation_session((seed, index), split, turns)
     return sessions.make_session((seed, index), split, turns=turns)
 
 
 def _shard(job: tuple[str, int, int, int, str, int, float]) -> collections.Counter:
     """Writes sessions [start, stop) to one file; returns what is in it."""
-    path, start, stop, seed, split, turns, errands = job
+    path, start, stop, seed, split, turns, tool_requests = job
     counts: collections.Counter = collections.Counter()
 
-    def made() -> collections.abc.Iterator[sessions.Record]:
+    def made() -> collections.abc.Iterator[sessions.StoredSession]:
         for index in range(start, stop):
-            record = make(seed, index, split, turns, errands)
+            record = make(seed, index, split, turns, tool_requests)
             meta = json.loads(record["meta"])
             for event in meta["events"]:
                 counts[event["kind"]] += 1
@@ -79,7 +81,7 @@ def main(_: list[str]) -> None:
             SEED.value,
             SPLIT.value,
             TURNS.value,
-            ERRANDS.value,
+            TOOL_REQUESTS.value,
         )
         for start in range(0, SESSIONS.value, _SHARD)
     ]

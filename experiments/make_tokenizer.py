@@ -15,9 +15,12 @@ def main(_: list[str]) -> None:
     asides = domain.asides
     short = asides.STOPS + asides.BACKCHANNELS + asides.OPENERS + asides.CORRECTIONS
     lines = [*asides.SIDE_SPEECH, *short * 20, *asides.OVERHEARD * 10, *words]
-    errands = domain.errands
-    later = [*sorted({word for text in short for word in text.split()}), *errands.said_words()]
-    made = tokenizers.train(words, lines, later=later, pieces=errands.call_pieces())
+    tool_requests = domain.tool_requests
+    later = [
+        *sorted({word for text in short for word in text.split()}),
+        *tool_requests.said_words(),
+    ]
+    made = tokenizers.train(words, lines, later=later, pieces=tool_requests.call_pieces())
     made.save(Path(OUT.value))
     print(f"{OUT.value}: {made.vocab} tokens, {len(words)} whole words")
 

@@ -18,11 +18,11 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from experiments.compilation import use_compilation_cache
+from experiments.compilation_cache import use_compilation_cache
 from interaction.training import hosts
-from interaction.training.config import TrainConfig
 from interaction.training.loop import train
 from interaction.training.objective import find_objective
+from interaction.training.train_config import TrainConfig
 
 _CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<name>.")

@@ -1,8 +1,9 @@
 """Interaction models: listen, watch and speak at once, in micro-turns of 200 ms."""
 
 from interaction.config import ModelConfig
-from interaction.live import Conversation, InteractionModel, load
-from interaction.stream import StreamState
+from interaction.engine.conversation import Conversation
+from interaction.engine.live_model import InteractionModel, load
+from interaction.model.session_state import StreamState
 from interaction.types import Chunk, Reply, Special
 
 __all__ = [

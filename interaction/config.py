@@ -6,7 +6,7 @@ DTYPES = ("float32", "bfloat16")
 # Of a layer's activations the backward pass computes again: none, what is no product of a weight
 # (norms, attention's inside, dispatch), or all of them.
 REMAT = ("nothing", "all but products", "everything")
-FOLLOW = 5  # micro-turns that a background model reads at once, behind the live one
+PREFILL_TURNS = 5  # micro-turns that a background model reads at once, behind the live one
 
 
 def _require(ok: bool, field: str, got: object, wanted: str, fix: str) -> None:
@@ -229,7 +229,7 @@ class ModelConfig:
     text_slots: int = 4  # text-in tokens a micro-turn takes at most
     patches: int = 9  # 40x40 patches of a frame, a square number
     audio_positions: int = 2  # positions a micro-turn of the user's audio takes
-    hears_itself: bool = True  # whether the step hears its own last speech or blanks it
+    hears_self_audio: bool = True  # whether the step hears its own last speech or blanks it
     text_temperature: float = 0.0  # of the text stream, 0 takes the most likely token
     frame_dim: int = 128  # bag-of-embeddings width of one dMel frame
 

@@ -8,7 +8,7 @@ later). Audio alone takes 15 positions a second: a ring of 2,048 holds 2.2 minut
 import dataclasses
 
 from interaction.config import (
-    FOLLOW,
+    PREFILL_TURNS,
     ModelConfig,
     SpeechConfig,
     TransformerConfig,
@@ -127,7 +127,9 @@ def background_demo() -> ModelConfig:
     It is as large, so that it learns on from what `demo` has learnt to hear. Its training sessions
     last 16 seconds: with rings of 2,048 it reads worse after a minute of talk, not better.
     """
-    return _windows(_beside(demo(), demo().transformer), sliding=256, long=512, at_once=FOLLOW)
+    return _windows(
+        _beside(demo(), demo().transformer), sliding=256, long=512, at_once=PREFILL_TURNS
+    )
 
 
 def background_base() -> ModelConfig:
@@ -135,13 +137,15 @@ def background_base() -> ModelConfig:
     transformer = dataclasses.replace(
         base().transformer, dim=2_048, layers=24, heads=16, expert_ffn=768, shared_ffn=768
     )
-    return _windows(_beside(base(), transformer), sliding=4_096, long=131_072, at_once=FOLLOW)
+    return _windows(
+        _beside(base(), transformer), sliding=4_096, long=131_072, at_once=PREFILL_TURNS
+    )
 
 
 def background_small() -> ModelConfig:
     """661B parameters, reasons beside `small`: the transformer of `medium`."""
     return _windows(
-        _beside(small(), medium().transformer), sliding=4_096, long=131_072, at_once=FOLLOW
+        _beside(small(), medium().transformer), sliding=4_096, long=131_072, at_once=PREFILL_TURNS
     )
 
 
@@ -196,7 +200,7 @@ def _beside(live: ModelConfig, transformer: TransformerConfig) -> ModelConfig:
         transformer=transformer,
         speech=silent,
         vocoder=VocoderConfig(dim=16, layers=1),
-        hears_itself=False,
+        hears_self_audio=False,
     )
 
 

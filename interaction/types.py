@@ -50,5 +50,16 @@ class Reply(NamedTuple):
 
     audio: Array  # float32[b, turn_samples], the model's PCM
     text: Array  # int32[b], the text-out token
-    heard: Array  # int32[b, audio_positions], transcription of the user, NONE where nothing
+    user_transcript: (
+        Array  # int32[b, audio_positions], transcription of the user, NONE where nothing
+    )
     refused: Array  # bool[b], active rows whose inputs were no usable numbers; nothing was done
+
+
+class Note(NamedTuple):
+    """Something that happened to a delegation, for the record of the session."""
+
+    time: float  # s since the epoch
+    delegation: int
+    kind: str  # of an agent's event, or one of those in `background.delegations`
+    text: str = ""

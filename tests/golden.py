@@ -14,16 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
-from interaction import sharding, stream
-from interaction.checkpoint import flatten
 from interaction.config import ModelConfig
-from interaction.live import init_model_params
-from interaction.parallel import AXES
+from interaction.distributed import sharding
+from interaction.distributed.collectives import AXES
+from interaction.model import session_state, streaming
+from interaction.model.parameters import init_model_params
 from interaction.presets import PRESETS
+from interaction.pretrained.tree_paths import flatten
 from interaction.training import state as train_state
-from interaction.training.config import TrainConfig
 from interaction.training.conversation import joint_objective
 from interaction.training.optimizer import make_optimizer
+from interaction.training.train_config import TrainConfig
 from interaction.types import Chunk, Params
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -72,14 +73,14 @@ def trace_step(model: ModelConfig, axes: dict[str, int], sessions: int) -> Any: 
     cast = functools.partial(sharding.cast_params, dtype=model.transformer.dtype)
     params = jax.eval_shape(cast, abstract_params(model))
     keys = jax.ShapeDtypeStruct((sessions, 2), jnp.uint32)
-    state = jax.eval_shape(functools.partial(stream.init_state, model), keys)
+    state = jax.eval_shape(functools.partial(session_state.init_state, model), keys)
     audio = jax.ShapeDtypeStruct((sessions, model.audio.turn_samples), jnp.float32)
-    step = stream.make_step(model, tpu_mesh(axes), sharding.param_specs(params))
+    step = streaming.make_step(model, tpu_mesh(axes), sharding.param_specs(params))
     return jax.make_jaxpr(step)(params, state, Chunk(audio))
 
 
 def trace_train(model: ModelConfig, axes: dict[str, int], batch: int) -> Any:  # noqa: ANN401
-    """The jaxpr of a training step of trunk and flow head."""
+    """The jaxpr of a training step of backbone and flow head."""
     config = TrainConfig("golden", "", "", model, batch=batch, mesh=axes)
     objective, optimizer, mesh = joint_objective(model), make_optimizer(config), tpu_mesh(axes)
     step = train_state.make_train_step(objective, optimizer, config, mesh)
@@ -87,8 +88,8 @@ def trace_train(model: ModelConfig, axes: dict[str, int], batch: int) -> Any:  #
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     pcm = jax.ShapeDtypeStruct((batch, TURNS * model.audio.turn_samples), np.int16)
     text = jax.ShapeDtypeStruct((batch, TURNS), np.int32)
-    heard = jax.ShapeDtypeStruct((batch, TURNS, model.audio_positions), np.int32)
-    sessions = {"user": pcm, "model": pcm, "text": text, "heard": heard}
+    user_transcript = jax.ShapeDtypeStruct((batch, TURNS, model.audio_positions), np.int32)
+    sessions = {"user": pcm, "model": pcm, "text": text, "user_transcript": user_transcript}
     return jax.make_jaxpr(step)(state, sessions, jax.eval_shape(lambda: jax.random.key(0)))
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from interaction.config import ModelConfig
-from interaction.live import init_model_params
+from interaction.model.parameters import init_model_params
 from interaction.types import Params
 
 

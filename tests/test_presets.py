@@ -7,11 +7,11 @@ import math
 import jax
 import pytest
 
-from interaction.config import FOLLOW
-from interaction.live import init_model_params
+from interaction.compiled.costs import parameter_counts
+from interaction.config import PREFILL_TURNS
+from interaction.model.parameters import init_model_params
 from interaction.ops.ring import ring_capacity
 from interaction.presets import PRESETS
-from interaction.report import parameter_counts
 from interaction.types import Params
 from pallas_kernels import shapes
 
@@ -41,7 +41,7 @@ def params(preset: str) -> Params:
 def parts(preset: str) -> dict[str, int]:
     """Parameters of each part of the tree, from shapes."""
     tree = {**params(preset)}
-    tree = {**tree.pop("trunk"), **tree}
+    tree = {**tree.pop("backbone"), **tree}
     return {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
         for name, part in tree.items()
@@ -70,7 +70,7 @@ def test_sizes_are_as_named() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_one_more_key_would_double_a_ring(preset: str) -> None:
     config = PRESETS[preset]()
-    span = config.turn_span * (FOLLOW if preset in LIVE else 1)  # that is written at once
+    span = config.turn_span * (PREFILL_TURNS if preset in LIVE else 1)  # that is written at once
     for window in (config.transformer.window, config.transformer.long_window):
         capacity = ring_capacity(window, span)
         if preset not in ("tiny", "demo"):
@@ -105,12 +105,12 @@ def test_sizes_are_multiples_of_256(preset: str) -> None:
 @pytest.mark.parametrize("preset", sorted(LIVE))
 def test_background_reads_the_record_of_its_live_model(preset: str) -> None:
     config, live = PRESETS[preset](), PRESETS[LIVE[preset]]()
-    own = ("transformer", "speech", "vocoder", "hears_itself")
+    own = ("transformer", "speech", "vocoder", "hears_self_audio")
     for field in dataclasses.fields(config):
         if field.name not in own:
             assert getattr(config, field.name) == getattr(live, field.name)
     assert config.transformer.long_window > live.transformer.long_window
-    assert live.hears_itself and not config.hears_itself
+    assert live.hears_self_audio and not config.hears_self_audio
 
 
 @pytest.mark.parametrize("preset", ["background_base", "background_small"])
@@ -119,9 +119,9 @@ def test_background_is_larger(preset: str) -> None:
     assert layers[0] > 2 * layers[1]
 
 
-def test_background_of_the_demo_learns_on_from_its_trunk() -> None:
+def test_background_of_the_demo_learns_on_from_its_backbone() -> None:
     shapes = [
-        jax.tree.map(lambda leaf: leaf.shape, params(name)["trunk"])
+        jax.tree.map(lambda leaf: leaf.shape, params(name)["backbone"])
         for name in ("background_demo", "demo")
     ]
     assert shapes[0] == shapes[1]

@@ -55,10 +55,12 @@ def bag(table: Tensor, bins: Tensor) -> Tensor:
     return F.embedding_bag(rows, table.view(-1, width), mode="sum").view(*bins.shape[:-1], width)
 
 
-def audio_in(p: Params, user: Tensor, own: Tensor, hear_own: Tensor, cfg: ModelConfig) -> Tensor:
+def audio_in(
+    p: Params, user: Tensor, self_audio: Tensor, self_audio_gain: Tensor, cfg: ModelConfig
+) -> Tensor:
     """Embeds int64[b, n, frames, m] of both sides -> [b, n, audio_positions, d]."""
     frames = bag(p["user_table"], user)
-    frames = frames + bag(p["own_table"], own) * hear_own[:, :, None, None]
+    frames = frames + bag(p["self_table"], self_audio) * self_audio_gain[:, :, None, None]
     patch = frames.reshape(*frames.shape[:2], cfg.audio_positions, -1)
     hidden = gelu(rms_norm(patch, p["norm"]) @ p["hidden"])
     return hidden @ p["out"] + p["position"]

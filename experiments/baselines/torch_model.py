@@ -16,16 +16,16 @@ class Outputs(NamedTuple):
     """What the transformer says about n micro-turns."""
 
     text_logits: Tensor  # [b, n, v]
-    heard_logits: Tensor  # [b, n, audio_positions, v]
+    transcript_logits: Tensor  # [b, n, audio_positions, v]
     hidden: Tensor  # [b, n, d], conditions speech
     router_logits: list[Tensor]  # a layer: [b * t, e]
 
 
-def trunk_from_released(trunk: dict, bias: np.ndarray, config: ModelConfig) -> Params:
-    """The trunk's arrays, stacked by layer, as a list of layers.
+def backbone_from_released(backbone: dict, bias: np.ndarray, config: ModelConfig) -> Params:
+    """The backbone's arrays, stacked by layer, as a list of layers.
 
     Args:
-      trunk: nested dict of numpy arrays, as released.
+      backbone: nested dict of numpy arrays, as released.
       bias: float32[l, e], selection bias of the routers.
       config: The model's.
 
@@ -34,14 +34,14 @@ def trunk_from_released(trunk: dict, bias: np.ndarray, config: ModelConfig) -> P
     """
     cfg = config.transformer
     parts: Params = {
-        name: layers.to_torch(trunk[name]) for name in ("audio_in", "text_in", "read_out")
+        name: layers.to_torch(backbone[name]) for name in ("audio_in", "text_in", "heads")
     }
     parts["layers"] = []
     for number in range(cfg.layers):
         group, place = divmod(number, cfg.long_every)
         long = place == cfg.long_every - 1
         index = (group,) if long else (group, place)
-        stack = trunk["long" if long else "sliding"]
+        stack = backbone["long" if long else "sliding"]
         layer = layers.to_torch({name: leaf[index] for name, leaf in stack.items()})
         for name in ("gate", "up"):
             layer[name] = layer[name].transpose(0, 1).flatten(1).contiguous()
@@ -61,16 +61,20 @@ class Inputs(NamedTuple):
     """What the transformer reads in n micro-turns, without text in or frames."""
 
     user: Tensor  # int64[b, n, frames, m], dMel of the user
-    own: Tensor  # int64[b, n, frames, m], dMel of the model's speech one micro-turn earlier
-    hear_own: Tensor  # [b, n], 0 where own speech is blanked
-    heard: Tensor  # int64[b, n, audio_positions], transcription of the previous micro-turn
+    self_audio: Tensor  # int64[b, n, frames, m], dMel of the model's speech one micro-turn earlier
+    self_audio_gain: Tensor  # [b, n], 0 where own speech is blanked
+    user_transcript: (
+        Tensor  # int64[b, n, audio_positions], transcription of the previous micro-turn
+    )
     last: Tensor  # int64[b, n], text-out token of the previous micro-turn
 
 
 def embed(p: Params, config: ModelConfig, inputs: Inputs) -> Tensor:
     """Positions of n micro-turns: [b, n * (audio_positions + 1), d]."""
-    audio = layers.audio_in(p["audio_in"], inputs.user, inputs.own, inputs.hear_own, config)
-    audio = audio + F.embedding(inputs.heard, p["text_in"]["table"])
+    audio = layers.audio_in(
+        p["audio_in"], inputs.user, inputs.self_audio, inputs.self_audio_gain, config
+    )
+    audio = audio + F.embedding(inputs.user_transcript, p["text_in"]["table"])
     said = F.embedding(inputs.last, p["text_in"]["table"]) + p["text_in"]["out_slot"]
     return torch.cat([audio, said[:, :, None]], dim=2).flatten(1, 2)
 
@@ -82,21 +86,21 @@ def clock(turn: int, turns: int, config: ModelConfig) -> Tensor:
     return (start + first + torch.arange(config.audio_positions + 1)).flatten()
 
 
-def read_out(
+def apply_heads(
     p: Params, config: ModelConfig, x: Tensor, turns: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Text logits, heard logits and speech condition of the last layer's [b, t, d]."""
     x = layers.rms_norm(x, p["norm"])
     x = x.view(x.shape[0], turns, -1, x.shape[-1])
     audio, text = x[:, :, :-1], x[:, :, -1]
-    return text @ p["text"], audio @ p["heard"], text
+    return text @ p["text"], audio @ p["transcript"], text
 
 
 def forward(p: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
     """Runs n micro-turns from the start of a session at once, teacher-forced.
 
     Args:
-      p: From `trunk_from_released`.
+      p: From `backbone_from_released`.
       config: The model's.
       inputs: n micro-turns.
 
@@ -118,8 +122,8 @@ def forward(p: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
         fed, logits = layers.experts(layer, normed, layer["bias"], cfg)
         x = x + fed.view(x.shape)
         router_logits.append(logits)
-    text, heard, hidden = read_out(p["read_out"], config, x, turns)
-    return Outputs(text, heard, hidden, router_logits)
+    text, user_transcript, hidden = apply_heads(p["heads"], config, x, turns)
+    return Outputs(text, user_transcript, hidden, router_logits)
 
 
 class Cache:
@@ -152,7 +156,7 @@ def step(
     """Runs micro-turn number `turn`; the caches are updated in place.
 
     Args:
-      p: From `trunk_from_released`.
+      p: From `backbone_from_released`.
       caches: One a layer.
       config: The model's.
       turn: Number of the micro-turn.
@@ -171,4 +175,4 @@ def step(
         x = x + mixed @ layer["attention_out"]
         normed = layers.rms_norm(x, layer["ffn_norm"]).flatten(0, 1)
         x = x + layers.experts(layer, normed, layer["bias"], cfg)[0].view(x.shape)
-    return read_out(p["read_out"], config, x, 1)
+    return apply_heads(p["heads"], config, x, 1)

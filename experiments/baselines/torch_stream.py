@@ -8,7 +8,7 @@ from torch import Tensor
 
 from experiments.baselines import torch_layers as layers, torch_model, torch_vocoder
 from interaction.config import ModelConfig
-from interaction.control import CONTROL, OPENING
+from interaction.model.control_tokens import CONTROL, OPENING
 from interaction.ops.mel import mel_filterbank
 from interaction.types import Params, Special
 
@@ -17,10 +17,12 @@ class TorchStream:
     """Sessions that run in step; greedy text."""
 
     def __init__(self, config: ModelConfig, params: Params, sessions: int, seed: int = 0) -> None:
-        """Takes the released parameters: trunk, speech, vocoder, router_bias."""
+        """Takes the released parameters: backbone, speech, vocoder, router_bias."""
         audio, speech = config.audio, config.speech
         self.config = config
-        self.trunk = torch_model.trunk_from_released(params["trunk"], params["router_bias"], config)
+        self.backbone = torch_model.backbone_from_released(
+            params["backbone"], params["router_bias"], config
+        )
         self.speech = layers.to_torch(params["speech"])
         self.vocoder = torch_vocoder.vocoder_from_released(params["vocoder"], config.vocoder, audio)
         self.filters = torch.tensor(mel_filterbank(audio))
@@ -29,7 +31,7 @@ class TorchStream:
         self.turn = 0
         self.caches = torch_model.make_caches(sessions, config)
         self.tail = torch.zeros(sessions, audio.window - audio.user_hop)
-        self.heard = torch.full((sessions, config.audio_positions), Special.NONE)
+        self.user_transcript = torch.full((sessions, config.audio_positions), Special.NONE)
         self.text = torch.full((sessions,), Special.SILENT)
         self.inside = torch.zeros(sessions, dtype=torch.bool)
         self.tokens = torch.full((sessions, speech.token_window), Special.SILENT)
@@ -45,27 +47,29 @@ class TorchStream:
         self.tail = joined[:, -self.tail.shape[1] :]
         user = layers.log_mel(joined, self.filters, self.window, audio.user_hop, audio)
         stride = audio.user_hop // audio.speech_hop
-        own = layers.dmel_bins(self.mel[:, stride - 1 :: stride], audio)
+        self_audio = layers.dmel_bins(self.mel[:, stride - 1 :: stride], audio)
         inputs = torch_model.Inputs(
             user=layers.dmel_bins(user, audio)[:, None],
-            own=own[:, None],
-            hear_own=torch.ones(len(pcm), 1),
-            heard=self.heard[:, None],
+            self_audio=self_audio[:, None],
+            self_audio_gain=torch.ones(len(pcm), 1),
+            user_transcript=self.user_transcript[:, None],
             last=self.text[:, None],
         )
-        logits, heard, hidden = torch_model.step(self.trunk, self.caches, cfg, self.turn, inputs)
+        logits, user_transcript, hidden = torch_model.step(
+            self.backbone, self.caches, cfg, self.turn, inputs
+        )
         self.turn += 1
-        self.heard = heard[:, 0].argmax(-1)
+        self.user_transcript = user_transcript[:, 0].argmax(-1)
         token = logits[:, 0].argmax(-1)
         self.text = token
         return self.speak(hidden[:, 0], self.aloud(token)).numpy(), token.numpy()
 
     def aloud(self, token: Tensor) -> Tensor:
-        """What of int64[b] tokens is said, see `interaction.control`."""
+        """What of int64[b] tokens is said, see `interaction.model.control_tokens`."""
         word = token >= Special.COUNT
-        muted = (self.inside & word) | torch.isin(token, torch.tensor(CONTROL))
+        unspoken = (self.inside & word) | torch.isin(token, torch.tensor(CONTROL))
         self.inside = torch.isin(token, torch.tensor(OPENING)) | (self.inside & word)
-        return torch.where(muted, Special.SILENT, token)
+        return torch.where(unspoken, Special.SILENT, token)
 
     def speak(self, hidden: Tensor, token: Tensor) -> Tensor:
         """PCM [b, turn_samples] of a micro-turn whose spoken token is int64[b] `token`."""

@@ -12,7 +12,7 @@ from experiments.baselines.torch_layers import Params
 from interaction.config import AudioConfig
 from interaction.ops.mel import mel_filterbank
 from interaction.training import conversation, features, speech as speech_training
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 from interaction.types import Special
 
 Batch = dict[str, Tensor]
@@ -57,16 +57,16 @@ def cross_entropy(logits: Tensor, target: Tensor, events: Tensor) -> Tensor:
     return value / events.sum().clamp_min(1)
 
 
-def misheard(heard: Tensor) -> Tensor:
+def corrupt_transcript(user_transcript: Tensor) -> Tensor:
     """As `features.misheard`, on int64[b, n, a]: other words are words of the same session."""
-    rate = features.MISHEARD * torch.rand(heard.shape[0], 1, 1).square()
-    said = heard != Special.NONE
-    chance = torch.where(said, torch.rand(heard.shape), -1.0).flatten(1)
-    shuffled = heard.flatten(1).gather(1, chance.argsort(dim=1, descending=True))
+    rate = features.MOST_WRONG_WORDS * torch.rand(user_transcript.shape[0], 1, 1).square()
+    said = user_transcript != Special.NONE
+    chance = torch.where(said, torch.rand(user_transcript.shape), -1.0).flatten(1)
+    shuffled = user_transcript.flatten(1).gather(1, chance.argsort(dim=1, descending=True))
     rank = (said.flatten(1).cumsum(1) - 1).clamp_min(0)
-    other = shuffled.gather(1, rank).view(heard.shape)
-    other = torch.where(torch.rand(heard.shape) < 0.5, Special.NONE, other)
-    return torch.where(said & (torch.rand(heard.shape) < rate), other, heard)
+    other = shuffled.gather(1, rank).view(user_transcript.shape)
+    other = torch.where(torch.rand(user_transcript.shape) < 0.5, Special.NONE, other)
+    return torch.where(said & (torch.rand(user_transcript.shape) < rate), other, user_transcript)
 
 
 def spliced(tokens: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def spliced(tokens: Tensor) -> Tensor:
 
 
 class TorchTrainer:
-    """Trains trunk and flow head together, as `conversation.joint_objective` does.
+    """Trains backbone and flow head together, as `conversation.joint_objective` does.
 
     On a GPU the loss is compiled, and where the model computes in bfloat16, so does autocast;
     what is float32 multiplies as TF32, as XLA does.
@@ -87,7 +87,7 @@ class TorchTrainer:
     def __init__(
         self,
         config: TrainConfig,
-        trunk: dict,
+        backbone: dict,
         speech: dict,
         bias: np.ndarray,
         device: str = "cpu",
@@ -100,7 +100,7 @@ class TorchTrainer:
             torch.set_float32_matmul_precision("high")
             torch.set_default_device(device)  # of tensors that are made on the way
         self.run_loss = torch.compile(self.loss) if gpu else self.loss
-        self._place(trunk, speech, bias)
+        self._place(backbone, speech, bias)
 
     @property
     def label(self) -> str:
@@ -110,12 +110,12 @@ class TorchTrainer:
         dtype = "bfloat16 autocast" if self.bfloat16 else "float32 (TF32)"
         return f"PyTorch {torch.__version__}, {self.device}, torch.compile, {dtype}"
 
-    def _place(self, trunk: dict, speech: dict, bias: np.ndarray) -> None:
+    def _place(self, backbone: dict, speech: dict, bias: np.ndarray) -> None:
         self.params: Params = {
-            "trunk": torch_model.trunk_from_released(trunk, bias, self.model),
+            "backbone": torch_model.backbone_from_released(backbone, bias, self.model),
             "speech": layers.to_torch(speech),
         }
-        self.biases = [layer.pop("bias") for layer in self.params["trunk"]["layers"]]
+        self.biases = [layer.pop("bias") for layer in self.params["backbone"]["layers"]]
         flat = leaves(self.params)
         decayed, rest = [], []
         for name, leaf in flat.items():
@@ -153,10 +153,12 @@ class TorchTrainer:
         mel = mel.unflatten(1, (text.shape[1], -1))
         mel = torch.where((text == Special.SILENT)[:, :, None, None], floor, mel)
         stride = audio.user_hop // audio.speech_hop
-        own = layers.dmel_bins(delayed(mel, floor)[:, :, stride - 1 :: stride], audio)
-        jitter = torch.randn(own.shape).round().long()
-        own = torch.where(own > 0, (own + jitter).clamp(0, audio.bins - 1), own)
-        return user.view(*text.shape, *split), own, mel
+        self_audio = layers.dmel_bins(delayed(mel, floor)[:, :, stride - 1 :: stride], audio)
+        jitter = torch.randn(self_audio.shape).round().long()
+        self_audio = torch.where(
+            self_audio > 0, (self_audio + jitter).clamp(0, audio.bins - 1), self_audio
+        )
+        return user.view(*text.shape, *split), self_audio, mel
 
     def flow_loss(self, hidden: Tensor, text: Tensor, mel: Tensor) -> Tensor:
         """Errors of the mel over micro-turns with speech, see the library's."""
@@ -182,7 +184,7 @@ class TorchTrainer:
 
         prefix = rows(before)[:, -seen:]
         with torch.no_grad():
-            _, own = layers.speech_condition(
+            _, guess = layers.speech_condition(
                 params["condition"],
                 rows(delayed(hidden, 0)),
                 rows(delayed(said, Special.SILENT)),
@@ -191,8 +193,8 @@ class TorchTrainer:
             )
         self_fed = rows(delayed(text, Special.SILENT)) != Special.SILENT
         self_fed &= torch.rand(b * count) < speech_training.SELF_FED
-        own = own[:, -seen:].clamp_min(quiet)
-        prefix = torch.where(self_fed[:, None, None], own, prefix)
+        guess = guess[:, -seen:].clamp_min(quiet)
+        prefix = torch.where(self_fed[:, None, None], guess, prefix)
         level = 0.4 * torch.rand(b * count, 1, 1).square()
         prefix = prefix + level * torch.randn(prefix.shape)
         tokens = spliced(rows(said).unflatten(0, (b, count))).flatten(0, 1)
@@ -215,24 +217,28 @@ class TorchTrainer:
     def loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The whole loss, and the routers' logits by layer."""
         with torch.no_grad():
-            user, own, mel = self.features(batch)
-        text, heard = batch["text"], batch["heard"]
+            user, self_audio, mel = self.features(batch)
+        text, user_transcript = batch["text"], batch["user_transcript"]
         last = delayed(text, Special.SILENT)
-        hear_own = (torch.rand(text.shape[0], 1) > conversation.BLANK_OWN).float()
-        trunk = self.params["trunk"]
+        self_audio_gain = (torch.rand(text.shape[0], 1) > conversation.SELF_AUDIO_BLANKED).float()
+        backbone = self.params["backbone"]
         layered = [
             {**layer, "bias": bias}
-            for layer, bias in zip(trunk["layers"], self.biases, strict=True)
+            for layer, bias in zip(backbone["layers"], self.biases, strict=True)
         ]
-        before = delayed(misheard(heard), Special.NONE)
-        inputs = torch_model.Inputs(user, own, hear_own.expand(text.shape), before, last)
+        before = delayed(corrupt_transcript(user_transcript), Special.NONE)
+        inputs = torch_model.Inputs(
+            user, self_audio, self_audio_gain.expand(text.shape), before, last
+        )
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
-            out = torch_model.forward({**trunk, "layers": layered}, self.model, inputs)
+            out = torch_model.forward({**backbone, "layers": layered}, self.model, inputs)
             flow = self.flow_loss(out.hidden, text, mel)
         switch = (text == Special.SILENT) != (last == Special.SILENT)
         loss = cross_entropy(out.text_logits.float(), text, (text >= Special.COUNT) | switch)
-        said = cross_entropy(out.heard_logits.float(), heard, heard != Special.NONE)
-        loss = loss + conversation.HEARD_WEIGHT * said + 0.5 * flow
+        said = cross_entropy(
+            out.transcript_logits.float(), user_transcript, user_transcript != Special.NONE
+        )
+        loss = loss + conversation.TRANSCRIPT_WEIGHT * said + 0.5 * flow
         z = sum(logits.float().logsumexp(-1).square().mean() for logits in out.router_logits)
         return loss + conversation.ROUTER_Z_WEIGHT * z, out.router_logits
 

@@ -1,7 +1,7 @@
 """The background model of the demo, second leg: whole talks, requests late in them as well."""
 
 from interaction.presets import background_demo
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -20,7 +20,7 @@ def get_config() -> TrainConfig:
         ema_decay=0.99,
         sample_every=0,
         init_from={
-            "trunk": "runs/background_demo_start",
+            "backbone": "runs/background_demo_start",
             "router_bias": "runs/background_demo_start",
         },
     )

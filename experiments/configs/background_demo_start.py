@@ -1,7 +1,7 @@
-"""The background model of the demo, first leg: calls, after little talk, on the demo's trunk."""
+"""The background model of the demo, first leg: calls, after little talk, on the demo's backbone."""
 
 from interaction.presets import background_demo
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -9,7 +9,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="background_demo_start",
         objective="interaction.training.reasoning:reasoning_objective",
-        data="data/rehearsals",
+        data="data/short_records",
         model=background_demo(),
         batch=16,
         steps=1_800,
@@ -18,5 +18,5 @@ def get_config() -> TrainConfig:
         schedule="constant",
         ema_decay=0.99,
         sample_every=0,
-        init_from={"trunk": "runs/demo", "router_bias": "runs/demo"},
+        init_from={"backbone": "runs/demo", "router_bias": "runs/demo"},
     )

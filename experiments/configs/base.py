@@ -1,7 +1,7 @@
 """The 1.0B model on one accelerator: a trial of data and recipe before a pod is paid for."""
 
 from interaction.presets import base
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 
 
 def get_config() -> TrainConfig:

@@ -1,6 +1,6 @@
 """The conversation: when to speak and what to say, learnt from what the user is heard to say."""
 
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -17,5 +17,5 @@ def get_config() -> TrainConfig:
         decay_fraction=0.5,
         ema_decay=0.997,
         sample_every=500,
-        init_from={"trunk": "runs/demo_start", "router_bias": "runs/demo_start"},
+        init_from={"backbone": "runs/demo_start", "router_bias": "runs/demo_start"},
     )

@@ -1,6 +1,6 @@
-"""The flow head alone: it needs no trunk to learn to speak."""
+"""The flow head alone: it needs no backbone to learn to speak."""
 
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 
 
 def get_config() -> TrainConfig:

@@ -1,6 +1,6 @@
 """The vocoder."""
 
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 
 
 def get_config() -> TrainConfig:

@@ -5,7 +5,7 @@ which is about as sparse, was trained with.
 """
 
 from interaction.presets import small
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 
 
 def get_config() -> TrainConfig:

@@ -1,6 +1,6 @@
 """Whoever reasons behind a conversation, and its tools; see docs/background.md."""
 
-from interaction.background.agent import BackgroundAgent, Event, Turn
+from interaction.background.agent import BackgroundAgent, Event, MicroTurn
 from interaction.background.demo_tools import Row, demo_tools
 from interaction.background.reasoner_agent import Reasoner, ReasonerAgent, load_reasoner
 from interaction.background.scripted import ScriptedAgent
@@ -11,6 +11,7 @@ from interaction.background.toolbox import Toolbox
 __all__ = [
     "BackgroundAgent",
     "Event",
+    "MicroTurn",
     "Reasoner",
     "ReasonerAgent",
     "Row",
@@ -18,7 +19,6 @@ __all__ = [
     "ThreadedAgent",
     "Tool",
     "Toolbox",
-    "Turn",
     "demo_tools",
     "load_reasoner",
     "tool",

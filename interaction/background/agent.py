@@ -20,12 +20,12 @@ FAILED = "failed"  # text: why; nothing follows
 KINDS = (THINKING, CALL, RESULT, TEXT, DONE, FAILED)
 
 
-class Turn(NamedTuple):
+class MicroTurn(NamedTuple):
     """One micro-turn of the record: what came in and what went out."""
 
     audio: np.ndarray  # float32[turn_samples], the user's PCM
     speech: np.ndarray  # float32[turn_samples], the model's PCM
-    heard: np.ndarray  # int32[audio_positions], the user's words as the model heard them
+    user_transcript: np.ndarray  # int32[audio_positions], the user's words as the model heard them
     text: int  # the text-out token
     arrived: np.ndarray | None = None  # int32[text_slots], PAD where empty
     frame: np.ndarray | None = None  # float32[size, size, 3]
@@ -42,7 +42,7 @@ class Event(NamedTuple):
 class BackgroundAgent(Protocol):
     """A reasoner of one conversation; no method blocks, and all are called from one thread."""
 
-    def follow(self, turn: Turn) -> None:
+    def observe(self, turn: MicroTurn) -> None:
         """The next micro-turn of the conversation; called once for each, in order."""
 
     def ask(self, delegation: int, request: str) -> None:

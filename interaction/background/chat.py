@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from interaction.background.agent import DONE, FAILED, RESULT, TEXT, THINKING, Turn
+from interaction.background.agent import DONE, FAILED, RESULT, TEXT, THINKING, MicroTurn
 from interaction.background.threaded import KEEP, ThreadedAgent
 from interaction.background.toolbox import Toolbox, ToolCall
 from interaction.types import Special
@@ -113,7 +113,7 @@ class ChatAgent(ThreadedAgent):
             _stop(work)
         self._client.close()
 
-    def on_turns(self, turns: list[Turn]) -> None:
+    def on_turns(self, turns: list[MicroTurn]) -> None:
         """See `ThreadedAgent`."""
         for turn in turns:
             self._transcript.add(turn)
@@ -274,8 +274,8 @@ def _read(stream: Any, round: _Round) -> None:  # noqa: ANN401
         if not choices:
             continue
         delta = choices[0].delta
-        content, thought = delta.content, getattr(delta, "reasoning_content", None)
-        for kind, text in ((TEXT, content), (THINKING, thought)):
+        content, reasoning = delta.content, getattr(delta, "reasoning_content", None)
+        for kind, text in ((TEXT, content), (THINKING, reasoning)):
             if isinstance(text, str) and text:
                 round.pieces.put((kind, text[: _ANSWER - length]))
                 length += len(text)
@@ -341,10 +341,10 @@ class Transcript:
         """Forgets everything."""
         self._words, self._inside = [], False
 
-    def add(self, turn: Turn) -> None:
+    def add(self, turn: MicroTurn) -> None:
         """Follows one micro-turn; spans of control tokens are not said."""
         self._turn += 1
-        for token in turn.heard:
+        for token in turn.user_transcript:
             if token >= Special.COUNT:
                 self._words.append((self._turn, "user", int(token)))
         word = turn.text >= Special.COUNT

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from interaction.background.agent import (
     THINKING,
     BackgroundAgent,
     Event,
-    Turn,
+    MicroTurn,
 )
 from interaction.background.toolbox import clean_text
-from interaction.types import Special
+from interaction.types import Note, Special
 
 _log = logging.getLogger(__name__)
 SORRY = "sorry that did not work"
@@ -42,15 +42,6 @@ _AT_ONCE = 8  # delegations; more fail
 _WAITING = 32  # results; more are ignored
 _EVENTS = 64  # handled in a micro-turn, so that a flood is spread over many
 _BACKLOG = 5_000
-
-
-class Note(NamedTuple):
-    """Something that happened, for the record."""
-
-    time: float  # s since the epoch
-    delegation: int
-    kind: str  # of an event, or one of the kinds above
-    text: str = ""
 
 
 class Words(Protocol):
@@ -200,9 +191,9 @@ class Delegations:
 
     # The agent.
 
-    def follow(self, turn: Turn) -> None:
+    def observe(self, turn: MicroTurn) -> None:
         """Tells the agent of a micro-turn."""
-        self._tell("follow", turn)
+        self._tell("observe", turn)
 
     def close(self) -> None:
         """Closes the agent, and takes what it has done until then."""

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from interaction.background.tool import Tool, tool
-from interaction.data.domain.errands import TIMER_UNITS
+from interaction.data.domain.tool_requests import TIMER_UNITS
 
 Number = int | float
 LARGEST = 10**15  # of a calculation, so that no power takes for ever

@@ -16,13 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from interaction.cached import Cache, init_caches, run_cached, session_specs
-from interaction.config import FOLLOW, ModelConfig
-from interaction.model import Arrivals, TurnInputs, embed, embed_arrivals, read_text
-from interaction.ops import dmel, mel, ring
-from interaction.parallel import SESSIONS
-from interaction.sharding import jit_step, place, whole
-from interaction.types import Array, Params, Special
+from interaction.config import PREFILL_TURNS, ModelConfig
+from interaction.distributed.collectives import SESSIONS
+from interaction.distributed.sharding import gather_and_cast, jit_step, place
+from interaction.model.heads import text_head
+from interaction.model.positions import embed, embed_arrivals
+from interaction.model.ring_caches import init_caches, run_cached, session_specs
+from interaction.model.turn_inputs import Arrivals, TurnOutputs, assemble, silent_outputs
+from interaction.modules.attention import Cache
+from interaction.ops import mel, ring
+from interaction.types import Array, Params
 
 
 class ReasonerState(NamedTuple):
@@ -32,15 +35,15 @@ class ReasonerState(NamedTuple):
     rings: ring.RingClock
     caches: dict[str, Cache]
     audio_tail: Array  # float32[b, window - user_hop], the user's last samples
-    heard: Array  # int32[b, audio_positions], transcription of the last micro-turn
+    user_transcript: Array  # int32[b, audio_positions], transcription of the last micro-turn
     text: Array  # int32[b], the live model's last text-out token
 
 
-class Turns(NamedTuple):
-    """The next micro-turns of a record, n <= FOLLOW; those from `count` on may be anything."""
+class MicroTurns(NamedTuple):
+    """The next micro-turns of a record, n <= PREFILL_TURNS; those from `count` on may be anything."""
 
     audio: Array  # float32[b, n, turn_samples], the user's PCM
-    heard: Array  # int32[b, n, audio_positions], its transcription by the live model
+    user_transcript: Array  # int32[b, n, audio_positions], its transcription by the live model
     text: Array  # int32[b, n], the live model's text-out tokens
     arrived: Array  # int32[b, n, text_slots], PAD where empty
     count: Array  # int32[b], micro-turns that are there, the first ones
@@ -50,27 +53,28 @@ class Turns(NamedTuple):
 
 def init_state(config: ModelConfig, sessions: int) -> ReasonerState:
     """Sessions before their first micro-turn."""
-    rings, caches = init_caches(config.transformer, sessions, FOLLOW * config.turn_span)
+    silent = silent_outputs(config, sessions)
+    rings, caches = init_caches(config.transformer, sessions, PREFILL_TURNS * config.turn_span)
     return ReasonerState(
         clock=jnp.zeros(sessions, jnp.uint32),
         rings=rings,
         caches=caches,
         audio_tail=mel.init_tail(sessions, config.audio.user_hop, config.audio),
-        heard=jnp.full((sessions, config.audio_positions), Special.NONE, jnp.int32),
-        text=jnp.full(sessions, Special.SILENT, jnp.int32),
+        user_transcript=silent.user_transcript,
+        text=silent.text,
     )
 
 
-def follow(
-    config: ModelConfig, params: Params, state: ReasonerState, turns: Turns
+def prefill(
+    config: ModelConfig, params: Params, state: ReasonerState, turns: MicroTurns
 ) -> ReasonerState:
     """Takes the next micro-turns in, however many of them there are.
 
     Args:
       config: The model's.
-      params: The model's: trunk, router_bias.
+      params: The model's: backbone, router_bias.
       state: Before them.
-      turns: At most FOLLOW of each session.
+      turns: At most PREFILL_TURNS of each session.
 
     Returns:
       The state after them.
@@ -79,26 +83,27 @@ def follow(
       ValueError: More than the rings have room for.
     """
     b, n = turns.text.shape
-    if n > FOLLOW:
-        raise ValueError(f"turns: got {n}, wanted at most {FOLLOW} at once; call again for more")
+    if n > PREFILL_TURNS:
+        raise ValueError(
+            f"turns: got {n}, wanted at most {PREFILL_TURNS} at once; call again for more"
+        )
     audio = config.audio
     with jax.named_scope("front_end"):
         pcm = turns.audio.reshape(b, -1)
         _, user = mel.log_mel_stream(state.audio_tail, pcm, audio.user_hop, audio)
-        heard = jnp.concatenate([state.heard[:, None], turns.heard], axis=1)
-        text = jnp.concatenate([state.text[:, None], turns.text], axis=1)
-        inputs = TurnInputs(
-            user=dmel.dmel_bins(user, audio).reshape(b, n, audio.user_frames, audio.mels),
-            own=None,
-            hear_own=jnp.zeros((b, n)),
-            heard=heard[:, :-1],
-            last=text[:, :-1],
+        before = TurnOutputs(state.user_transcript, state.text, None)
+        inputs = assemble(
+            config,
+            user.reshape(b, n, audio.user_frames, audio.mels),
+            before,
+            TurnOutputs(turns.user_transcript, turns.text, None),
+            self_audio_gain=jnp.zeros((b, n)),
             text=turns.arrived,
             frame=turns.frame,
             has_frame=turns.has_frame,
             exists=jnp.arange(n) < turns.count[:, None],
         )
-        positions = embed(config, params["trunk"], inputs, state.clock)
+        positions = embed(config, params["backbone"], inputs, state.clock)
     _, rings, caches, _ = run_cached(
         config.transformer, params, positions, state.rings, state.caches
     )
@@ -108,14 +113,14 @@ def follow(
 
     samples = jnp.concatenate([state.audio_tail, pcm], axis=1)
     cut = jax.vmap(partial(newest, size=state.audio_tail.shape[1]))
-    last = jax.vmap(lambda row, count: row[count])
+    last = jax.vmap(lambda first, row, count: jnp.concatenate([first[None], row])[count])
     return ReasonerState(
         clock=state.clock + turns.count.astype(jnp.uint32),
         rings=rings,
         caches=caches,
         audio_tail=cut(samples, turns.count * audio.turn_samples),
-        heard=last(heard, turns.count),
-        text=last(text, turns.count),
+        user_transcript=last(state.user_transcript, turns.user_transcript, turns.count),
+        text=last(state.text, turns.text, turns.count),
     )
 
 
@@ -126,7 +131,7 @@ def read(
 
     Args:
       config: The model's.
-      params: The model's: trunk, router_bias.
+      params: The model's: backbone, router_bias.
       state: Of branches, or of records from which they part here.
       tokens: int32[b, m], PAD at the end of rows that have fewer.
 
@@ -138,32 +143,34 @@ def read(
       ValueError: More tokens than the rings have room for.
     """
     m, span = tokens.shape[1], config.turn_span
-    if m > FOLLOW * span:
-        raise ValueError(f"tokens: got {m}, wanted at most {FOLLOW * span} at once; call again")
+    if m > PREFILL_TURNS * span:
+        raise ValueError(
+            f"tokens: got {m}, wanted at most {PREFILL_TURNS * span} at once; call again"
+        )
     place = state.clock[:, None] + jnp.arange(m, dtype=jnp.uint32)
     arrivals = Arrivals(tokens, place * jnp.uint32(span))
-    positions = embed_arrivals(config, params["trunk"], arrivals)
+    positions = embed_arrivals(config, params["backbone"], arrivals)
     x, rings, caches, _ = run_cached(
         config.transformer, params, positions, state.rings, state.caches
     )
     count = jnp.sum(positions.valid, axis=1, dtype=jnp.int32)
     newest = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
-    weights = whole(params["trunk"]["read_out"], "read_out", config.transformer.dtype)
+    weights = gather_and_cast(params["backbone"]["heads"], "heads", config.transformer.dtype)
     state = state._replace(clock=state.clock + count.astype(jnp.uint32), rings=rings, caches=caches)
-    return state, read_text(config, weights, newest)[:, 0]
+    return state, text_head(config, weights, newest)[:, 0]
 
 
 class Functions(NamedTuple):
     """The reasoner's functions, jitted; each shape of inputs is compiled once."""
 
     init: Callable[[int], ReasonerState]  # sessions -> their state
-    follow: Callable[..., ReasonerState]  # (params, state, turns) -> state
+    prefill: Callable[..., ReasonerState]  # (params, state, turns) -> state
     read: Callable[..., tuple[ReasonerState, Array]]  # (params, state, tokens) -> state, int32[b]
-    branch: Callable[[ReasonerState], ReasonerState]  # a copy; the others donate their state
+    fork: Callable[[ReasonerState], ReasonerState]  # a copy; the others donate their state
 
 
 def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
-    """`PartitionSpec`s of a state, see `cached.session_specs`."""
+    """`PartitionSpec`s of a state, see `ring_caches.session_specs`."""
     return session_specs(jax.eval_shape(partial(init_state, config, 1)))
 
 
@@ -177,19 +184,19 @@ def make_reasoner(
 
     Args:
       config: The model's.
-      mesh: With all axes of `parallel.AXES`; its `data`, `fsdp` and `expert` devices share out the
+      mesh: With all axes of `collectives.AXES`; its `data`, `fsdp` and `expert` devices share out the
         sessions.
       specs: `PartitionSpec`s of params, `sharding.param_specs` of a model's.
       unpack: Makes a model's parameters of params, on each device.
 
     Returns:
-      `follow` and `read`, which gives the likeliest next token.
+      `prefill` and `read`, which gives the likeliest next token.
     """
     sessions, states = PartitionSpec(SESSIONS), state_specs(config)
     inputs, placed = (specs, states, sessions), place(mesh, states)
 
-    def follow_turns(params: Any, state: ReasonerState, turns: Turns) -> ReasonerState:  # noqa: ANN401
-        return follow(config, unpack(params), state, turns)
+    def prefill_turns(params: Any, state: ReasonerState, turns: MicroTurns) -> ReasonerState:  # noqa: ANN401
+        return prefill(config, unpack(params), state, turns)
 
     def read_tokens(params: Any, state: ReasonerState, tokens: Array) -> tuple:  # noqa: ANN401
         state, logits = read(config, unpack(params), state, tokens)
@@ -197,9 +204,9 @@ def make_reasoner(
 
     return Functions(
         init=jax.jit(partial(init_state, config), static_argnums=0, out_shardings=placed),
-        follow=jit_step(follow_turns, mesh, inputs, states),
+        prefill=jit_step(prefill_turns, mesh, inputs, states),
         read=jit_step(read_tokens, mesh, inputs, (states, sessions)),
-        branch=jax.jit(
+        fork=jax.jit(
             lambda state: jax.tree.map(jnp.copy, state),
             in_shardings=(placed,),
             out_shardings=placed,

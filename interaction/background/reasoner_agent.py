@@ -20,17 +20,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from interaction import checkpoint, sharding
 from interaction.background import reasoner
-from interaction.background.agent import DONE, FAILED, RESULT, TEXT, THINKING, Turn
-from interaction.background.reasoner import ReasonerState, Turns
+from interaction.background.agent import DONE, FAILED, RESULT, TEXT, THINKING, MicroTurn
+from interaction.background.reasoner import MicroTurns, ReasonerState
 from interaction.background.threaded import KEEP, ThreadedAgent
 from interaction.background.toolbox import Toolbox, ToolCall, error_json
-from interaction.config import FOLLOW, ModelConfig
+from interaction.config import PREFILL_TURNS, ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
-from interaction.model import init_params, separate_layers
-from interaction.packing import LIMITS, Packing
-from interaction.parallel import SESSIONS
+from interaction.distributed import sharding
+from interaction.distributed.collectives import SESSIONS
+from interaction.distributed.packing import LIMITS, Packing
+from interaction.model.backbone import separate_layers
+from interaction.model.parameters import init_params
+from interaction.pretrained import store
 from interaction.types import Params, Special
 
 READ = 16  # tokens of a span that are read at once
@@ -49,7 +51,7 @@ class Reasoner:
 
         Args:
           config: The model's.
-          params: Of which trunk and router_bias are read: a background model is mute.
+          params: Of which backbone and router_bias are read: a background model is mute.
           tokenizer: The live model's.
           mesh: Devices to run on, other than the live model's if need be; None takes the first.
 
@@ -70,12 +72,12 @@ class Reasoner:
                 "stays on one of the devices that share sessions out"
             )
         self.config, self.tokenizer = config, tokenizer
-        params = {part: params[part] for part in ("trunk", "router_bias")}
+        params = {part: params[part] for part in ("backbone", "router_bias")}
         params = sharding.cast_params(params, config.transformer.dtype)
         params = jax.tree.map(sharding.put, params, sharding.shardings(mesh, params))
         platform = sharding.platform(mesh)
         if platform == "cpu" and mesh.size == 1:  # see `run_stack`
-            params = {**params, "trunk": jax.jit(separate_layers)(params["trunk"])}
+            params = {**params, "backbone": jax.jit(separate_layers)(params["backbone"])}
         packing = Packing(params, sharding.param_specs(params), LIMITS[platform])
         self._packed = packing.join(params, mesh)
         self._run = reasoner.make_reasoner(config, mesh, packing.specs, packing.take_apart)
@@ -90,9 +92,9 @@ class Reasoner:
             audio, size = self.config.audio, self.config.frame_size
             silence = np.zeros(audio.turn_samples, np.float32)
             picture = np.zeros((size, size, 3), np.float32) if frames else None
-            heard = np.full(self.config.audio_positions, Special.NONE, np.int32)
-            turn = Turn(silence, silence, heard, Special.SILENT, None, picture)
-            state = self.branch(self.follow(self.start(), [turn]))
+            user_transcript = np.full(self.config.audio_positions, Special.NONE, np.int32)
+            turn = MicroTurn(silence, silence, user_transcript, Special.SILENT, None, picture)
+            state = self.fork(self.prefill(self.start(), [turn]))
             for span in ([Special.DELEGATE, Special.END_DELEGATE], [Special.HOLD]):
                 state, _ = self.read(state, span)
             self._compiled.add(frames)
@@ -101,7 +103,7 @@ class Reasoner:
         """A conversation before its first micro-turn."""
         return self._run.init(1)
 
-    def follow(self, state: ReasonerState, turns: Sequence[Turn]) -> ReasonerState:
+    def prefill(self, state: ReasonerState, turns: Sequence[MicroTurn]) -> ReasonerState:
         """Takes at most FOLLOW micro-turns in; the state is donated.
 
         Waits for it, so that no more work than this ever lies before the live model's on a device.
@@ -109,27 +111,27 @@ class Reasoner:
         config, count = self.config, len(turns)
         samples, positions = config.audio.turn_samples, config.audio_positions
         given: dict[str, Any] = {
-            "audio": np.zeros((1, FOLLOW, samples), np.float32),
-            "heard": np.full((1, FOLLOW, positions), Special.NONE, np.int32),
-            "text": np.full((1, FOLLOW), Special.SILENT, np.int32),
-            "arrived": np.full((1, FOLLOW, config.text_slots), Special.PAD, np.int32),
+            "audio": np.zeros((1, PREFILL_TURNS, samples), np.float32),
+            "user_transcript": np.full((1, PREFILL_TURNS, positions), Special.NONE, np.int32),
+            "text": np.full((1, PREFILL_TURNS), Special.SILENT, np.int32),
+            "arrived": np.full((1, PREFILL_TURNS, config.text_slots), Special.PAD, np.int32),
         }
         if any(turn.frame is not None for turn in turns):
             size = config.frame_size
-            given["frame"] = np.zeros((1, FOLLOW, size, size, 3), np.float32)
+            given["frame"] = np.zeros((1, PREFILL_TURNS, size, size, 3), np.float32)
         for place, turn in enumerate(turns):
             for name, rows in given.items():
                 if getattr(turn, name) is not None:
                     rows[0, place] = getattr(turn, name)
         if "frame" in given:
-            given["has_frame"] = np.zeros((1, FOLLOW), bool)
+            given["has_frame"] = np.zeros((1, PREFILL_TURNS), bool)
             given["has_frame"][0, :count] = [turn.frame is not None for turn in turns]
         given["count"] = np.array([count], np.int32)
-        return jax.block_until_ready(self._run.follow(self._packed, state, Turns(**given)))
+        return jax.block_until_ready(self._run.prefill(self._packed, state, MicroTurns(**given)))
 
-    def branch(self, state: ReasonerState) -> ReasonerState:
+    def fork(self, state: ReasonerState) -> ReasonerState:
         """A copy, to be read on."""
-        return self._run.branch(state)
+        return self._run.fork(state)
 
     def read(self, state: ReasonerState, ids: Sequence[int]) -> tuple[ReasonerState, int]:
         """Takes at most READ tokens in, and says the likeliest next one; the state is donated."""
@@ -142,28 +144,28 @@ class Reasoner:
 def load_reasoner(
     name: str | os.PathLike = "demo_background", mesh: Mesh | None = None
 ) -> Reasoner:
-    """Loads a released background model by name, or from a folder of `checkpoint.save_model`.
+    """Loads a released background model by name, or from a folder of `store.save_model`.
 
     Args:
-      name: Of the model, or its folder; its weights are trunk and router_bias alone.
+      name: Of the model, or its folder; its weights are backbone and router_bias alone.
       mesh: See `Reasoner`.
 
     Raises:
       ValueError: There is no such model, or its files are damaged or foreign.
     """
-    folder = checkpoint.find_released(name)
+    folder = store.find_released(name)
 
     def abstract(config: ModelConfig) -> Params:
         key = jax.random.key(0)
-        trunk, _, bias = jax.eval_shape(functools.partial(init_params, config), key)
-        return {"trunk": trunk, "router_bias": bias}
+        backbone, _, bias = jax.eval_shape(functools.partial(init_params, config), key)
+        return {"backbone": backbone, "router_bias": bias}
 
-    config, params = checkpoint.load_model(folder, abstract)
-    return Reasoner(config, params, load_tokenizer(folder / checkpoint.TOKENIZER), mesh)
+    config, params = store.load_model(folder, abstract)
+    return Reasoner(config, params, load_tokenizer(folder / store.TOKENIZER), mesh)
 
 
 @dataclasses.dataclass
-class _Branch:
+class _Fork:
     """One delegation at work."""
 
     state: ReasonerState
@@ -200,24 +202,24 @@ class ReasonerAgent(ThreadedAgent):
             model.warm_up(frames)
         self._model = model
         self._toolbox = toolbox
-        self._branches: dict[int, _Branch] = {}
+        self._forks: dict[int, _Fork] = {}
         self.reset()
 
     def reset(self) -> None:
         """See `ThreadedAgent`."""
-        for number in list(self._branches):
+        for number in list(self._forks):
             self._drop(number)
         self._record = self._model.start()
-        self._pending: list[Turn] = []
+        self._pending: list[MicroTurn] = []
 
     def close(self) -> None:
         """See `BackgroundAgent`; calls that run are cancelled."""
         super().close()
-        for branch in list(self._branches.values()):
-            if branch.call is not None:
-                branch.call.cancel()
+        for fork in list(self._forks.values()):
+            if fork.call is not None:
+                fork.call.cancel()
 
-    def on_turns(self, turns: list[Turn]) -> None:
+    def on_turns(self, turns: list[MicroTurn]) -> None:
         """See `ThreadedAgent`; `work` follows them when there are enough."""
         self._pending += turns
 
@@ -239,25 +241,25 @@ class ReasonerAgent(ThreadedAgent):
 
     def work(self) -> bool:
         """Follows some micro-turns, or takes each branch one token further."""
-        if len(self._pending) >= FOLLOW:
-            self._follow_some()
+        if len(self._pending) >= PREFILL_TURNS:
+            self._prefill_some()
             return True
-        going = [self._advance(*one) for one in list(self._branches.items())]
+        going = [self._advance(*one) for one in list(self._forks.items())]
         return any(going)
 
-    def _follow_some(self) -> None:
-        turns, self._pending = self._pending[:FOLLOW], self._pending[FOLLOW:]
-        self._record = self._model.follow(self._record, turns)
+    def _prefill_some(self) -> None:
+        turns, self._pending = self._pending[:PREFILL_TURNS], self._pending[PREFILL_TURNS:]
+        self._record = self._model.prefill(self._record, turns)
 
     def _open(self, number: int, unread: list[int]) -> None:
         while self._pending:
-            self._follow_some()
-        self._branches[number] = _Branch(self._model.branch(self._record), unread)
+            self._prefill_some()
+        self._forks[number] = _Fork(self._model.fork(self._record), unread)
 
     def _drop(self, number: int) -> ToolCall | None:
         """Ends a branch; returns its call that ran, which is over then."""
-        branch = self._branches.pop(number, None)
-        call = None if branch is None else branch.call
+        fork = self._forks.pop(number, None)
+        call = None if fork is None else fork.call
         if call is not None:
             call.cancel()
         return call
@@ -266,77 +268,77 @@ class ReasonerAgent(ThreadedAgent):
         ids = [one for one in self._model.tokenizer.encode(text) if one >= Special.COUNT]
         return [opening, *ids[:_LONGEST], Special.END_DELEGATE]
 
-    def _advance(self, number: int, branch: _Branch) -> bool:
+    def _advance(self, number: int, fork: _Fork) -> bool:
         """Takes a branch a little further; False while it waits for a call, and at its end."""
-        if branch.call is not None:
-            if not branch.call.done():
+        if fork.call is not None:
+            if not fork.call.done():
                 return False
-            result, branch.call = branch.call.result(), None
+            result, fork.call = fork.call.result(), None
             self.emit(number, RESULT, result)
-            branch.unread += self._span(Special.UPDATE, result)
-        if not branch.unread:
-            self._write(number, branch, branch.token)
-        if number not in self._branches or branch.call is not None:
-            return number in self._branches
-        ids, branch.unread = branch.unread[:READ], branch.unread[READ:]
-        branch.state, branch.token = self._model.read(branch.state, ids)
+            fork.unread += self._span(Special.UPDATE, result)
+        if not fork.unread:
+            self._write(number, fork, fork.token)
+        if number not in self._forks or fork.call is not None:
+            return number in self._forks
+        ids, fork.unread = fork.unread[:READ], fork.unread[READ:]
+        fork.state, fork.token = self._model.read(fork.state, ids)
         return True
 
-    def _write(self, number: int, branch: _Branch, token: int) -> None:
+    def _write(self, number: int, fork: _Fork, token: int) -> None:
         """Does what a token that the model wrote says."""
-        branch.written += 1
-        if branch.written > LIMIT:
+        fork.written += 1
+        if fork.written > LIMIT:
             self._give_up(number, f"no end after {LIMIT} tokens")
             return
-        branch.unread = [token]
+        fork.unread = [token]
         if token >= Special.COUNT:
-            branch.part.append(token)
-            if branch.writes == _SAY:
-                self._say(number, branch, last=False)
-        elif branch.writes == _THINK and token in (Special.DELEGATE, Special.HOLD):
-            if branch.part:
-                self.emit(number, THINKING, self._model.tokenizer.decode(branch.part))
-            branch.part = []
-            branch.writes = _CALL if token == Special.DELEGATE else _SAY
-        elif branch.writes == _CALL and token == Special.END_DELEGATE:
-            self._call(number, branch)
-        elif branch.writes == _SAY and token == Special.SILENT:
-            self._say(number, branch, last=True)
-            del self._branches[number]
+            fork.part.append(token)
+            if fork.writes == _SAY:
+                self._say(number, fork, last=False)
+        elif fork.writes == _THINK and token in (Special.DELEGATE, Special.HOLD):
+            if fork.part:
+                self.emit(number, THINKING, self._model.tokenizer.decode(fork.part))
+            fork.part = []
+            fork.writes = _CALL if token == Special.DELEGATE else _SAY
+        elif fork.writes == _CALL and token == Special.END_DELEGATE:
+            self._call(number, fork)
+        elif fork.writes == _SAY and token == Special.SILENT:
+            self._say(number, fork, last=True)
+            del self._forks[number]
             self.emit(number, DONE)
         else:
-            branch.unread = []
-            self._correct(number, branch, f"{Special.NAMES[token]} where it was to {branch.writes}")
+            fork.unread = []
+            self._correct(number, fork, f"{Special.NAMES[token]} where it was to {fork.writes}")
 
-    def _say(self, number: int, branch: _Branch, last: bool) -> None:
+    def _say(self, number: int, fork: _Fork, last: bool) -> None:
         """Gives the words that are whole: all but the last one, to which more may belong."""
-        text = self._model.tokenizer.decode(branch.part)
+        text = self._model.tokenizer.decode(fork.part)
         if not last:
             text, more, _ = text.rpartition(" ")
-            branch.part = branch.part[-1:] if more else branch.part
+            fork.part = fork.part[-1:] if more else fork.part
         if text:
-            branch.said = True
+            fork.said = True
             self.emit(number, TEXT, text)
 
-    def _call(self, number: int, branch: _Branch) -> None:
-        text = self._model.tokenizer.decode(branch.part)
-        branch.part, branch.writes = [], _THINK
+    def _call(self, number: int, fork: _Fork) -> None:
+        text = self._model.tokenizer.decode(fork.part)
+        fork.part, fork.writes = [], _THINK
         try:
             call = json.loads(text)
         except (ValueError, RecursionError):
             call = None
         if not isinstance(call, dict) or not isinstance(call.get("tool"), str):
-            self._correct(number, branch, "call: wanted JSON of a tool and its arguments")
+            self._correct(number, fork, "call: wanted JSON of a tool and its arguments")
             return
-        branch.call = self.call(number, self._toolbox, text)
+        fork.call = self.call(number, self._toolbox, text)
 
-    def _correct(self, number: int, branch: _Branch, why: str) -> None:
-        branch.mistakes += 1
-        if branch.mistakes > 1 or branch.said:
+    def _correct(self, number: int, fork: _Fork, why: str) -> None:
+        fork.mistakes += 1
+        if fork.mistakes > 1 or fork.said:
             self._give_up(number, f"the model wrote {why}")
             return
-        branch.part, branch.writes = [], _THINK
-        branch.unread += self._span(Special.UPDATE, error_json(why))
+        fork.part, fork.writes = [], _THINK
+        fork.unread += self._span(Special.UPDATE, error_json(why))
 
     def _give_up(self, number: int, why: str) -> None:
         self._drop(number)

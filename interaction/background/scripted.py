@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from interaction.background.agent import Event, Turn
+from interaction.background.agent import Event, MicroTurn
 
 DIE = "die"  # a kind of `Line`: from then on every method raises
 
@@ -37,9 +37,9 @@ class ScriptedAgent:
         self._lines: dict[int, list[tuple[int, Line]]] = {}  # by delegation, with their turns
         self._dead = False
         self.told: list[tuple] = []
-        self.turns: list[Turn] = []
+        self.turns: list[MicroTurn] = []
 
-    def follow(self, turn: Turn) -> None:
+    def observe(self, turn: MicroTurn) -> None:
         """See `BackgroundAgent`."""
         self._alive()
         self.turns.append(turn)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from interaction.background.agent import CALL, DONE, FAILED, KINDS, TEXT, Event, Turn
+from interaction.background.agent import CALL, DONE, FAILED, KINDS, TEXT, Event, MicroTurn
 from interaction.background.toolbox import Toolbox, ToolCall
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _TURN, _ASK, _UPDATE, _CANCEL = "turn", "ask", "update", "cancel"
 
 class _Message(NamedTuple):
     kind: str
-    turn: Turn | None = None
+    turn: MicroTurn | None = None
     delegation: int = 0
     words: tuple[str, ...] = ()  # the request, then what corrects it
 
@@ -48,20 +48,20 @@ class ThreadedAgent:
         self.__change = threading.Condition()  # guards what follows, down to the blank line
         self.__inbox: collections.deque[_Message] = collections.deque()
         self.__waiting = 0  # turns in the inbox
-        self.__skipped: collections.deque[Turn] = collections.deque(maxlen=keep)
+        self.__skipped: collections.deque[MicroTurn] = collections.deque(maxlen=keep)
         self.__outbox: collections.deque[Event] = collections.deque()
         self.__updates: collections.Counter[int] = collections.Counter()  # that wait
         self.__closed = False
 
         self.__thread: threading.Thread | None = None
         # Of the thread:
-        self.__kept: collections.deque[Turn] = collections.deque(maxlen=keep)
+        self.__kept: collections.deque[MicroTurn] = collections.deque(maxlen=keep)
         self.__running: dict[int, None] = {}
         self.__down = False  # could not be brought up again
 
     # What the conversation calls.
 
-    def follow(self, turn: Turn) -> None:
+    def observe(self, turn: MicroTurn) -> None:
         """See `BackgroundAgent`."""
         self.__put(_Message(_TURN, turn))
 
@@ -117,7 +117,7 @@ class ThreadedAgent:
 
     # What a subclass implements.
 
-    def on_turns(self, turns: list[Turn]) -> None:
+    def on_turns(self, turns: list[MicroTurn]) -> None:
         """Follows the record: all micro-turns that waited, in order."""
 
     def on_ask(self, delegation: int, request: str) -> None:
@@ -205,7 +205,7 @@ class ThreadedAgent:
                 more = False
                 self.__fail(error, messages)
 
-    def __take(self, more: bool) -> tuple[collections.deque[_Message] | None, list[Turn]]:
+    def __take(self, more: bool) -> tuple[collections.deque[_Message] | None, list[MicroTurn]]:
         """Messages that wait, at least one unless there is work to do; None at the end."""
 
         def ready() -> bool:
@@ -230,7 +230,7 @@ class ThreadedAgent:
                 turns.append(turn)
                 messages.popleft()
             if turns:
-                self.__follow(turns)
+                self.__observe(turns)
                 continue
             message = messages.popleft()
             number = message.delegation
@@ -253,7 +253,7 @@ class ThreadedAgent:
         if self.__down:
             self.__recover()
 
-    def __follow(self, turns: list[Turn]) -> None:
+    def __observe(self, turns: list[MicroTurn]) -> None:
         self.__kept.extend(turns)
         if not self.__down:
             self.on_turns(turns)

@@ -8,7 +8,7 @@ import importlib
 _HOMES = {
     "EngineMissing": "engines",
     "QUIET": "sessions",
-    "Record": "sessions",
+    "StoredSession": "sessions",
     "SCENARIOS": "sessions",
     "Tokenizer": "tokenizer",
     "dataset": "records",

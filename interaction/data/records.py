@@ -10,20 +10,20 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from interaction.data.sessions import Record
+from interaction.data.sessions import StoredSession
 
-ARRAYS = {"user": np.int16, "model": np.int16, "text": np.int32, "heard": np.int32}
+ARRAYS = {"user": np.int16, "model": np.int16, "text": np.int32, "user_transcript": np.int32}
 ARRAYS |= dict.fromkeys(
-    ("arrived", "arrived_slot", "followed", "thought", "thought_wanted"), np.int32
+    ("arrived", "arrived_slot", "prefilled", "reasoning", "reasoning_wanted"), np.int32
 )
 
 
-def encode(record: Record) -> bytes:
+def encode(record: StoredSession) -> bytes:
     """One session as bytes (MessagePack)."""
     return flax.serialization.msgpack_serialize(dict(record))
 
 
-def decode(data: bytes) -> Record:
+def decode(data: bytes) -> StoredSession:
     """The inverse of `encode`.
 
     Raises:
@@ -45,7 +45,7 @@ def decode(data: bytes) -> Record:
     return record
 
 
-def write(path: Path, records: Iterable[Record]) -> int:
+def write(path: Path, records: Iterable[StoredSession]) -> int:
     """Writes sessions to one file, which appears only when it is whole; returns their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -91,7 +91,7 @@ def dataset(path: Path) -> grain.MapDataset:
     return grain.MapDataset.source(source).map(_Decode())
 
 
-def read(path: Path, index: int) -> tuple[Record, dict]:
+def read(path: Path, index: int) -> tuple[StoredSession, dict]:
     """One session whole, and its metadata as a dict."""
     source = grain.sources.ArrayRecordDataSource([str(file) for file in files(path)])
     record = decode(source[index])

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from interaction.data import acoustics, branches, clips, domain, timing, voices
+from interaction.data import acoustics, clips, domain, reasoning_tokens, timing, voices
 from interaction.data.clips import RATE, Clip
 from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
 
-Record = dict[str, Any]
+StoredSession = dict[str, Any]
 
 SCENARIOS = {  # relative frequency of what happens next
     "plain": 0.42,
@@ -433,7 +433,7 @@ class Session:
         self.user += acoustics.noise(self.rng, colour, self.samples, self.rms * 10 ** (-snr / 20))
         return f"{colour} {snr:.0f} dB"
 
-    def record(self, noise: str) -> Record:
+    def record(self, noise: str) -> StoredSession:
         """The finished session."""
         self.events.sort(key=lambda entry: entry["start_s"])
         self.spoken.sort(key=lambda item: item[0])
@@ -448,9 +448,9 @@ class Session:
             "user": _int16(self.user),
             "model": _int16(self.model),
             "text": self.text,
-            "heard": timing.heard_tokens(load_tokenizer(), self.spoken, self.turns),
-            **branches.branch_arrays(0, []),
-            **branches.arrival_arrays([]),
+            "user_transcript": timing.transcript_tokens(load_tokenizer(), self.spoken, self.turns),
+            **reasoning_tokens.reasoning_arrays(0, []),
+            **reasoning_tokens.arrival_arrays([]),
             "meta": json.dumps(meta),
         }
 
@@ -461,7 +461,7 @@ def _int16(pcm: np.ndarray) -> np.ndarray:
 
 def make_session(
     seed: Sequence[int], split: str = "train", scenario: str | None = None, turns: int = 80
-) -> Record:
+) -> StoredSession:
     """Makes one session; the same arguments give the same bits.
 
     Args:
@@ -472,7 +472,7 @@ def make_session(
 
     Returns:
         user int16[turns * 3200], model int16[turns * 3200] on the reply clock, text int32[turns],
-        heard int32[turns, 2], meta JSON; and the fields of `branches`, which are empty.
+        heard int32[turns, 2], meta JSON; and the fields of `reasonings`, which are empty.
 
     Raises:
         ValueError: the split or the scenario is unknown.

@@ -15,7 +15,7 @@ SLOT = 1_600  # samples of one slot of the user's transcription
 ANSWER_WAIT = 3_520  # samples (0.22 s) from the end of a request to the earliest answer
 STOP_WAIT = 3_840  # samples (0.24 s) from the onset of an interruption to silence
 END_MARGIN = 640  # samples (0.04 s) after the last audible one
-HEARD_DELAY = 640  # samples (0.04 s) from the end of a word to its transcription
+TRANSCRIPT_DELAY = 640  # samples (0.04 s) from the end of a word to its transcription
 LEAD = 2  # micro-turns that text runs ahead of its audio at most
 
 
@@ -62,13 +62,15 @@ def answer_tokens(tokenizer: Tokenizer, clip: Clip, first: int, end: int) -> dic
     return targets
 
 
-def heard_tokens(tokenizer: Tokenizer, spoken: list[tuple[int, Clip]], turns: int) -> np.ndarray:
+def transcript_tokens(
+    tokenizer: Tokenizer, spoken: list[tuple[int, Clip]], turns: int
+) -> np.ndarray:
     """Transcription targets, int32[turns, 2], of clips (start sample, clip) in order of time."""
     slots = np.full(turns * 2, Special.NONE, np.int32)
     free = 0
     for start, clip in spoken:
         for word, end in zip(clip.text.split(), clip.ends, strict=True):
-            slot = (start + int(end * RATE) + HEARD_DELAY) // SLOT
+            slot = (start + int(end * RATE) + TRANSCRIPT_DELAY) // SLOT
             for token in tokenizer.encode(word):
                 slot = max(slot, free)
                 if slot < len(slots):

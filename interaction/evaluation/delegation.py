@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from interaction.evaluation.background import Delegation
+from interaction.evaluation.delegation_history import Delegation
 from interaction.evaluation.events import (
     INTERRUPTIONS,
     NOBODY,
@@ -45,12 +45,7 @@ from interaction.evaluation.events import (
     Event,
     reply_time,
 )
-from interaction.evaluation.scoring import (
-    TEXT_BEFORE_S,
-    Spoken,
-    find_response,
-    next_to_model,
-)
+from interaction.evaluation.scoring import TEXT_BEFORE_S, Spoken, find_response, next_to_model
 from interaction.evaluation.spans import Span, read_spans
 from interaction.evaluation.utterances import Result, Said, attribute, results_of
 from interaction.types import Special
@@ -78,7 +73,7 @@ class Judged(NamedTuple):
 
     measure: str
     ok: bool
-    errand: str  # name of the errand, or the kind of another request
+    tool_request: str  # name of the errand, or the kind of another request
     asked: str = ""  # the user's words
     wanted: str = ""
     said: str = ""
@@ -119,9 +114,9 @@ def score_delegations(recording: Recording) -> DelegationScore:
             judged.append(_result(recording, case, said, "result"))
         judged += _timing(recording, case, said)
     for index, event in enumerate(recording.events):
-        if event.kind == "errand_cancel":
+        if event.kind == "tool_request_cancel":
             judged.append(_cancel(recording, cases[event.delegation], event, said))
-        elif event.kind == "errand_update":
+        elif event.kind == "tool_request_update":
             judged.append(_update(recording, cases[event.delegation], event, said))
         elif event.kind in (*REQUESTS, *INTERRUPTIONS) and event.wants_answer:
             judged += _while_waiting(recording, index, said)
@@ -135,14 +130,14 @@ def _cases(recording: Recording, spans: Sequence[Span]) -> dict[int, _Case]:
     by_turn = {one.closed: one for one in recording.delegations}
     free, cases = list(spans), {}
     for index, event in enumerate(recording.events):
-        if event.kind not in ("errand", "errand_cancel", "errand_update"):
+        if event.kind not in ("tool_request", "tool_request_cancel", "tool_request_update"):
             continue
         if event.delegation not in notes:
             raise ValueError(
                 f"notes: got {sorted(notes)}, wanted {event.delegation}, of which {event.text!r} "
                 "speaks; rebuild the session"
             )
-        if event.kind != "errand":
+        if event.kind != "tool_request":
             continue
         following = next_to_model(recording.events, index)
         until = event.end_s + OPENS_WITHIN_S
@@ -178,7 +173,7 @@ def _handed_over(recording: Recording, case: _Case) -> list[Judged]:
     fixed = bool(note["updates"])  # then the note has the corrected request
     wanted = "" if fixed else note["request"]
     excluded = late if span is None else ""
-    one = Judged("recall", span is not None, note["errand"], event.text, wanted, words)
+    one = Judged("recall", span is not None, note["tool_request"], event.text, wanted, words)
     found = [one._replace(excluded=excluded)]
     if span is not None and not fixed:
         found.append(one._replace(measure="request", ok=words == wanted))
@@ -206,7 +201,9 @@ def _result(recording: Recording, case: _Case, said: Sequence[Said], measure: st
         elif one is not None and one.arrived >= 0:
             begun_s = reply_time(one.arrived)
         excluded = ENDED if begun_s > last_s else _cut(recording.events, pieces, wanted)
-    return Judged(measure, ok, note["errand"], case.event.text, wanted, text, excluded=excluded)
+    return Judged(
+        measure, ok, note["tool_request"], case.event.text, wanted, text, excluded=excluded
+    )
 
 
 def _called(delegation: Delegation | None, wanted: Mapping[str, Any]) -> bool:
@@ -236,7 +233,7 @@ def _timing(recording: Recording, case: _Case, said: Sequence[Said]) -> list[Jud
     events, note, one = recording.events, case.note, case.delegation
     response = find_response(events, list(events).index(case.event), recording.spoken)
     found = []
-    blank = Judged("holding", response.start_s is not None, note["errand"], case.event.text)
+    blank = Judged("holding", response.start_s is not None, note["tool_request"], case.event.text)
     if response.start_s is not None:
         found.append(blank._replace(value=response.start_s - case.event.end_s))
     else:
@@ -284,7 +281,9 @@ def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said
     late = ENDED if not passed_on and until > recording.spoken.duration_s else ""
     text = " ".join([*(["<cancel>"] if passed_on else []), *told])
     ok = passed_on and dropped and not told
-    return Judged("cancel", ok, case.note["errand"], event.text, "<cancel>", text, excluded=late)
+    return Judged(
+        "cancel", ok, case.note["tool_request"], event.text, "<cancel>", text, excluded=late
+    )
 
 
 def _update(recording: Recording, case: _Case, event: Event, said: Sequence[Said]) -> Judged:

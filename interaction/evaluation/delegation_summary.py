@@ -62,8 +62,9 @@ def summarise_delegations(scores: Iterable[DelegationScore]) -> dict[str, Any]:
         "counts": counts,
         "intervals": intervals,
         "excluded": {key: dict(excluded[measure]) for key, measure in measures.items()},
-        "by_errand": {
-            key: rates_by(scored[measure], lambda one: one.errand) for key, measure in RATES.items()
+        "by_tool_request": {
+            key: rates_by(scored[measure], lambda one: one.tool_request)
+            for key, measure in RATES.items()
         },
         "mistakes": {
             key: _mistakes(scored[measure], key == "result_over_user_speech_rate")

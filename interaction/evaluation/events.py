@@ -8,8 +8,12 @@ TURN_S = 0.2  # seconds of a micro-turn
 
 REQUESTS = ("request", "pause_request")
 INTERRUPTIONS = ("interrupt_stop", "interrupt_request", "interrupt_correction")
-ERRANDS = ("errand", "errand_cancel", "errand_update")  # what is handed over, dropped, changed
-TO_MODEL = REQUESTS + INTERRUPTIONS + ERRANDS
+TOOL_REQUESTS = (
+    "tool_request",
+    "tool_request_cancel",
+    "tool_request_update",
+)  # what is handed over, dropped, changed
+TO_MODEL = REQUESTS + INTERRUPTIONS + TOOL_REQUESTS
 TO_OTHERS = ("side_speech", "background")
 NOBODY = ("silence", "noise")
 KINDS = (*TO_MODEL, "backchannel", *TO_OTHERS, *NOBODY)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from interaction.background import agent, delegations
-from interaction.evaluation.background import Delegation
+from interaction.evaluation.delegation_history import Delegation
 from interaction.evaluation.events import reply_time
 from interaction.evaluation.utterances import Said
 

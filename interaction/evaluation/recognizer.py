@@ -144,16 +144,16 @@ def compare(clips: Sequence[Clip], vocabulary: Iterable[str]) -> dict[str, Any]:
     probe = Recognizer(vocabulary)
     usable = [clip for clip in clips if clip.text and probe.knows(clip.text)]
     texts = [clip.text for clip in usable]
-    heard = {}
+    recognised = {}
     for name in ("generated", "original"):
         recognize = Recognizer(vocabulary)
-        heard[name] = [recognize(getattr(clip, name)) for clip in usable]
+        recognised[name] = [recognize(getattr(clip, name)) for clip in usable]
 
     def sounds(sentences: Sequence[str]) -> list[str]:
         return [" ".join(probe.same.get(w, w) for w in line.split()) for line in sentences]
 
     generated, original = (
-        word_accuracy(sounds(texts), sounds(heard[name])) for name in ("generated", "original")
+        word_accuracy(sounds(texts), sounds(recognised[name])) for name in ("generated", "original")
     )
     ratio = generated / original if generated is not None and original else None
     return {
@@ -164,5 +164,5 @@ def compare(clips: Sequence[Clip], vocabulary: Iterable[str]) -> dict[str, Any]:
         "words": sum(len(text.split()) for text in texts),
         "unknown": len(clips) - len(usable),
         "missing_words": sorted(probe.missing),
-        "transcripts": [list(row) for row in zip(texts, *heard.values(), strict=True)],
+        "transcripts": [list(row) for row in zip(texts, *recognised.values(), strict=True)],
     }

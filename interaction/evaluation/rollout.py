@@ -29,7 +29,7 @@ class Rollout(NamedTuple):
 
     audio: np.ndarray  # float32[turns * 3200]; reply n plays from 0.2 (n + 1) s
     text: np.ndarray  # int32[turns]
-    heard: np.ndarray  # int32[turns, slots], the user's words as the model heard them
+    user_transcript: np.ndarray  # int32[turns, slots], the user's words as the model heard them
     step_s: np.ndarray  # float64[turns], wall time of each step, its batch together
 
 
@@ -79,16 +79,20 @@ def rollout(
                 f"users: rows {np.flatnonzero(reply.refused).tolist()} hold NaN, Inf or samples "
                 f"far beyond 1 in micro-turn {turn}, wanted PCM in [-1, 1]; check the recordings"
             )
-        replies.append((np.asarray(reply.audio), np.asarray(reply.text), np.asarray(reply.heard)))
+        replies.append(
+            (np.asarray(reply.audio), np.asarray(reply.text), np.asarray(reply.user_transcript))
+        )
         times.append(time.perf_counter() - began)
         if on_turn is not None:
             on_turn(turn)
-    spoken, text, heard = (np.stack(parts, axis=1) for parts in zip(*replies, strict=True))
+    spoken, text, user_transcript = (
+        np.stack(parts, axis=1) for parts in zip(*replies, strict=True)
+    )
     return [
         Rollout(
             spoken[row, :turns].reshape(-1).astype(np.float32),
             text[row, :turns],
-            heard[row, :turns],
+            user_transcript[row, :turns],
             np.asarray(times[:turns]),
         )
         for row, turns in enumerate(lengths)

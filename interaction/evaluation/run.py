@@ -14,7 +14,7 @@ from interaction.evaluation.statistics import word_accuracy
 from interaction.evaluation.summary import summarise
 from interaction.types import Special
 
-Record = dict[str, Any]
+StoredSession = dict[str, Any]
 CLIP_MARGIN_S = 0.05  # kept around a generated answer
 
 
@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     model: Listener,
-    make_record: Callable[[int], Record],
+    make_record: Callable[[int], StoredSession],
     sessions: int,
     seed: int,
     batch: int = 8,
@@ -54,7 +54,7 @@ def evaluate(
         )
     scores: list[SessionScore] = []
     clips: list[Clip] = []
-    heard: list[tuple[str, str]] = []
+    transcripts: list[tuple[str, str]] = []
     for first in range(0, sessions, batch):
         count = min(batch, sessions - first)
         records = [make_record(index) for index in range(first, first + count)]
@@ -69,11 +69,13 @@ def evaluate(
             score = score_session(parse_events(record["meta"]), spoken)
             scores.append(score)
             clips += answer_clips(record, replies, spoken, score)
-            heard.append((_words(record["heard"], model), _words(replies.heard, model)))
+            transcripts.append(
+                (_words(record["user_transcript"], model), _words(replies.user_transcript, model))
+            )
         if on_batch is not None:
             on_batch(first + count)
     figures = summarise(scores)
-    figures["heard_word_accuracy"] = word_accuracy(*map(list, zip(*heard, strict=True)))
+    figures["transcript_word_accuracy"] = word_accuracy(*map(list, zip(*transcripts, strict=True)))
     return Evaluation(figures, clips, scores)
 
 
@@ -82,7 +84,7 @@ def _words(ids: np.ndarray, model: Listener) -> str:
 
 
 def answer_clips(
-    record: Record, replies: Rollout, spoken: Spoken, score: SessionScore
+    record: StoredSession, replies: Rollout, spoken: Spoken, score: SessionScore
 ) -> list[Clip]:
     """Cuts out right and whole answers: float32 PCM as generated and as in the record.
 

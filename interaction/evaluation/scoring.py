@@ -14,12 +14,12 @@ import numpy as np
 
 from interaction.evaluation import activity, spans
 from interaction.evaluation.events import (
-    ERRANDS,
     INTERRUPTIONS,
     NOBODY,
     REQUESTS,
     TO_MODEL,
     TO_OTHERS,
+    TOOL_REQUESTS,
     TURN_S,
     Event,
     reply_time,
@@ -197,7 +197,7 @@ def _answered(
     audible = response.start_s is not None or response.early_s is not None
     exact = audible and response.text == " ".join(event.answer.split())
     measure = "answer" if event.kind in REQUESTS else "interruption_answer"
-    measure = "holding_answer" if event.kind in ERRANDS else measure
+    measure = "holding_answer" if event.kind in TOOL_REQUESTS else measure
     found.append(Outcome(measure, exact, event, said=response.text, excluded=why))
     return found
 

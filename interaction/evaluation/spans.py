@@ -1,4 +1,4 @@
-"""What a text stream hands over, and what of it is said aloud: `interaction.control`, in numpy."""
+"""What a text stream hands over, and what of it is said aloud: `interaction.model.control_tokens`, in numpy."""
 
 from typing import NamedTuple
 

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from interaction import session_file
 from interaction.background.agent import CALL, BackgroundAgent
 from interaction.background.demo_tools import Row, demo_tools
 from interaction.background.tool import Tool
 from interaction.background.toolbox import Toolbox, ToolCall
-from interaction.conversation import Conversation
-from interaction.evaluation.background import Delegation, read_delegations
+from interaction.engine import replay, session_record
+from interaction.engine.conversation import Conversation
+from interaction.engine.session_record import Model
 from interaction.evaluation.delegation import Recording
+from interaction.evaluation.delegation_history import Delegation, read_delegations
 from interaction.evaluation.events import TURN_S, parse_events
 from interaction.evaluation.rollout import TURN, to_float
 from interaction.evaluation.scoring import Spoken
-from interaction.session_file import Model
 from interaction.types import Reply
 
 MakeAgent = Callable[[Toolbox], BackgroundAgent]
@@ -36,11 +36,11 @@ class Talk(NamedTuple):
 
     audio: np.ndarray  # float32[turns * 3200]; reply n plays from 0.2 (n + 1) s
     text: np.ndarray  # int32[turns]
-    heard: np.ndarray  # int32[turns, slots], the user's words as the model heard them
+    user_transcript: np.ndarray  # int32[turns, slots], the user's words as the model heard them
     step_s: np.ndarray  # float64[turns], wall time of the model's step
-    own_s: np.ndarray  # float64[turns], of what the conversation does beside it
+    driver_s: np.ndarray  # float64[turns], of what the conversation does beside it
     missed: int  # replies that were not there when the next micro-turn began
-    missed_beside: int  # of them, those that would have been without `own_s`
+    missed_beside: int  # of them, those that would have been without `driver_s`
     recorded: bool  # whether the record is complete; True if there is none
 
 
@@ -80,9 +80,9 @@ def talk(
         nonlocal beside
         replies.append(reply)
         stats = conversation.stats
-        times.append((stats.step_s, stats.own_s))
+        times.append((stats.step_s, stats.driver_s))
         late = clock() - start - TURN_S * len(replies)
-        beside += 0 < late <= stats.own_s
+        beside += 0 < late <= stats.driver_s
         if on_turn is not None:
             on_turn()
 
@@ -90,13 +90,13 @@ def talk(
         conversation.run(iter(pcm.reshape(turns, TURN)), take, clock, sleep)
     finally:
         recorded = conversation.close()
-    step_s, own_s = np.asarray(times).T
+    step_s, driver_s = np.asarray(times).T
     return Talk(
         np.concatenate([reply.audio for reply in replies]).astype(np.float32),
         np.asarray([int(reply.text) for reply in replies], np.int32),
-        np.stack([np.asarray(reply.heard) for reply in replies]),
+        np.stack([np.asarray(reply.user_transcript) for reply in replies]),
         step_s,
-        own_s,
+        driver_s,
         conversation.stats.missed,
         beside,
         recorded,
@@ -186,7 +186,7 @@ def run_sessions(
     Args:
       model: Serves all of them.
       make_agent: Gives a session its agent, with the toolbox that it may use.
-      sessions: PCM of each user and the session's meta, as `make_errand_session` makes them.
+      sessions: PCM of each user and the session's meta, as `make_delegation_session` makes them.
       seed: Session i samples with a seed made of this and i.
       folder: For the records, in which there is none yet.
       at_once: Conversations.
@@ -224,7 +224,7 @@ def run_sessions(
             "missed": done.missed,
             "missed_beside": done.missed_beside,
             "step_s": np.round(done.step_s, 6).tolist(),
-            "own_s": np.round(done.own_s, 6).tolist(),
+            "driver_s": np.round(done.driver_s, 6).tolist(),
         }
         path.with_suffix(".json").write_text(json.dumps(beside) + "\n")
         return path
@@ -243,7 +243,7 @@ def read_recording(path: pathlib.Path, decode: Callable[[Sequence[int]], str]) -
     Raises:
       ValueError: The record or what is beside it cannot be read.
     """
-    entries = session_file.read(path).entries
+    entries = session_record.read(path).entries
     beside = json.loads(path.with_suffix(".json").read_text())
     text = np.asarray([entry.text for entry in entries], np.int32)
     audio = np.concatenate([entry.speech for entry in entries])
@@ -305,10 +305,10 @@ def run_figures(paths: Sequence[pathlib.Path], model: Model, replays: int) -> di
     """
     beside = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
     step_ms = [1_000 * np.asarray(one["step_s"]) for one in beside]
-    own_ms = 1_000 * np.concatenate([one["own_s"] for one in beside])
+    driver_ms = 1_000 * np.concatenate([one["driver_s"] for one in beside])
     waits = []
     for path, steps in zip(paths, step_ms, strict=True):
-        found = read_delegations(session_file.read(path).entries)
+        found = read_delegations(session_record.read(path).entries)
         waits.append([any(one.running(turn) for one in found) for turn in range(len(steps))])
     every = np.concatenate(step_ms)
     waiting = every[np.concatenate(waits).astype(bool)]
@@ -316,15 +316,15 @@ def run_figures(paths: Sequence[pathlib.Path], model: Model, replays: int) -> di
         "deadline_misses": sum(one["missed"] for one in beside),
         "deadline_misses_background": sum(one["missed_beside"] for one in beside),
         "turns": len(every),
-        "own_p99_ms": float(np.percentile(own_ms, 99)),
-        "own_max_ms": float(own_ms.max()),
+        "driver_p99_ms": float(np.percentile(driver_ms, 99)),
+        "driver_max_ms": float(driver_ms.max()),
         "records_incomplete": sum(not one["recorded"] for one in beside),
     }
     for name, values in (("", every), ("_while_waiting", waiting)):
         for percent in (50, 99):
             value = float(np.percentile(values, percent)) if len(values) else None
             figures[f"step_p{percent}_ms{name}"] = value
-    again = [(path, session_file.replay(path, model)) for path in paths[:replays]]
+    again = [(path, replay.replay(path, model)) for path in paths[:replays]]
     equal = sum(one.equal and one.complete for _, one in again)
     figures["replays_bit_equal"] = f"{equal} of {len(again)}"
     figures["replay_differences"] = [

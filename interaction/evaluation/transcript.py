@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from interaction.evaluation import activity
-from interaction.evaluation.background import Delegation
+from interaction.evaluation.delegation_history import Delegation
 from interaction.evaluation.events import NOBODY, TURN_S, Event, reply_time
 from interaction.evaluation.lanes import Lane, make_lanes, summary
 from interaction.evaluation.rollout import Rollout, to_float
@@ -85,12 +85,14 @@ def words_over_time(
     return [word for word in words if word.text]
 
 
-def heard_words(heard: np.ndarray, decode: Callable[[Sequence[int]], str]) -> list[Word]:
+def transcript_words(
+    user_transcript: np.ndarray, decode: Callable[[Sequence[int]], str]
+) -> list[Word]:
     """The user's words from int32[turns, slots], each at the end of its part of the micro-turn."""
-    turns, slots = heard.shape
+    turns, slots = user_transcript.shape
     times = TURN_S * (np.arange(turns)[:, None] + (np.arange(slots) + 1) / slots)
-    words = heard >= Special.COUNT
-    return words_over_time(heard[words].tolist(), times[words].tolist(), decode)
+    words = user_transcript >= Special.COUNT
+    return words_over_time(user_transcript[words].tolist(), times[words].tolist(), decode)
 
 
 def _text_between(words: Sequence[Word], start_s: float, end_s: float) -> str:
@@ -120,12 +122,18 @@ def converse(
     user = np.pad(to_float(user), (0, max(0, len(model) - len(user))))[: len(model)]
     spoken = Spoken.from_reply(replies.audio, replies.text, decode)
     said = words_over_time(spoken.text.tolist(), [reply_time(n) for n in range(turns)], decode)
-    heard = heard_words(replies.heard, decode)
+    user_transcript = transcript_words(replies.user_transcript, decode)
     marks = _annotated_marks(events, spoken) if events else _measured_marks(user, spoken)
     lanes = _lanes(spoken, events, delegations)
-    rows = _user_rows(user, heard, events) + _model_rows(spoken, said, marks) + _lane_rows(lanes)
+    rows = (
+        _user_rows(user, user_transcript, events)
+        + _model_rows(spoken, said, marks)
+        + _lane_rows(lanes)
+    )
     rows.sort(key=lambda row: row.start_s)
-    return Conversation(user, model, heard, said, events, marks, rows, replies.step_s, lanes)
+    return Conversation(
+        user, model, user_transcript, said, events, marks, rows, replies.step_s, lanes
+    )
 
 
 def _lanes(
@@ -170,7 +178,9 @@ def _measured_marks(user: np.ndarray, spoken: Spoken) -> list[Mark]:
     return marks
 
 
-def _user_rows(user: np.ndarray, heard: Sequence[Word], events: Sequence[Event]) -> list[Row]:
+def _user_rows(
+    user: np.ndarray, user_transcript: Sequence[Word], events: Sequence[Event]
+) -> list[Row]:
     if events:
         return [
             Row(e.start_s, e.end_s, "user", e.kind, e.text, "")
@@ -179,7 +189,14 @@ def _user_rows(user: np.ndarray, heard: Sequence[Word], events: Sequence[Event])
         ]
     talk = activity.merge(activity.active_intervals(user), USER_MERGE_S)
     return [
-        Row(start, end, "user", "", _text_between(heard, start, end + 2 * TURN_S), "heard")
+        Row(
+            start,
+            end,
+            "user",
+            "",
+            _text_between(user_transcript, start, end + 2 * TURN_S),
+            "user_transcript",
+        )
         for start, end in talk
     ]
 

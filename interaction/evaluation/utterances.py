@@ -6,14 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from interaction.evaluation import activity
-from interaction.evaluation.background import Delegation
+from interaction.evaluation.delegation_history import Delegation
 from interaction.evaluation.events import TO_MODEL, TURN_S, Event, reply_time
-from interaction.evaluation.scoring import (
-    ANSWER_WITHIN_S,
-    DETECTABLE_S,
-    TEXT_BEFORE_S,
-    Spoken,
-)
+from interaction.evaluation.scoring import ANSWER_WITHIN_S, DETECTABLE_S, TEXT_BEFORE_S, Spoken
 from interaction.types import Special
 
 SOUND_AFTER_S = 0.4  # sound this long after its text still belongs to it

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 
 from interaction.config import ModelConfig
+from interaction.distributed.products import dense
 from interaction.ops import dmel
-from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 
@@ -16,14 +16,14 @@ class AudioIn(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, user: Array, own: Array | None, hear_own: Array) -> Array:
+    def __call__(self, user: Array, self_audio: Array | None, self_audio_gain: Array) -> Array:
         """Embeds micro-turns.
 
         Args:
           user: int32[b, n, frames, m], dMel of the user.
-          own: int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier; None is
-            as if `hear_own` were 0 everywhere.
-          hear_own: float32[b, n], 0 blanks the model's own speech, 1 keeps it.
+          self_audio: int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier; None is
+            as if `self_audio_gain` were 0 everywhere.
+          self_audio_gain: float32[b, n], 0 blanks the model's own speech, 1 keeps it.
 
         Returns:
           [b, n, audio_positions, d].
@@ -35,9 +35,9 @@ class AudioIn(nn.Module):
             return self.param(name, lambda key: dmel.init_table(key, *shape))
 
         bag = dmel.bag_of_embeddings(table("user_table"), user)
-        if own is not None:
-            own_bag = dmel.bag_of_embeddings(table("own_table"), own)
-            bag = bag + own_bag * hear_own[:, :, None, None].astype(bag.dtype)
+        if self_audio is not None:
+            self_bag = dmel.bag_of_embeddings(table("self_table"), self_audio)
+            bag = bag + self_bag * self_audio_gain[:, :, None, None].astype(bag.dtype)
         b, n = bag.shape[:2]
         patch = bag.reshape(b, n, cfg.audio_positions, -1)
         width = patch.shape[-1]

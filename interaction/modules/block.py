@@ -1,21 +1,19 @@
 """One transformer layer: attention, then a mixture of experts beside a shared expert."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from interaction.config import TransformerConfig
-from interaction.ops import experts, rope, router
-from interaction.ops.dense import column_dense, dense
+from interaction.distributed import experts
+from interaction.distributed.collectives import EXPERTS, TENSOR, gather, local
+from interaction.distributed.products import column_dense, dense
+from interaction.modules.attention import AttentionContext, Cache, attend
+from interaction.ops import rope, router
 from interaction.ops.norm import rms_norm
-from interaction.parallel import EXPERTS, TENSOR, gather, local
 from interaction.types import Array
-
-Carry = TypeVar("Carry")
-Attend = Callable[[Array, Array, Array, Array], tuple[Array, Carry]]
 
 
 class BlockAux(NamedTuple):
@@ -28,8 +26,8 @@ class BlockAux(NamedTuple):
 class Block(nn.Module):
     """A pre-norm decoder layer; inside of a mesh, one device's heads, columns and experts of it.
 
-    The caller supplies `attend(q, k, v, sink) -> (mixed, carry)`: over the whole sequence in
-    training, through a ring cache in the step. Everything else is one code path.
+    What it attends to is data: the whole sequence in training, a ring cache in the step. Everything
+    else is one code path.
     """
 
     config: TransformerConfig
@@ -41,9 +39,9 @@ class Block(nn.Module):
         turn: rope.Turn,
         valid: Array,
         bias: Array,
-        attend: Attend,
+        context: AttentionContext,
         stacked: experts.Experts | None = None,
-    ) -> tuple[Array, Carry, BlockAux]:
+    ) -> tuple[Array, Cache | None, BlockAux]:
         """Runs the layer.
 
         Args:
@@ -51,19 +49,19 @@ class Block(nn.Module):
           turn: RoPE of the positions.
           valid: bool[b, t], positions that exist.
           bias: float32[e], the router's selection bias.
-          attend: See the class.
+          context: What the layer attends to.
           stacked: The experts where they are no parameters of this layer alone.
 
         Returns:
-          [b, t, d], what `attend` carried out, and the layer's report.
+          [b, t, d], the layer's cache with the new positions, and the layer's report.
         """
         cfg = self.config
         normed = rms_norm(x, self._scale("attention_norm", cfg.dim))
-        mixed, carry = self._attention(normed, turn, attend)
+        mixed, cache = self._attention(normed, turn, context)
         x = x + mixed
         normed = rms_norm(x, self._scale("ffn_norm", cfg.dim))
         fed, aux = self._experts(normed, valid, bias, stacked)
-        return x + fed, carry, aux
+        return x + fed, cache, aux
 
     def _scale(self, name: str, dim: int) -> Array:
         return self.param(name, nn.initializers.ones, (dim,))
@@ -76,7 +74,9 @@ class Block(nn.Module):
         return self.param(name, init, shape)
 
     @jax.named_scope("attention")
-    def _attention(self, x: Array, turn: rope.Turn, attend: Attend) -> tuple[Array, Carry]:
+    def _attention(
+        self, x: Array, turn: rope.Turn, context: AttentionContext
+    ) -> tuple[Array, Cache | None]:
         cfg = self.config
         b, t, _ = x.shape
         split = (b, t, -1, cfg.head_dim)
@@ -87,10 +87,10 @@ class Block(nn.Module):
         q = rms_norm(q, self._scale("query_norm", cfg.head_dim))
         k = rms_norm(k, self._scale("key_norm", cfg.head_dim))
         sink = self.param("sink", nn.initializers.zeros, (heads,))
-        mixed, carry = attend(rope.rotate(q, turn), rope.rotate(k, turn), v, sink)
+        mixed, cache = attend(rope.rotate(q, turn), rope.rotate(k, turn), v, sink, context)
         shape = (cfg.heads * cfg.head_dim, local(cfg.dim, TENSOR))
         out = self._weight("attention_out", shape, residual=True)
-        return column_dense(gather(mixed.reshape(b, t, -1), TENSOR), out), carry
+        return column_dense(gather(mixed.reshape(b, t, -1), TENSOR), out), cache
 
     @jax.named_scope("experts")
     def _experts(

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
+from interaction.distributed.products import dense
 from interaction.ops import flow
-from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 
@@ -39,7 +39,7 @@ class SpeechCondition(nn.Module):
         """Computes the conditions.
 
         Args:
-          hidden: [b, d], the trunk's text-out position.
+          hidden: [b, d], the backbone's text-out position.
           tokens: int32[b, token_window], last text-out tokens, the newest last.
           prefix: float32[b, prefix_frames, m], standardised frames before this micro-turn.
 
@@ -141,7 +141,7 @@ def generate_mel(
 
     Args:
       config: The model's.
-      params: {"condition": ..., "flow": ...}, `whole`: no device waits for another here.
+      params: {"condition": ..., "flow": ...}, `gather_and_cast`: no device waits for another here.
       hidden: [b, d].
       tokens: int32[b, token_window].
       prefix: float32[b, prefix_frames, m], log10 mel.

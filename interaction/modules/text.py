@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
-from interaction.ops.dense import column_dense
+from interaction.distributed.collectives import TENSOR, local
+from interaction.distributed.products import column_dense
 from interaction.ops.norm import rms_norm
-from interaction.parallel import TENSOR, local
 from interaction.types import Array
 
 
@@ -17,13 +17,13 @@ class TextIn(nn.Module):
 
     @nn.compact
     def __call__(
-        self, arrived: Array | None, heard: Array, last: Array
+        self, arrived: Array | None, user_transcript: Array, last: Array
     ) -> tuple[Array | None, Array, Array]:
         """Embeds tokens.
 
         Args:
           arrived: int32[b, n, text_slots], PAD where empty, or None.
-          heard: int32[b, n, audio_positions], transcription of the previous micro-turn.
+          user_transcript: int32[b, n, audio_positions], transcription of the previous micro-turn.
           last: int32[b, n], the token of the previous micro-turn.
 
         Returns:
@@ -37,13 +37,13 @@ class TextIn(nn.Module):
         slot = self.param("slot", nn.initializers.normal(0.02), (cfg.text_slots, dim))
         out_slot = self.param("out_slot", nn.initializers.normal(0.02), (dim,))
         own = (jnp.take(table, last, axis=0) + out_slot)[:, :, None]
-        words = jnp.take(table, heard, axis=0)
+        words = jnp.take(table, user_transcript, axis=0)
         if arrived is None:
             return None, words, own
         return jnp.take(table, arrived, axis=0) + slot, words, own
 
 
-class ReadOut(nn.Module):
+class Heads(nn.Module):
     """Logits of the text stream, and of the transcription of the user."""
 
     config: ModelConfig
@@ -68,5 +68,5 @@ class ReadOut(nn.Module):
         audio = rms_norm(audio, scale)
         shape = (dim, local(cfg.vocab, TENSOR))
         text_logits = column_dense(text, self.param("text", init, shape), jnp.float32)
-        heard_logits = column_dense(audio, self.param("heard", init, shape), jnp.float32)
-        return text_logits, heard_logits, text
+        transcript_logits = column_dense(audio, self.param("transcript", init, shape), jnp.float32)
+        return text_logits, transcript_logits, text

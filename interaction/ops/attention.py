@@ -7,8 +7,8 @@ from interaction.ops.dense import exact
 from interaction.types import Array
 from pallas_kernels.varying import vary, varying
 
-LONG = 1024  # positions from which `attention_long` pays
-QUERIES, KEYS = 512, 512  # positions in the blocks of `attention_long`
+BLOCKWISE_FROM = 1024  # positions from which `attention_blockwise` pays
+QUERIES, KEYS = 512, 512  # positions in the blocks of `attention_blockwise`
 
 
 def window_mask(query_order: Array, key_order: Array, key_valid: Array, window: int) -> Array:
@@ -69,8 +69,8 @@ def attention_batch(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> A
     return jax.vmap(attention, in_axes=(0, 0, 0, 0, None))(q, k, v, mask, sink)
 
 
-@jax.named_scope("attention_long")
-def attention_long(
+@jax.named_scope("attention_blockwise")
+def attention_blockwise(
     q: Array,
     k: Array,
     v: Array,

@@ -11,7 +11,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,12 +23,14 @@ from etils import epath
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from interaction.checkpoint import WEIGHTS, differences, flatten, load_weights
-from interaction.compiler import step_compiler_options
-from interaction.stored import Index, Stored
+from interaction.distributed.xla_options import step_compiler_options
+from interaction.pretrained.fingerprints import fold
+from interaction.pretrained.lazy_array import Index, LazyArray
+from interaction.pretrained.store import WEIGHTS, load_weights
+from interaction.pretrained.tree_paths import differences, flatten
 from interaction.training import hosts
-from interaction.training.feed import Feed
 from interaction.training.finite import NotFiniteError, not_finite
+from interaction.training.input_pipeline import InputPipeline
 from interaction.training.state import TrainState
 from interaction.types import Array
 
@@ -58,7 +60,7 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.path, options=options)
 
-    def save(self, step: int, state: TrainState, feed: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, pipeline: dict[str, Any]) -> None:
         """Starts writing; `state` may be donated as soon as this returns.
 
         Raises:
@@ -68,26 +70,28 @@ class Checkpoints:
             return
         flat = flatten(state)
         leaves = fingerprints(flat)
-        sick = [name for name, leaf in leaves.items() if leaf["not_finite"]]
-        if sick:
-            raise NotFiniteError(not_finite(step, state=sick))
+        non_finite = [name for name, leaf in leaves.items() if leaf["not_finite"]]
+        if non_finite:
+            raise NotFiniteError(not_finite(step, state=non_finite))
         if jax.default_backend() == "cpu":  # elsewhere Orbax has copied it when it returns
             flat = _snapshot(flat)
         items = {
             "state": ocp.args.StandardSave(traverse_util.unflatten_dict(flat, sep="/")),
-            "feed": ocp.args.JsonSave(_seal({**feed, _LEAVES: leaves})),
+            "pipeline": ocp.args.JsonSave(_seal({**pipeline, _LEAVES: leaves})),
         }
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._saved = step
 
-    def restore(self, abstract: TrainState, feed: Feed) -> tuple[int, TrainState] | None:
-        """Reads the newest good checkpoint and moves `feed` to where it was.
+    def restore(
+        self, abstract: TrainState, pipeline: InputPipeline
+    ) -> tuple[int, TrainState] | None:
+        """Reads the newest good checkpoint and moves `pipeline` to where it was.
 
         Newer ones that are refused are named in a warning and moved to `<run_dir>/damaged`.
 
         Args:
           abstract: Shapes, dtypes and shardings, of any mesh.
-          feed: Of the same data.
+          pipeline: Of the same data.
 
         Returns:
           Its step and the state, or None where there is no checkpoint.
@@ -99,12 +103,12 @@ class Checkpoints:
         for step in hosts.from_first(_steps(self.path)):
             state, position, reason = None, {}, "another process cannot read it"
             try:
-                state, position = _read_state(self.path / str(step), abstract, feed)
+                state, position = _read_state(self.path / str(step), abstract, pipeline)
             except DamagedError as error:
                 reason = str(error)
             if hosts.all_agree(state is not None) and state is not None:
                 self._set_aside(refused)
-                feed.restore(position, str(self.path / str(step)))
+                pipeline.restore(position, str(self.path / str(step)))
                 self._saved = step
                 return step, state
             _log.warning("%s", reason)
@@ -136,36 +140,17 @@ class Checkpoints:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _fold_piece(leaf: Array, shape: tuple[int, ...], starts: list[int]) -> Array:
-    return _fold(leaf, shape, starts)
+    return fold(leaf, shape, starts, jnp)
 
 
 @functools.cache
 def _fingerprint(where: NamedSharding | None) -> Any:  # noqa: ANN401
     return jax.jit(
-        lambda leaves: jnp.stack([_fold(leaf, leaf.shape, (0,) * leaf.ndim) for leaf in leaves]),
+        lambda leaves: jnp.stack(
+            [fold(leaf, leaf.shape, (0,) * leaf.ndim, jnp) for leaf in leaves]
+        ),
         out_shardings=where,
         compiler_options=step_compiler_options(jax.default_backend()),
-    )
-
-
-def _fold(leaf: Array, shape: tuple[int, ...], starts: Sequence[Array | int]) -> Array:
-    """Fingerprint and number of entries that are not finite: uint32[2].
-
-    Of an array of this shape, of which `leaf` is the part that begins at `starts`: what all parts
-    have adds up to what the whole has. The fingerprint is a sum of integers, so the order and the
-    mesh that it is summed on change nothing. One changed entry always changes it, several all but
-    certainly.
-    """
-    leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
-    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
-    at = jnp.zeros(leaf.shape, jnp.uint32)
-    for dim, (size, start) in enumerate(zip(shape, starts, strict=True)):
-        here = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) + jnp.uint32(start)
-        at = at * jnp.uint32(size) + here
-    mixed = (bits ^ (bits >> 16)) * ((at * jnp.uint32(0x9E3779B1)) | 1)  # odd: invertible
-    return jnp.stack(
-        [jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(~jnp.isfinite(leaf), dtype=jnp.uint32)]
     )
 
 
@@ -185,7 +170,7 @@ def fingerprints(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _read_fingerprint(leaf: Stored) -> dict[str, Any]:
+def _read_fingerprint(leaf: LazyArray) -> dict[str, Any]:
     """Of an array in a file, read piece by piece."""
     found = np.zeros(2, np.uint32)
     for index in leaf.pieces():
@@ -212,12 +197,12 @@ def _seal(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, _SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def load_part(source: str, part: str) -> tuple[dict[str, Stored], str]:
+def load_part(source: str, part: str) -> tuple[dict[str, LazyArray], str]:
     """One part of a trained model: averaged parameters or buffers below the path `part`.
 
     Args:
       source: run folder (its newest checkpoint is read) or released folder.
-      part: path in the parameters ("speech", "trunk/embed") or buffers ("router_bias").
+      part: path in the parameters ("speech", "backbone/embed") or buffers ("router_bias").
 
     Returns:
       Flat float32 arrays under their full paths, and the folder they are in.
@@ -258,7 +243,7 @@ def _newest(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _read_state(
-    place: pathlib.Path, abstract: TrainState, feed: Feed
+    place: pathlib.Path, abstract: TrainState, pipeline: InputPipeline
 ) -> tuple[TrainState, dict[str, Any]]:
     """State and position at `place`.
 
@@ -268,7 +253,7 @@ def _read_state(
     """
     wanted = flatten(abstract)
     position = _read_position(place)
-    feed.check(position, str(place))
+    pipeline.check(position, str(place))
     kept = position.get(_LEAVES, {})
     if kept:
         _check_fit(place, {name: _abstract(leaf) for name, leaf in kept.items()}, wanted)
@@ -293,7 +278,7 @@ def _read_state(
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves), position
 
 
-def _open_arrays(place: pathlib.Path) -> dict[str, Stored]:
+def _open_arrays(place: pathlib.Path) -> dict[str, LazyArray]:
     """Averaged parameters and buffers at `place`, flat."""
     try:
         names = flatten(_handler().metadata(_state_of(place)).tree)
@@ -307,7 +292,7 @@ def _inner(name: str) -> str:
     return name.partition("/")[2]
 
 
-def _open(place: pathlib.Path, name: str) -> Stored:
+def _open(place: pathlib.Path, name: str) -> LazyArray:
     """An array of a checkpoint. Orbax restores whole ones; it keeps them as TensorStore does."""
     base = {"driver": "file", "path": f"{_state_of(place)}/"}
     files = {"driver": "ocdbt", "base": base}
@@ -319,10 +304,10 @@ def _open(place: pathlib.Path, name: str) -> Stored:
     def read(index: Index) -> np.ndarray:
         return array[index].read().result()
 
-    return Stored(tuple(array.shape), array.dtype.numpy_dtype, tuple(piece), read)
+    return LazyArray(tuple(array.shape), array.dtype.numpy_dtype, tuple(piece), read)
 
 
-def _verify(place: pathlib.Path, flat: Mapping[str, Stored]) -> None:
+def _verify(place: pathlib.Path, flat: Mapping[str, LazyArray]) -> None:
     """Reads arrays of a checkpoint once.
 
     Raises:
@@ -349,7 +334,7 @@ def _read_position(place: pathlib.Path) -> dict[str, Any]:
         marker = json.loads((place / "_CHECKPOINT_METADATA").read_text())
         if not marker.get("commit_timestamp_nsecs"):
             raise ValueError("its writing was never completed")
-        fields = json.loads((place / "feed" / "metadata").read_text())
+        fields = json.loads((place / "pipeline" / "metadata").read_text())
         seal = fields.pop(_SEAL, None)
     except Exception as error:
         raise _damaged(place, error) from error

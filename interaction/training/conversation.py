@@ -6,52 +6,57 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from interaction import control
 from interaction.config import ModelConfig
-from interaction.model import TurnInputs, encode, init_params, read_out
-from interaction.ops import dmel, router, sampling
-from interaction.parallel import SEQUENCE, take_part
-from interaction.sharding import whole
+from interaction.distributed.collectives import SEQUENCE, take_part
+from interaction.distributed.sharding import gather_and_cast
+from interaction.model import control_tokens
+from interaction.model.heads import apply_heads
+from interaction.model.parameters import init_params
+from interaction.model.sequence import encode
+from interaction.model.turn_inputs import TurnInputs, TurnOutputs, assemble, silent_outputs
+from interaction.ops import router, sampling
 from interaction.training import features
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
 from interaction.training.samples import conversation_samples
 from interaction.training.speech import flow_loss, flow_totals
 from interaction.types import Array, Params, Special
 
-HEARD_WEIGHT, ROUTER_Z_WEIGHT = 0.5, 1e-4
-BLANK_OWN = 0.6  # share of sessions in which the trunk does not hear the model's own speech
+TRANSCRIPT_WEIGHT, ROUTER_Z_WEIGHT = 0.5, 1e-4
+SELF_AUDIO_BLANKED = (
+    0.6  # share of sessions in which the backbone does not hear the model's own speech
+)
 BIAS_RATE = 1e-3  # step of the router's selection bias
 LOGITS = 1 << 27  # numbers that exist at once; with more, micro-turns are read out in parts
 
 
-class Aux(NamedTuple):
+class ConversationAux(NamedTuple):
     """Shares of losses and rates that add up to those of a batch, each float32[]."""
 
     text: Array  # cross-entropy of the text stream, nats a word, start or stop
-    heard: Array  # cross-entropy of the user's transcription, nats a word
+    user_transcript: Array  # cross-entropy of the user's transcription, nats a word
     flow: Array  # squared errors of the speech mel, see `flow_loss`; 0 where it is not trained
     router_z: Array  # router z-loss (arXiv 2202.08906)
     text_accuracy: Array  # of word tokens
     switch_accuracy: Array  # of micro-turns in which speech starts or stops
-    heard_accuracy: Array  # of the user's word tokens
+    transcript_accuracy: Array  # of the user's word tokens
 
 
 class Targets(NamedTuple):
     """What n micro-turns should say, and which of them count for what."""
 
     text: Array  # int32[b, n]
-    heard: Array  # int32[b, n, audio_positions]
+    user_transcript: Array  # int32[b, n, audio_positions]
     word: Array  # bool[b, n], the model says a word or hands one over
     switch: Array  # bool[b, n], its speech starts or stops
 
 
 def make_targets(batch: Batch) -> Targets:
     """Targets of whole sessions."""
-    text, aloud = batch["text"], control.spoken(batch["text"])
+    text, aloud = batch["text"], control_tokens.spoken_tokens(batch["text"])[0]
     before = features.delayed(aloud, Special.SILENT)
     switch = (aloud == Special.SILENT) != (before == Special.SILENT)
     word = (text >= Special.COUNT) | ((text != Special.SILENT) & (aloud == Special.SILENT))
-    return Targets(text, batch["heard"], word, switch)
+    return Targets(text, batch["user_transcript"], word, switch)
 
 
 def conversation_totals(config: ModelConfig, speech_weight: float, batch: Batch) -> dict:
@@ -64,7 +69,7 @@ def conversation_totals(config: ModelConfig, speech_weight: float, batch: Batch)
         "events": targets.word | targets.switch,
         "words": targets.word,
         "switches": targets.switch,
-        "heard": targets.heard != Special.NONE,
+        "user_transcript": targets.user_transcript != Special.NONE,
     }
     found = {name: jnp.sum(counted, dtype=jnp.float32) for name, counted in counts.items()}
     flow = flow_totals(batch) if speech_weight else {}
@@ -114,47 +119,62 @@ def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, keys: Array) -
     b, n = batch["text"].shape
     user = features.stream_mel(batch["user"], config.audio.user_hop, config.audio)
     user = features.augment_user(user, user_keys)
-    own = features.own_bins(speech, config)
-    jitter = jnp.round(sampling.normal(noise_keys, own.shape[1:])).astype(jnp.int32)
-    own = jnp.where(own > 0, jnp.clip(own + jitter, 0, config.audio.bins - 1), own)
-    hear_own = (sampling.uniform(blank_keys, (1,)) > BLANK_OWN).astype(jnp.float32)
-    return TurnInputs(
-        user=dmel.dmel_bins(user, config.audio),
-        own=own,
-        hear_own=jnp.broadcast_to(hear_own, (b, n)),
-        heard=features.delayed(features.misheard(batch["heard"], mishear_keys), Special.NONE),
-        last=features.delayed(batch["text"], Special.SILENT),
+    transcript = features.corrupt_transcript(batch["user_transcript"], mishear_keys)
+    gain = (sampling.uniform(blank_keys, (1,)) > SELF_AUDIO_BLANKED).astype(jnp.float32)
+    inputs = assemble(
+        config,
+        user,
+        silent_outputs(config, b),
+        TurnOutputs(transcript, batch["text"], speech),
+        self_audio_gain=jnp.broadcast_to(gain, (b, n)),
     )
+    return inputs._replace(self_audio=jitter_levels(config, inputs.self_audio, noise_keys))
+
+
+def jitter_levels(config: ModelConfig, bins: Array, keys: Array) -> Array:
+    """Moves dMel levels by a rounded standard normal; the lowest level, silence, stays.
+
+    Args:
+      config: The model's.
+      bins: int32[b, n, frames, m].
+      keys: Typed PRNG keys [b].
+
+    Returns:
+      int32[b, n, frames, m], inside the range of levels.
+    """
+    jitter = jnp.round(sampling.normal(keys, bins.shape[1:])).astype(jnp.int32)
+    return jnp.where(bins > 0, jnp.clip(bins + jitter, 0, config.audio.bins - 1), bins)
 
 
 def read_losses(
-    config: ModelConfig, trunk: Params, tail: Array, targets: Targets
+    config: ModelConfig, backbone: Params, tail: Array, targets: Targets
 ) -> tuple[dict[str, Array], Array]:
     """Losses and hits of n micro-turns, without all logits ever being there.
 
     Args:
       config: The model's.
-      trunk: Its parameters.
+      backbone: Its parameters.
       tail: [b, n, audio_positions + 1, d], from `model.encode`.
       targets: Of the same micro-turns.
 
     Returns:
       Sums over micro-turns, float32[] each, and the hidden states [b, n, d] of the text positions.
     """
-    weights = whole(trunk["read_out"], "read_out", config.transformer.dtype)
+    weights = gather_and_cast(backbone["heads"], "heads", config.transformer.dtype)
 
     def read(part: tuple[Array, Targets]) -> tuple[dict[str, Array], Array]:
-        tail, (text, heard, word, switch) = part
-        text_logits, heard_logits, hidden = read_out(config, weights, tail)
+        tail, (text, user_transcript, word, switch) = part
+        text_logits, transcript_logits, hidden = apply_heads(config, weights, tail)
         silent = jnp.full_like(text, Special.SILENT)
         hits = {
             "text": word & likeliest(text_logits, text),
             "switch": switch & (likeliest(text_logits, silent) == (text == silent)),
-            "heard": (heard != Special.NONE) & likeliest(heard_logits, heard),
+            "user_transcript": (user_transcript != Special.NONE)
+            & likeliest(transcript_logits, user_transcript),
         }
         sums = {f"{name}_hits": jnp.sum(hit, dtype=jnp.float32) for name, hit in hits.items()}
         sums["text"] = negative_log_likelihood(text_logits, text)
-        sums["heard"] = negative_log_likelihood(heard_logits, heard)
+        sums["user_transcript"] = negative_log_likelihood(transcript_logits, user_transcript)
         return sums, hidden
 
     b, n, positions, _ = tail.shape
@@ -189,23 +209,23 @@ def conversation_loss(
     turns = turn_inputs(config, batch, speech, input_keys), make_targets(batch)
     inputs, targets = jax.tree.map(lambda x: take_part(x, SEQUENCE, dim=1), turns)
     tail, _, reports = encode(
-        config, params["trunk"], buffers["router_bias"], inputs, features.arrivals(batch, config)
+        config, params["backbone"], buffers["router_bias"], inputs, features.arrivals(batch, config)
     )
-    sums, hidden = read_losses(config, params["trunk"], tail, targets)
+    sums, hidden = read_losses(config, params["backbone"], tail, targets)
     flow = jnp.zeros(())
     if speech_weight:
         flow = flow_loss(config, params["speech"], hidden, batch, speech, totals, speech_keys)
     at_least_one = {name: jnp.maximum(count, 1) for name, count in totals.items()}
-    aux = Aux(
+    aux = ConversationAux(
         text=sums["text"] / at_least_one["events"],
-        heard=sums["heard"] / at_least_one["heard"],
+        user_transcript=sums["user_transcript"] / at_least_one["user_transcript"],
         flow=flow,
         router_z=jnp.sum(reports.router_z) / totals["positions"],
         text_accuracy=sums["text_hits"] / at_least_one["words"],
         switch_accuracy=sums["switch_hits"] / at_least_one["switches"],
-        heard_accuracy=sums["heard_hits"] / at_least_one["heard"],
+        transcript_accuracy=sums["user_transcript_hits"] / at_least_one["user_transcript"],
     )
-    loss = aux.text + HEARD_WEIGHT * aux.heard + speech_weight * aux.flow
+    loss = aux.text + TRANSCRIPT_WEIGHT * aux.user_transcript + speech_weight * aux.flow
     loss = loss + ROUTER_Z_WEIGHT * aux.router_z
     return loss, {"aux": aux, "load": reports.load}
 
@@ -213,20 +233,22 @@ def conversation_loss(
 def conversation_finish(buffers: Buffers, sums: Sums) -> tuple[Metrics, Buffers]:
     """Metrics of a step, and the routers' selection bias after it.
 
-    `busiest_expert` is the largest share of a layer's assignments that one expert took.
+    `largest_load_fraction` is the largest share of a layer's assignments that one expert took.
     """
     load = sums["load"]
-    busiest = jnp.max(load / jnp.sum(load, axis=-1, keepdims=True))
+    largest = jnp.max(load / jnp.sum(load, axis=-1, keepdims=True))
     bias = router.update_bias(buffers["router_bias"], load, BIAS_RATE)
-    return {**sums["aux"]._asdict(), "busiest_expert": busiest}, {"router_bias": bias}
+    return {**sums["aux"]._asdict(), "largest_load_fraction": largest}, {"router_bias": bias}
 
 
 def conversation_objective(config: ModelConfig, speech_weight: float = 0.0) -> Objective:
-    """The trunk; with a speech weight the flow head learns along, conditioned on the trunk."""
+    """The backbone; with a speech weight the flow head learns along, conditioned on the backbone."""
 
     def init(key: Array) -> tuple[Params, Buffers]:
-        trunk, speech, bias = init_params(config, key)
-        params = {"trunk": trunk, "speech": speech} if speech_weight else {"trunk": trunk}
+        backbone, speech, bias = init_params(config, key)
+        params = (
+            {"backbone": backbone, "speech": speech} if speech_weight else {"backbone": backbone}
+        )
         return params, {"router_bias": bias}
 
     def show(params: Params, buffers: Buffers, batch: Batch) -> dict:
@@ -242,5 +264,5 @@ def conversation_objective(config: ModelConfig, speech_weight: float = 0.0) -> O
 
 
 def joint_objective(config: ModelConfig) -> Objective:
-    """Trunk and flow head together."""
+    """Backbone and flow head together."""
     return conversation_objective(config, speech_weight=0.5)

@@ -1,6 +1,6 @@
 """From stored sessions to what the model reads and what it should say, on the device.
 
-A batch holds `user` and `model` int16[b, samples], `text` int32[b, n], `heard` int32[b, n, a], and
+A batch holds `user` and `model` int16[b, samples], `text` int32[b, n], `user_transcript` int32[b, n, a], and
 where text arrives `arrived` int32[b, m], PAD where there is none, with `arrived_slot` int32[b, m],
 micro-turn * text_slots + slot of each.
 """
@@ -8,15 +8,15 @@ micro-turn * text_slots + slot of each.
 import jax
 import jax.numpy as jnp
 
-from interaction import control
 from interaction.config import AudioConfig, ModelConfig
-from interaction.model import Arrivals
-from interaction.ops import dmel, mel
+from interaction.model import control_tokens
+from interaction.model.turn_inputs import Arrivals
+from interaction.ops import mel
 from interaction.ops.dense import exact
 from interaction.training.objective import Batch
 from interaction.types import Array, Special
 
-MISHEARD = 0.4  # largest share of a session's words that training gets wrong
+MOST_WRONG_WORDS = 0.4  # largest share of a session's words that training gets wrong
 
 
 def pcm(samples: Array) -> Array:
@@ -38,7 +38,7 @@ def speech_mel(batch: Batch, config: ModelConfig) -> Array:
       float32[b, n, speech_frames, m], log10 mel, at least the floor of speech.
     """
     frames = stream_mel(batch["model"], config.audio.speech_hop, config.audio)
-    silent = (control.spoken(batch["text"]) == Special.SILENT)[:, :, None, None]
+    silent = (control_tokens.spoken_tokens(batch["text"])[0] == Special.SILENT)[:, :, None, None]
     floor = config.speech.mel_floor
     return jnp.where(silent, floor, jnp.maximum(frames, floor))
 
@@ -68,19 +68,18 @@ def delayed(turns: Array, start: float | Array) -> Array:
     return jnp.concatenate([first, turns[:, :-1]], axis=1)
 
 
-def own_bins(speech: Array, config: ModelConfig) -> Array:
-    """DMel of the model's previous micro-turn, from speech_mel: int32[b, n, user_frames, m]."""
-    stride = config.audio.user_hop // config.audio.speech_hop
-    heard = delayed(speech, config.speech.mel_floor)[:, :, stride - 1 :: stride]
-    return dmel.dmel_bins(heard, config.audio)
-
-
 def token_windows(text: Array, window: int) -> Array:
-    """The last `window` spoken tokens at each micro-turn, int32[b, n] -> int32[b, n, window]."""
-    text = control.spoken(text)
-    padded = jnp.pad(text, ((0, 0), (window - 1, 0)), constant_values=Special.SILENT)
-    n = text.shape[1]
-    return jnp.stack([padded[:, i : i + n] for i in range(window)], axis=-1)
+    """The last spoken tokens at each micro-turn of whole sessions, the newest last.
+
+    Args:
+      text: int32[b, n], text-out tokens.
+      window: Tokens of a window.
+
+    Returns:
+      int32[b, n, window], SILENT before the first micro-turn.
+    """
+    silent = jnp.full((len(text), window), Special.SILENT, text.dtype)
+    return control_tokens.token_windows(silent, control_tokens.spoken_tokens(text)[0])
 
 
 def augment_user(frames: Array, keys: Array) -> Array:
@@ -121,29 +120,29 @@ def _augment_session(frames: Array, key: Array) -> Array:
     return out.reshape(frames.shape)
 
 
-def misheard(heard: Array, keys: Array) -> Array:
+def corrupt_transcript(user_transcript: Array, keys: Array) -> Array:
     """Makes a transcription faulty, as the model's own is, at a rate drawn for each session.
 
     Of the wrong words, half are missed and half are other words of the session; none are invented.
 
     Args:
-      heard: int32[b, n, a], NONE where nothing was said.
+      user_transcript: int32[b, n, a], NONE where nothing was said.
       keys: Typed PRNG keys [b].
 
     Returns:
       The same shape.
     """
-    return jax.vmap(_misheard_session)(heard, keys)
+    return jax.vmap(_corrupt_session)(user_transcript, keys)
 
 
-def _misheard_session(heard: Array, key: Array) -> Array:
+def _corrupt_session(user_transcript: Array, key: Array) -> Array:
     rate_key, wrong_key, missed_key, other_key = jax.random.split(key, 4)
-    rate = MISHEARD * jnp.square(jax.random.uniform(rate_key))
-    said = heard != Special.NONE
-    wrong = said & (jax.random.uniform(wrong_key, heard.shape) < rate)
-    missed = jax.random.bernoulli(missed_key, 0.5, heard.shape)
-    chance = jnp.where(said, jax.random.uniform(other_key, heard.shape), -1.0).reshape(-1)
-    shuffled = heard.reshape(-1)[jnp.argsort(-chance)]  # words in random order, then NONE
+    rate = MOST_WRONG_WORDS * jnp.square(jax.random.uniform(rate_key))
+    said = user_transcript != Special.NONE
+    wrong = said & (jax.random.uniform(wrong_key, user_transcript.shape) < rate)
+    missed = jax.random.bernoulli(missed_key, 0.5, user_transcript.shape)
+    chance = jnp.where(said, jax.random.uniform(other_key, user_transcript.shape), -1.0).reshape(-1)
+    shuffled = user_transcript.reshape(-1)[jnp.argsort(-chance)]  # words in random order, then NONE
     rank = jnp.cumsum(said.reshape(-1)) - 1
-    other = shuffled[rank].reshape(heard.shape)
-    return jnp.where(wrong, jnp.where(missed, Special.NONE, other), heard)
+    other = shuffled[rank].reshape(user_transcript.shape)
+    return jnp.where(wrong, jnp.where(missed, Special.NONE, other), user_transcript)

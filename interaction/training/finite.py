@@ -19,11 +19,11 @@ class NotFiniteError(RuntimeError):
 
 
 def finite_leaves(tree: Any) -> Array:  # noqa: ANN401
-    """Whether all entries of a leaf are finite: bool[leaves], in `checkpoint.flatten`'s order."""
+    """Whether all entries of a leaf are finite: bool[leaves], in `tree_paths.flatten`'s order."""
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
-def first_sick(
+def first_non_finite(
     values: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[int, dict[str, list[str]]] | None:
     """What came up first in the steps of a window.
@@ -39,10 +39,10 @@ def first_sick(
         bad = [name for name, value in metrics.items() if not np.all(np.isfinite(value))]
         parts = [name for name in bad if name not in _DERIVED]
         flags = metrics.get(GRADIENTS, ())
-        sick = [name for name, good in zip(names, flags, strict=False) if not good]
-        if bad or sick:
+        non_finite = [name for name, good in zip(names, flags, strict=False) if not good]
+        if bad or non_finite:
             whole = [name for name in bad if name == "loss"]
-            return at, {"metrics": parts or whole, "gradients": sick}
+            return at, {"metrics": parts or whole, "gradients": non_finite}
     return None
 
 

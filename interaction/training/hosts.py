@@ -48,7 +48,7 @@ def from_first(numbers: Sequence[int]) -> list[int]:
     return [int(number) for number in multihost_utils.broadcast_one_to_all(padded) if number >= 0]
 
 
-class Vote:
+class Consensus:
     """Asks once a step, without waiting for the step: whether any process wants something.
 
     With several processes the answer is that of the call before, which is known by now.

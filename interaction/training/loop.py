@@ -17,27 +17,28 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from interaction import sharding
-from interaction.checkpoint import config_to_json, differences, flatten
 from interaction.config import ModelConfig
-from interaction.stored import Stored
+from interaction.distributed import sharding
+from interaction.pretrained.config_json import config_to_json
+from interaction.pretrained.lazy_array import LazyArray
+from interaction.pretrained.tree_paths import differences, flatten
 from interaction.training import hosts
 from interaction.training.checkpoints import Checkpoints, load_part
-from interaction.training.config import TrainConfig
-from interaction.training.feed import Feed, local_rows, make_feed
 from interaction.training.finite import (
     GRADIENTS,
     NotFiniteError,
     finite_leaves,
-    first_sick,
+    first_non_finite,
     not_finite,
 )
 from interaction.training.goodput import Goodput
+from interaction.training.input_pipeline import InputPipeline, local_rows, make_input_pipeline
 from interaction.training.objective import Batch, Metrics, Objective
 from interaction.training.optimizer import learning_rate, make_optimizer
 from interaction.training.profiler import Profiler
-from interaction.training.report import Report, brief, speeds
+from interaction.training.run_log import Report, brief, speeds
 from interaction.training.state import TrainState, abstract_state, init_state, make_train_step
+from interaction.training.train_config import TrainConfig
 
 __all__ = ["NotFiniteError", "train"]
 
@@ -63,13 +64,15 @@ def train(
     where = sharding.session_sharding(mesh)
     optimizer = make_optimizer(config)
     train_step = make_train_step(objective, optimizer, config, mesh)
-    feed = make_feed(config.data, config.batch, config.seed, local_rows(config.batch, where))
+    pipeline = make_input_pipeline(
+        config.data, config.batch, config.seed, local_rows(config.batch, where)
+    )
     checkpoints = Checkpoints(config.run_dir, config.keep)
-    step, state = begin(config, objective, optimizer, mesh, checkpoints, feed)
+    step, state = begin(config, objective, optimizer, mesh, checkpoints, pipeline)
     key = seed_keys(config.seed, mesh)[1]
     schedule, first = jax.jit(learning_rate(config)), hosts.is_first()
 
-    vote, profiler = hosts.Vote(mesh), Profiler(run_dir)
+    consensus, profiler = hosts.Consensus(mesh), Profiler(run_dir)
     report = Report(run_dir, step, writes=first)
     clock = Goodput(run_dir, report.last, writes=first)
     bar = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, disable=not first)
@@ -78,14 +81,14 @@ def train(
     try:
         while not done:
             with clock.lost("data"):
-                batch = feed.take(where)
+                batch = pipeline.take(where)
             with clock.lost(compiling), jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch, key)
             step, compiling = step + 1, None
             window.append(metrics)
             jax.block_until_ready(window[-2:-1])  # at most one step is in flight
             now = time.monotonic()
-            late, due, traced, stopped = vote(
+            late, due, traced, stopped = consensus(
                 first and 0 < 60 * config.minutes < now - began,
                 first and now - saved > config.save_every_s,
                 first and step % config.log_every == 0 and profiler.asked(),
@@ -104,7 +107,7 @@ def train(
             bar.update()
             if done or due:
                 with clock.lost("save"):
-                    checkpoints.save(step, state, feed.state())
+                    checkpoints.save(step, state, pipeline.state())
                 saved = time.monotonic()
             if objective.samples and config.sample_every and step % config.sample_every == 0:
                 with clock.lost("samples"):
@@ -123,11 +126,11 @@ def begin(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     checkpoints: Checkpoints,
-    feed: Feed,
+    pipeline: InputPipeline,
 ) -> tuple[int, TrainState]:
-    """The step and state to go on from, on the mesh; moves `feed` there."""
+    """The step and state to go on from, on the mesh; moves `pipeline` there."""
     abstract = abstract_state(objective, optimizer, mesh)
-    found = checkpoints.restore(abstract, feed)
+    found = checkpoints.restore(abstract, pipeline)
     keep_config(pathlib.Path(config.run_dir) / "config.json", config.model, found is not None)
     if found is not None:
         return found
@@ -169,9 +172,9 @@ def fetch(window: list[Metrics], step: int, state: TrainState) -> dict[str, Any]
     """
     values = jax.device_get(window)
     names = list(flatten(state.params))
-    sick = first_sick(values, names)
-    if sick is not None:
-        at, found = sick
+    non_finite = first_non_finite(values, names)
+    if non_finite is not None:
+        at, found = non_finite
         mesh = jax.tree.leaves(state.params)[0].sharding.mesh
         check = jax.jit(finite_leaves, out_shardings=sharding.replicated(mesh))
         good = np.asarray(check(state.params))
@@ -229,7 +232,7 @@ def load_parts(state: TrainState, sources: dict[str, str]) -> TrainState:
     return state
 
 
-def _replaced(tree: dict, loaded: dict[str, Stored]) -> dict:
+def _replaced(tree: dict, loaded: dict[str, LazyArray]) -> dict:
     leaves = [
         sharding.put(loaded[name], leaf.sharding) if name in loaded else leaf
         for name, leaf in flatten(tree).items()

@@ -33,9 +33,9 @@ class Objective(NamedTuple):
     some of its sessions. What they return adds up to the whole batch's, whatever the shares are;
     so a loss is divided by `totals`, which are known before the first share is computed.
 
-    `params` is a dict whose first level names parts of a model ("trunk", "speech", "vocoder"), so
+    `params` is a dict whose first level names parts of a model ("backbone", "speech", "vocoder"), so
     that trained parts can be merged. `buffers` is {} for a task that has none. Both are named as
-    `interaction.sharding.RULES` knows them.
+    `interaction.distributed.sharding.RULES` knows them.
     """
 
     init: Callable[[Array], tuple[Params, Buffers]]  # key -> params, buffers

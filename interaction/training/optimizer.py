@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 from interaction.types import Params
 
 _UNDECAYED = ("norm", "scale", "bias", "gain", "sink")  # anywhere in a leaf's path

@@ -1,6 +1,6 @@
-"""What a run shows of itself: the text that the trunk says on its own, and the flow head's mel.
+"""What a run shows of itself: the text that the backbone says on its own, and the flow head's mel.
 
-Free-running figures are the ones to watch: a trunk that is fed the right words looks good long
+Free-running figures are the ones to watch: a backbone that is fed the right words looks good long
 before it holds a conversation. They come from the batch just trained on; `experiments.evaluate`
 has the held-out ones.
 """
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interaction import stream
 from interaction.config import ModelConfig
 from interaction.data.tokenizer import load_tokenizer
-from interaction.modules.speech_out import generate_mel
+from interaction.model import session_state, streaming
+from interaction.model.turn_inputs import silent_outputs
 from interaction.training import features
 from interaction.training.objective import Batch
 from interaction.types import Array, Chunk, Params, Special
@@ -27,12 +27,12 @@ _MARKS = {Special.SILENT: "", Special.HOLD: "–", Special.NONE: ""}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def free_running_text(config: ModelConfig, trunk: Params, bias: Array, batch: Batch) -> Array:
-    """What the trunk says when it hears the user and its own words, but no speech of its own.
+def free_running_text(config: ModelConfig, backbone: Params, bias: Array, batch: Batch) -> Array:
+    """What the backbone says when it hears the user and its own words, but no speech of its own.
 
     Args:
       config: The model's.
-      trunk: Its parameters.
+      backbone: Its parameters.
       bias: float32[l, e].
       batch: See `features`.
 
@@ -40,16 +40,18 @@ def free_running_text(config: ModelConfig, trunk: Params, bias: Array, batch: Ba
       int32[b, n], the most likely token at each micro-turn.
     """
     b, n = batch["text"].shape
-    params = {"trunk": trunk, "router_bias": bias}
+    params = {"backbone": backbone, "router_bias": bias}
     pcm = features.pcm(batch["user"]).reshape(b, n, -1)
     text = features.text_slots(batch, config)
 
-    def turn(state: stream.StreamState, now: tuple) -> tuple[stream.StreamState, Array]:
-        state, out = stream.listen(config, params, state, Chunk(*now))
+    def turn(
+        state: session_state.StreamState, now: tuple
+    ) -> tuple[session_state.StreamState, Array]:
+        state, out = streaming.listen(config, params, state, Chunk(*now))
         token = jnp.argmax(out.text_logits[:, 0], axis=-1).astype(jnp.int32)
         return state._replace(text=token), token
 
-    start = stream.init_state(config, stream.session_keys(jnp.zeros(b, jnp.int32)))
+    start = session_state.init_state(config, session_state.session_keys(jnp.zeros(b, jnp.int32)))
     turns = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), (pcm, text))
     return jax.lax.scan(turn, start, turns)[1].T
 
@@ -59,7 +61,7 @@ def conversation_samples(
 ) -> dict[str, "float | np.ndarray | Figure"]:
     """Free-running figures, and the first session as sound and timeline."""
     batch = {name: leaf[:8] for name, leaf in batch.items()}
-    said = np.asarray(free_running_text(config, params["trunk"], bias, batch))
+    said = np.asarray(free_running_text(config, params["backbone"], bias, batch))
     wanted = np.asarray(batch["text"])
     word = wanted >= Special.COUNT
     return {
@@ -97,24 +99,19 @@ def free_running_mel(config: ModelConfig, speech: Params, batch: Batch, key: Arr
     Returns:
       float32[b, n, speech_frames, m], log10 mel.
     """
-    cfg = config.speech
     b, n = batch["text"].shape
-    shape = (b, config.audio.speech_frames, config.audio.mels)
     hidden = jnp.zeros((b, config.transformer.dim))
+    silence = silent_outputs(config, b).speech_mel
+    keys = jax.random.split(key, (n, b))
 
     def turn(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        tokens, key = now
-        noise = jax.random.normal(key, shape)
-        frames = generate_mel(
-            config, speech, hidden, tokens, before[:, -cfg.prefix_frames :], noise
-        )
-        silent = (tokens[:, -1] == Special.SILENT)[:, None, None]
-        frames = jnp.where(silent, cfg.mel_floor, frames)
+        tokens, keys = now
+        frames = streaming.speech_frames(config, speech, before, tokens, hidden, keys)
+        frames = session_state.select_rows(tokens[:, -1] == Special.SILENT, silence, frames)
         return frames, frames
 
-    tokens = jnp.moveaxis(features.token_windows(batch["text"], cfg.token_window), 1, 0)
-    start = jnp.full(shape, cfg.mel_floor, jnp.float32)
-    frames = jax.lax.scan(turn, start, (tokens, jax.random.split(key, n)))[1]
+    windows = features.token_windows(batch["text"], config.speech.token_window)
+    frames = jax.lax.scan(turn, silence, (jnp.moveaxis(windows, 1, 0), keys))[1]
     return jnp.moveaxis(frames, 0, 1)
 
 

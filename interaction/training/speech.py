@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from interaction import control
 from interaction.config import ModelConfig
-from interaction.model import init_speech
+from interaction.distributed.collectives import SEQUENCE, axis_size, gather, take_part
+from interaction.distributed.sharding import gather_and_cast
+from interaction.model import control_tokens
+from interaction.model.parameters import init_speech
 from interaction.modules.speech_out import FlowNet, SpeechCondition, standardise
 from interaction.ops import flow, sampling
-from interaction.parallel import SEQUENCE, axis_size, gather, take_part
-from interaction.sharding import whole
 from interaction.training import features
 from interaction.training.objective import Batch, Buffers, Objective, Sums
 from interaction.training.samples import speech_samples
@@ -49,7 +49,7 @@ def flow_rows(turns: int) -> tuple[int, int]:
 def flow_totals(batch: Batch) -> dict[str, Array]:
     """Micro-turns that count in `flow_loss`, of a batch."""
     count, some = flow_rows(batch["text"].shape[1])
-    speaking = jnp.sum(control.spoken(batch["text"]) != Special.SILENT, axis=1)
+    speaking = jnp.sum(control_tokens.spoken_tokens(batch["text"])[0] != Special.SILENT, axis=1)
     return {
         "guessed": jnp.sum(jnp.minimum(speaking, count), dtype=jnp.float32),
         "flowed": jnp.sum(jnp.minimum(speaking, some), dtype=jnp.float32),
@@ -73,7 +73,7 @@ def flow_loss(
     Args:
       config: The model's.
       params: Of the speech head.
-      hidden: [b, n, d], the trunk's text-out positions; along the mesh axis `sequence` a part.
+      hidden: [b, n, d], the backbone's text-out positions; along the mesh axis `sequence` a part.
       batch: See `features`.
       speech: float32[b, n, speech_frames, m], from `features.speech_mel`.
       totals: Of the whole batch, see `flow_totals`.
@@ -85,13 +85,14 @@ def flow_loss(
     cfg = config.speech
     pick, prefixes, levels, selves, noises, times, splices = sampling.split_keys(keys, 7)
     hidden = gather(hidden, SEQUENCE, dim=1)
-    text = control.spoken(batch["text"])
+    text = control_tokens.spoken_tokens(batch["text"])[0]
     speaking = text != Special.SILENT
     count, some = flow_rows(speaking.shape[1])
     chance = sampling.uniform(pick, speaking.shape[1:])
     weight, picked = jax.lax.top_k(speaking + chance, count)  # [b, count], in random order
     weight = (weight >= 1.0).astype(jnp.float32)
-    weights = whole(params["condition"], "condition", config.transformer.dtype)
+    weights = gather_and_cast(params["condition"], "condition", config.transformer.dtype)
+    flow_weights = gather_and_cast(params["flow"], "flow", config.transformer.dtype)
 
     def rows(turns: Array) -> Array:
         return jax.vmap(lambda turns, picked: turns[picked])(turns, picked).reshape(
@@ -112,7 +113,7 @@ def flow_loss(
     before = features.delayed(target, floor)
     tokens = features.token_windows(text, cfg.token_window)
     prefix = rows(before)[:, -cfg.prefix_frames :]
-    _, own = condition(
+    _, own_guess = condition(
         jax.lax.stop_gradient(weights),
         rows(features.delayed(jax.lax.stop_gradient(hidden), 0)),
         rows(features.delayed(tokens, Special.SILENT)),
@@ -120,8 +121,8 @@ def flow_loss(
     )
     spoke = rows(features.delayed(text, Special.SILENT)) != Special.SILENT
     self_fed = spoke & (flat(sampling.uniform(selves, (count,))) < SELF_FED)
-    own = jnp.maximum(own[:, -cfg.prefix_frames :], floor)
-    prefix = jnp.where(self_fed[:, None, None], own, prefix)
+    own_guess = jnp.maximum(own_guess[:, -cfg.prefix_frames :], floor)
+    prefix = jnp.where(self_fed[:, None, None], own_guess, prefix)
     level = 0.4 * jnp.square(flat(sampling.uniform(levels, (count, 1, 1))))
     prefix = prefix + level * flat(sampling.normal(prefixes, (count, *prefix.shape[1:])))
 
@@ -132,7 +133,7 @@ def flow_loss(
     time = flat(sampling.uniform(times, (some,)))
     point = flow.path(first(target), noise, time)
     estimate = FlowNet(config).apply(
-        {"params": params["flow"]}, point, time, first(feature), first(guess)
+        {"params": flow_weights}, point, time, first(feature), first(guess)
     )
 
     def error(made: Array, target: Array, weight: Array, total: Array) -> Array:
@@ -145,7 +146,7 @@ def flow_loss(
 
 
 def speech_objective(config: ModelConfig) -> Objective:
-    """The flow head alone, from text and its own last frames: the trunk is not run."""
+    """The flow head alone, from text and its own last frames: the backbone is not run."""
 
     def init(key: Array) -> tuple[Params, Buffers]:
         return {"speech": init_speech(config, key)}, {}

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from interaction import sharding
-from interaction.compiler import compiler_options
-from interaction.parallel import (
+from interaction.distributed import sharding
+from interaction.distributed.collectives import (
     SESSIONS,
     TENSOR,
     TURNS,
@@ -19,9 +18,10 @@ from interaction.parallel import (
     axis_size,
     total,
 )
-from interaction.training.config import TrainConfig
+from interaction.distributed.xla_options import compiler_options
 from interaction.training.finite import GRADIENTS, finite_leaves
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
+from interaction.training.train_config import TrainConfig
 from interaction.types import Array, Params
 
 
@@ -130,7 +130,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Returns the jitted step `(state, batch, seed key) -> (state, metrics)`; `state` is donated.
 
-    The state is split as `sharding.RULES` say, a batch's sessions over `parallel.SESSIONS`.
+    The state is split as `sharding.RULES` say, a batch's sessions over `collectives.SESSIONS`.
     Metrics are the same on all devices and gain "loss", "grad_norm" (before clipping), and which
     gradients are finite.
 

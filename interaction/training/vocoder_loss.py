@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from interaction.config import AudioConfig, ModelConfig, VocoderConfig
+from interaction.distributed.collectives import SEQUENCE, axis_size
 from interaction.modules import vocoder
 from interaction.ops import mel, source_filter
-from interaction.parallel import SEQUENCE, axis_size
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
 from interaction.types import Array, Params
 

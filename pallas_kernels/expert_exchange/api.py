@@ -370,8 +370,8 @@ def _rounds(route: Route, room: int, axis: Axis) -> jax.Array:
     """
     mine = jnp.sum(_local_sizes(route.counts, axis))
     everywhere = tuple(jax.sharding.get_abstract_mesh().manual_axes)
-    busiest = jax.lax.pmax(vary(mine, frozenset(everywhere)), everywhere)
-    return (busiest + room - 1) // room
+    largest = jax.lax.pmax(vary(mine, frozenset(everywhere)), everywhere)
+    return (largest + room - 1) // room
 
 
 def _round(number: jax.Array, room: int, route: Route, axis: Axis) -> tuple[Slices, jax.Array]:

@@ -59,7 +59,7 @@ class FakeModel:
         reply = Reply(
             audio=chunk.audio * np.float32(0.5),
             text=np.array([token], np.int32),
-            heard=np.full((1, self.config.audio_positions), Special.NONE, np.int32),
+            user_transcript=np.full((1, self.config.audio_positions), Special.NONE, np.int32),
             refused=np.zeros(1, bool),
         )
         return {**state, "clock": state["clock"] + 1}, reply
@@ -85,10 +85,10 @@ class ToolAgent(ThreadedAgent):
         self.toolbox = toolbox
         self.calls: dict[int, ToolCall] = {}
         self.asked: list[tuple[int, str]] = []
-        self.heard = 0
+        self.observed = 0
 
     def on_turns(self, turns: list) -> None:
-        self.heard += len(turns)
+        self.observed += len(turns)
 
     def on_ask(self, delegation: int, request: str) -> None:
         self.asked.append((delegation, request))

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from interaction.background.agent import CALL, DONE, FAILED, RESULT, TEXT, THINKING, Event, Turn
+from interaction.background.agent import (
+    CALL,
+    DONE,
+    FAILED,
+    RESULT,
+    TEXT,
+    THINKING,
+    Event,
+    MicroTurn,
+)
 from interaction.background.chat import ChatAgent, Transcript, speakable
 from interaction.background.tool import tool
 from interaction.background.toolbox import Toolbox
@@ -130,17 +139,17 @@ def kinds(events: list[Event]) -> list[tuple[str, str]]:
     return [(one.kind, one.text) for one in events]
 
 
-def follow(agent: ChatAgent, text: list[int], heard: str = "") -> None:
-    ids = words(heard)
+def observe(agent: ChatAgent, text: list[int], user_transcript: str = "") -> None:
+    ids = words(user_transcript)
     for token in text:
         two = [ids.pop(0) if ids else Special.NONE for _ in range(2)]
-        agent.follow(Turn(SILENCE, SILENCE, np.array(two, np.int32), token))
+        agent.observe(MicroTurn(SILENCE, SILENCE, np.array(two, np.int32), token))
 
 
 def test_words_stream_and_the_talk_is_sent(endpoint: Endpoint, agent: ChatAgent) -> None:
     endpoint.answers = [[*saying("It is fif", "ty-")[:2], None, *saying("six.")]]
-    follow(agent, [Special.SILENT] * 4, "what is seven times eight")
-    follow(agent, [*words("let me see"), *delegate("seven times eight")])
+    observe(agent, [Special.SILENT] * 4, "what is seven times eight")
+    observe(agent, [*words("let me see"), *delegate("seven times eight")])
     agent.ask(1, "seven times eight")
     wait_for(lambda: endpoint.requests)
     first: list[Event] = []
@@ -316,8 +325,10 @@ def test_words_that_are_read_aloud() -> None:
 
 
 def test_the_transcript_is_bounded_and_has_no_requests() -> None:
-    def turn(token: int, heard: int = Special.NONE) -> Turn:
-        return Turn(SILENCE, SILENCE, np.array([heard, Special.NONE], np.int32), token)
+    def turn(token: int, user_transcript: int = Special.NONE) -> MicroTurn:
+        return MicroTurn(
+            SILENCE, SILENCE, np.array([user_transcript, Special.NONE], np.int32), token
+        )
 
     transcript = Transcript(TOKENIZER.decode, keep=10)
     for token in [*words("one"), *delegate("two three"), *words("four"), Special.CANCEL]:

@@ -41,7 +41,7 @@ class Talk:
             arrived = self.core.take(self.slots)
             if arrived is not None:
                 self.given.append([int(one) for one in arrived if one != Special.PAD])
-            self.core.follow(turn(token))
+            self.core.observe(turn(token))
             self.core.read(token)
             self.notes += [(one.delegation, one.kind) for one in self.core.notes()]
 

@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from interaction import presets, sharding
+from interaction import presets
 from interaction.background import reasoner
-from interaction.background.reasoner import ReasonerState, Turns
-from interaction.config import FOLLOW
-from interaction.model import TurnInputs, encode, read_text
-from interaction.parallel import AXES
+from interaction.background.reasoner import MicroTurns, ReasonerState
+from interaction.config import PREFILL_TURNS
+from interaction.distributed import sharding
+from interaction.distributed.collectives import AXES
+from interaction.model.heads import text_head
+from interaction.model.sequence import encode
+from interaction.model.turn_inputs import TurnInputs
 from interaction.training import features, reasoning
 from interaction.types import Array, Special
 from tests.support import random_params
 
-CONFIG = dataclasses.replace(presets.tiny(), hears_itself=False)
-PARAMS = {name: random_params(CONFIG)[name] for name in ("trunk", "router_bias")}
+CONFIG = dataclasses.replace(presets.tiny(), hears_self_audio=False)
+PARAMS = {name: random_params(CONFIG)[name] for name in ("backbone", "router_bias")}
 TURNS, LENGTH = 23, 12  # more positions than the rings hold
 ROWS = 2
 
@@ -31,10 +34,10 @@ def record() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     size, shape = CONFIG.frame_size, (ROWS, TURNS)
     arrived = rng.integers(Special.COUNT, CONFIG.vocab, (*shape, CONFIG.text_slots))
-    heard = rng.integers(Special.COUNT, CONFIG.vocab, (*shape, CONFIG.audio_positions))
+    user_transcript = rng.integers(Special.COUNT, CONFIG.vocab, (*shape, CONFIG.audio_positions))
     return {
         "audio": rng.integers(-9_000, 9_000, (*shape, CONFIG.audio.turn_samples)) / 32_768,
-        "heard": np.where(heard % 3 == 0, heard, Special.NONE),
+        "user_transcript": np.where(user_transcript % 3 == 0, user_transcript, Special.NONE),
         "text": rng.integers(0, CONFIG.vocab, shape),
         "arrived": np.where(rng.random(arrived.shape) < 0.7, Special.PAD, arrived),
         "frame": rng.random((*shape, size, size, 3)),
@@ -42,22 +45,22 @@ def record() -> dict[str, np.ndarray]:
     }
 
 
-THOUGHT = np.random.default_rng(1).integers(Special.COUNT, CONFIG.vocab, (ROWS, LENGTH))
+REASONING = np.random.default_rng(1).integers(Special.COUNT, CONFIG.vocab, (ROWS, LENGTH))
 
 
-def take(first: int, counts: list[int], video: bool = False) -> Turns:
+def take(first: int, counts: list[int], video: bool = False) -> MicroTurns:
     """Micro-turns from `first` on; what is past a row's count is rubbish."""
     kinds = {"i": (jnp.int32, 7), "f": (jnp.float32, np.nan), "b": (bool, True)}
     rows = {}
     for name, leaf in record().items():
         dtype, rubbish = kinds[leaf.dtype.kind]
-        rest = np.full_like(leaf[:, :FOLLOW], rubbish)
+        rest = np.full_like(leaf[:, :PREFILL_TURNS], rubbish)
         for row, count in enumerate(counts):
             rest[row, :count] = leaf[row, first : first + count]
         rows[name] = jnp.asarray(rest, dtype)
     if not video:
         rows["frame"] = rows["has_frame"] = None
-    return Turns(**rows, count=jnp.asarray(counts, jnp.int32))
+    return MicroTurns(**rows, count=jnp.asarray(counts, jnp.int32))
 
 
 @functools.cache
@@ -66,11 +69,11 @@ def functions() -> reasoner.Functions:
     return reasoner.make_reasoner(CONFIG, mesh, sharding.param_specs(PARAMS))
 
 
-def followed(sizes: list[int], video: bool = False) -> ReasonerState:
+def prefilled(sizes: list[int], video: bool = False) -> ReasonerState:
     """The state after batches of these sizes."""
     state, first = functions().init(ROWS), 0
     for size in sizes:
-        state = functions().follow(PARAMS, state, take(first, [size] * ROWS, video))
+        state = functions().prefill(PARAMS, state, take(first, [size] * ROWS, video))
         first += size
     return state
 
@@ -79,11 +82,11 @@ READ = jax.jit(functools.partial(reasoner.read, CONFIG))
 
 
 def logits(state: ReasonerState, sizes: list[int]) -> list[Array]:
-    """After reading so many tokens of `THOUGHT` at a time, padded to the same shape."""
+    """After reading so many tokens of `REASONING` at a time, padded to the same shape."""
     found, first = [], 0
     for size in sizes:
         tokens = np.full((ROWS, max(sizes)), Special.PAD, np.int32)
-        tokens[:, :size] = THOUGHT[:, first : first + size]
+        tokens[:, :size] = REASONING[:, first : first + size]
         state, now = READ(PARAMS, state, jnp.asarray(tokens))
         found.append(now)
         first += size
@@ -100,10 +103,10 @@ def same(a: ReasonerState, b: ReasonerState, atol: float) -> None:
 @pytest.mark.parametrize("video", [False, True])
 def test_batches_of_any_size_come_to_the_same(video: bool) -> None:
     """To the bit: what a batch lacks is computed on and then left out."""
-    full = followed([5, 5, 5, 5, 3], video)
+    full = prefilled([5, 5, 5, 5, 3], video)
     assert full.clock.tolist() == [TURNS] * ROWS
     for sizes in ([1] * TURNS, [2, 0, 5, 3, 4, 1, 5, 3]):
-        same(followed(sizes, video), full, atol=0)
+        same(prefilled(sizes, video), full, atol=0)
 
 
 def test_sessions_need_not_keep_step() -> None:
@@ -112,8 +115,8 @@ def test_sessions_need_not_keep_step() -> None:
         rows = [take(first, [count] * ROWS) for first, count in zip(firsts, counts, strict=True)]
         turns = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), *rows)
         before = jax.device_get(state)
-        state = functions().follow(PARAMS, state, turns)
-    same(state, followed([5]), atol=0)
+        state = functions().prefill(PARAMS, state, turns)
+    same(state, prefilled([5]), atol=0)
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(old[0], new[0])  # of the row that nothing was new for
 
@@ -128,60 +131,60 @@ def _whole(turns: int, video: bool) -> Array:
         "text": rows["text"].astype(jnp.int32),
         "arrived": rows["arrived"].astype(jnp.int32).reshape(ROWS, -1),
         "arrived_slot": jnp.tile(slots.reshape(1, -1), (ROWS, 1)),
-        "followed": jnp.full(ROWS, turns),
-        "thought": jnp.asarray(THOUGHT, jnp.int32),
+        "prefilled": jnp.full(ROWS, turns),
+        "reasoning": jnp.asarray(REASONING, jnp.int32),
     }
     inputs = TurnInputs(
         user=reasoning.dmel.dmel_bins(user, CONFIG.audio),
-        own=None,
-        hear_own=jnp.zeros((ROWS, TURNS)),
-        heard=features.delayed(rows["heard"].astype(jnp.int32), Special.NONE),
+        self_audio=None,
+        self_audio_gain=jnp.zeros((ROWS, TURNS)),
+        user_transcript=features.delayed(rows["user_transcript"].astype(jnp.int32), Special.NONE),
         last=features.delayed(batch["text"], Special.SILENT),
         frame=rows["frame"].astype(jnp.float32) if video else None,
         has_frame=rows["has_frame"] if video else None,
-        exists=reasoning.followed_turns(batch),
+        exists=reasoning.prefilled_turns(batch),
     )
-    beside = reasoning.branch_arrivals(CONFIG, batch)
+    beside = reasoning.reasoning_arrivals(CONFIG, batch)
     x = jax.jit(encode, static_argnums=0)(
-        CONFIG, PARAMS["trunk"], PARAMS["router_bias"], inputs, beside
+        CONFIG, PARAMS["backbone"], PARAMS["router_bias"], inputs, beside
     )[1][:, -LENGTH:]
-    return read_text(CONFIG, PARAMS["trunk"]["read_out"], x)
+    return text_head(CONFIG, PARAMS["backbone"]["heads"], x)
 
 
 @pytest.mark.parametrize(("turns", "video"), [(TURNS, False), (18, True)])
 def test_branches_are_what_training_sees(turns: int, video: bool) -> None:
     """The same logits for the same record and branch, token by token and some at a time."""
     wanted = _whole(turns, video)
-    state = followed([5] * (turns // 5) + [turns % 5], video)
+    state = prefilled([5] * (turns // 5) + [turns % 5], video)
     for sizes in ([1] * LENGTH, [5, 4, 3]):
         for end, now in zip(np.cumsum(sizes), logits(state, sizes), strict=True):
             np.testing.assert_allclose(now, wanted[:, end - 1], atol=2e-5)  # measured: 3.3e-6
 
 
 def test_a_branch_leaves_the_record_alone() -> None:
-    functions_, state = functions(), followed([5, 5])
-    before, tokens = jax.device_get(state), jnp.asarray(THOUGHT[:, :4], jnp.int32)
-    branch, first = functions_.read(PARAMS, functions_.branch(state), tokens)
-    _, again = functions_.read(PARAMS, functions_.branch(state), tokens)
+    functions_, state = functions(), prefilled([5, 5])
+    before, tokens = jax.device_get(state), jnp.asarray(REASONING[:, :4], jnp.int32)
+    fork, first = functions_.read(PARAMS, functions_.fork(state), tokens)
+    _, again = functions_.read(PARAMS, functions_.fork(state), tokens)
     np.testing.assert_array_equal(first, again)
     same(state, before, atol=0)
-    assert branch.clock.tolist() == [14] * ROWS
-    assert np.any(branch.caches["long"].k != before.caches["long"].k)
+    assert fork.clock.tolist() == [14] * ROWS
+    assert np.any(fork.caches["long"].k != before.caches["long"].k)
 
 
 def test_read_says_the_likeliest_token() -> None:
-    state = followed([5, 5])
+    state = prefilled([5, 5])
     found = logits(state, [4])[0]
-    _, token = functions().read(PARAMS, state, jnp.asarray(THOUGHT[:, :4], jnp.int32))
+    _, token = functions().read(PARAMS, state, jnp.asarray(REASONING[:, :4], jnp.int32))
     np.testing.assert_array_equal(token, np.argmax(found, axis=-1))
 
 
 def test_of_the_live_models_speech_only_the_words_are_read() -> None:
     """The own table, which hears speech, changes nothing."""
-    table = PARAMS["trunk"]["audio_in"]["own_table"]
+    table = PARAMS["backbone"]["audio_in"]["self_table"]
     deaf = jax.tree.map(lambda leaf: leaf, PARAMS)
-    deaf["trunk"]["audio_in"]["own_table"] = jnp.full_like(table, jnp.nan)
-    step = jax.jit(functools.partial(reasoner.follow, CONFIG))
+    deaf["backbone"]["audio_in"]["self_table"] = jnp.full_like(table, jnp.nan)
+    step = jax.jit(functools.partial(reasoner.prefill, CONFIG))
     state = functions().init(ROWS)
     same(*(step(params, state, take(0, [5, 5])) for params in (PARAMS, deaf)), atol=0)
 
@@ -192,8 +195,8 @@ def test_what_the_rings_cannot_hold_is_refused() -> None:
         lambda x: jnp.concatenate([x, x], axis=1) if x.ndim > 1 else x, take(0, [5, 5])
     )
     with pytest.raises(ValueError, match="turns: got 10, wanted at most 5"):
-        reasoner.follow(CONFIG, PARAMS, state, turns)
-    tokens = jnp.zeros((ROWS, 1 + FOLLOW * CONFIG.turn_span), jnp.int32)
+        reasoner.prefill(CONFIG, PARAMS, state, turns)
+    tokens = jnp.zeros((ROWS, 1 + PREFILL_TURNS * CONFIG.turn_span), jnp.int32)
     with pytest.raises(ValueError, match="tokens: got 31, wanted at most 30"):
         reasoner.read(CONFIG, PARAMS, state, tokens)
 
@@ -210,7 +213,7 @@ def test_each_function_is_compiled_once() -> None:
 
     state = made.init(ROWS)
     for sizes in ([5, 2], [0, 0], [1, 5]):
-        state = made.follow(PARAMS, state, take(0, sizes))
+        state = made.prefill(PARAMS, state, take(0, sizes))
     for token in (9, 10, Special.PAD):
         state, _ = made.read(PARAMS, state, np.full((ROWS, 1), token, np.int32))
     assert len(traced) == 2
@@ -222,7 +225,7 @@ def test_a_mesh_equals_one_device(axes: dict[str, int]) -> None:
     config = dataclasses.replace(
         CONFIG, transformer=dataclasses.replace(CONFIG.transformer, kv_heads=2)
     )
-    params = {name: random_params(config)[name] for name in ("trunk", "router_bias")}
+    params = {name: random_params(config)[name] for name in ("backbone", "router_bias")}
     turns = jax.tree.map(lambda x: jnp.concatenate([x, x]), take(0, [5, 4]))
     found = []
     for shape in ({}, axes):
@@ -231,11 +234,11 @@ def test_a_mesh_equals_one_device(axes: dict[str, int]) -> None:
         made = reasoner.make_reasoner(config, mesh, sharding.param_specs(params))
         placed = jax.device_put(params, sharding.shardings(mesh, params))
         rows = jax.device_put(
-            (turns, np.tile(THOUGHT[:, :3], (2, 1)).astype(np.int32)),
+            (turns, np.tile(REASONING[:, :3], (2, 1)).astype(np.int32)),
             sharding.session_sharding(mesh),
         )
-        state = made.follow(placed, made.init(2 * ROWS), rows[0])
-        state, token = made.read(placed, made.branch(state), rows[1])
+        state = made.prefill(placed, made.init(2 * ROWS), rows[0])
+        state, token = made.read(placed, made.fork(state), rows[1])
         found.append(jax.device_get((state, token)))
     np.testing.assert_array_equal(found[0][1], found[1][1])
     same(found[0][0], found[1][0], atol=1e-5)  # measured: 1.1e-6

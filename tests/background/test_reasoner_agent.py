@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from interaction import presets, sharding
+from interaction import presets
 from interaction.background.agent import (
     CALL,
     DONE,
@@ -19,7 +19,7 @@ from interaction.background.agent import (
     TEXT,
     THINKING,
     Event,
-    Turn,
+    MicroTurn,
 )
 from interaction.background.reasoner_agent import (
     LIMIT,
@@ -30,9 +30,10 @@ from interaction.background.reasoner_agent import (
 )
 from interaction.background.tool import tool
 from interaction.background.toolbox import Toolbox
-from interaction.checkpoint import save_model
-from interaction.config import FOLLOW
+from interaction.config import PREFILL_TURNS
 from interaction.data import tokenizer
+from interaction.distributed import sharding
+from interaction.pretrained.store import save_model
 from interaction.types import Special
 from tests.background.fakes import TOKENIZER, wait_for, words
 from tests.support import random_params
@@ -41,9 +42,9 @@ CONFIG = presets.tiny()
 SEVEN = json.dumps({"tool": "times", "a": 7, "b": 8})
 
 
-def turn(text: int = Special.SILENT, frame: np.ndarray | None = None) -> Turn:
+def turn(text: int = Special.SILENT, frame: np.ndarray | None = None) -> MicroTurn:
     silence = np.zeros(CONFIG.audio.turn_samples, np.float32)
-    return Turn(silence, silence, np.full(2, Special.NONE, np.int32), text, None, frame)
+    return MicroTurn(silence, silence, np.full(2, Special.NONE, np.int32), text, None, frame)
 
 
 def call(text: str = SEVEN) -> list[int]:
@@ -55,7 +56,7 @@ def answer(text: str) -> list[int]:
 
 
 class State(NamedTuple):
-    turns: tuple[Turn, ...]
+    turns: tuple[MicroTurn, ...]
     tokens: tuple[int, ...] = ()  # read, those that it wrote itself included
 
 
@@ -86,13 +87,13 @@ class FakeReasoner:
     def start(self) -> State:
         return self._new(State(()))
 
-    def follow(self, state: State, turns: Sequence[Turn]) -> State:
-        assert 0 < len(turns) <= FOLLOW
+    def prefill(self, state: State, turns: Sequence[MicroTurn]) -> State:
+        assert 0 < len(turns) <= PREFILL_TURNS
         self._donate(state)
         self.sizes.append(len(turns))
         return self._new(State((*state.turns, *turns)))
 
-    def branch(self, state: State) -> State:
+    def fork(self, state: State) -> State:
         assert id(state) not in self.gone
         return self._new(State(*state))
 
@@ -174,16 +175,16 @@ ANSWERED = [
 def test_thinks_calls_and_streams_words(agents: list) -> None:
     talk = start(agents, SCRIPT)
     for place in range(7):
-        talk.agent.follow(turn(place))
+        talk.agent.prefill(turn(place))
     talk.agent.ask(1, "seven times eight")
     assert talk.events(DONE) == ANSWERED
     assert sum(talk.model.sizes) == 7 and talk.model.sizes[-1] == 2  # what was left is not late
-    branch = talk.model.states[-1]
-    assert [one.text for one in branch.turns] == list(range(7))
+    fork = talk.model.states[-1]
+    assert [one.text for one in fork.turns] == list(range(7))
     read = [Special.DELEGATE, *words("seven times eight"), Special.END_DELEGATE]
     result = [Special.UPDATE, *words('{"result": 56}'), Special.END_DELEGATE]
-    thought, said = SCRIPT["seven times eight"]
-    assert list(branch.tokens) == [*read, *thought, *result, *said[:-1]]
+    reasoning, said = SCRIPT["seven times eight"]
+    assert list(fork.tokens) == [*read, *reasoning, *result, *said[:-1]]
 
 
 def test_several_at_once_and_turns_go_on(agents: list) -> None:
@@ -207,8 +208,8 @@ def test_several_at_once_and_turns_go_on(agents: list) -> None:
     talk.agent.ask(1, "one")
     talk.agent.ask(2, "two")
     talk.events(CALL, 2)
-    for _ in range(2 * FOLLOW):
-        talk.agent.follow(turn())
+    for _ in range(2 * PREFILL_TURNS):
+        talk.agent.prefill(turn())
     talk.agent.ask(3, "seven times eight")
     assert [pair for pair in talk.events(DONE) if pair[0] == DONE] == [(DONE, "")]
     assert talk.got[-1].delegation == 3
@@ -216,7 +217,7 @@ def test_several_at_once_and_turns_go_on(agents: list) -> None:
     talk.events(DONE, 3)
     said = {one.delegation: one.text for one in talk.got if one.kind == TEXT}
     assert said == {1: "one", 2: "two", 3: "six"}
-    assert sum(talk.model.sizes) == 2 * FOLLOW
+    assert sum(talk.model.sizes) == 2 * PREFILL_TURNS
 
 
 def test_cancel_drops_the_branch_and_its_call(agents: list) -> None:
@@ -254,7 +255,7 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
     talk = start(agents, {"wait": [call('{"tool": "wait"}')], **SCRIPT}, wait)
     talk.agent.ask(1, "wait")
     talk.events(CALL)
-    talk.agent.follow(turn(11))
+    talk.agent.prefill(turn(11))
     talk.agent.update(1, "wait", ["nine"])
     assert ended.wait(2), "the call of the dropped branch is cancelled"
     got = talk.events(DONE)[1:]
@@ -264,11 +265,11 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
         *[(TEXT, one) for one in "it is sixty three".split()],
         (DONE, ""),
     ]
-    branch = talk.model.states[-1]
+    fork = talk.model.states[-1]
     asked = (Special.DELEGATE, *words("wait"), Special.END_DELEGATE)
     fixed = (Special.UPDATE, *words("nine"), Special.END_DELEGATE)
-    assert branch.tokens[:6] == asked + fixed
-    assert [one.text for one in branch.turns] == [11]
+    assert fork.tokens[:6] == asked + fixed
+    assert [one.text for one in fork.turns] == [11]
     talk.agent.update(1, "wait", ["nine", "nine"])  # of one that was done
     talk.events(DONE, 2)
     talk.agent.update(2, "wait", ["nine", "nine"])  # of one that it never heard of
@@ -285,8 +286,8 @@ def test_following_waits_for_the_device(model: Reasoner, monkeypatch: pytest.Mon
             waited.append(self)
 
     busy = Busy()
-    monkeypatch.setattr(model, "_run", model._run._replace(follow=lambda *_: busy))
-    assert model.follow(model.start(), [turn()]) is busy
+    monkeypatch.setattr(model, "_run", model._run._replace(prefill=lambda *_: busy))
+    assert model.prefill(model.start(), [turn()]) is busy
     assert waited == [busy]
 
 
@@ -368,7 +369,7 @@ def test_text_cannot_smuggle_in_a_control_token(agents: list) -> None:
 def test_after_a_crash_the_record_is_followed_again(agents: list) -> None:
     talk = start(agents, SCRIPT)
     for place in range(8):
-        talk.agent.follow(turn(place))
+        talk.agent.prefill(turn(place))
     talk.agent.ask(1, "nobody knows this")  # the script raises
     assert talk.events(FAILED)[0][1].startswith("KeyError")
     talk.agent.ask(2, "seven times eight")
@@ -381,7 +382,7 @@ def test_after_a_crash_the_record_is_followed_again(agents: list) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Reasoner:
-    params = {name: random_params(CONFIG)[name] for name in ("trunk", "router_bias")}
+    params = {name: random_params(CONFIG)[name] for name in ("backbone", "router_bias")}
     folder = tmp_path_factory.mktemp("mute")
     save_model(folder, CONFIG, params, tokenizer.PATH)
     return load_reasoner(folder)
@@ -399,7 +400,7 @@ def test_a_model_that_knows_nothing_fails_and_goes_on(model: Reasoner) -> None:
 
     for agent in agents:
         for place in range(12):
-            agent.follow(turn(place))
+            agent.prefill(turn(place))
         for number in (1, 2, 3):
             agent.ask(number, "seven times eight")
     wait_for(ended, 120)
@@ -410,10 +411,10 @@ def test_a_model_that_knows_nothing_fails_and_goes_on(model: Reasoner) -> None:
 
 def test_micro_turns_with_and_without_frames(model: Reasoner) -> None:
     picture = np.ones((CONFIG.frame_size, CONFIG.frame_size, 3), np.float32)
-    seen, blind = (model.follow(model.start(), [turn(frame=one)]) for one in (picture, None))
+    seen, blind = (model.prefill(model.start(), [turn(frame=one)]) for one in (picture, None))
     assert int(seen.rings.written[0]) == int(blind.rings.written[0]) + CONFIG.patches
     arrived = np.array([20, Special.PAD], np.int32)
-    more = model.follow(model.start(), [turn()._replace(arrived=arrived)])
+    more = model.prefill(model.start(), [turn()._replace(arrived=arrived)])
     assert int(more.rings.written[0]) == int(blind.rings.written[0]) + 1
 
 

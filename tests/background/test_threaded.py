@@ -7,15 +7,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from interaction.background.agent import CALL, DONE, FAILED, TEXT, Event, Turn
+from interaction.background.agent import CALL, DONE, FAILED, TEXT, Event, MicroTurn
 from interaction.background.threaded import ThreadedAgent
 from interaction.background.tool import tool
 from interaction.background.toolbox import Toolbox
 
 
-def turn(index: int) -> Turn:
+def turn(index: int) -> MicroTurn:
     silence = np.zeros(3_200, np.float32)
-    return Turn(silence, silence, np.array([3, 3], np.int32), index)
+    return MicroTurn(silence, silence, np.array([3, 3], np.int32), index)
 
 
 class Recorder(ThreadedAgent):
@@ -28,7 +28,7 @@ class Recorder(ThreadedAgent):
         self.gate.set()
         self.broken = False
 
-    def on_turns(self, turns: list[Turn]) -> None:
+    def on_turns(self, turns: list[MicroTurn]) -> None:
         self.gate.wait(5)
         if any(one.text < 0 for one in turns):
             raise RuntimeError("a bad turn")
@@ -78,9 +78,9 @@ def test_order_is_kept_and_turns_come_together() -> None:
     agent = Recorder()
     agent.gate.clear()
     for index in range(5):
-        agent.follow(turn(index))
+        agent.observe(turn(index))
     agent.ask(1, "wait")
-    agent.follow(turn(5))
+    agent.observe(turn(5))
     agent.update(1, "wait", ["nine"])
     agent.cancel(1)
     agent.ask(2, "answer")
@@ -99,11 +99,11 @@ def test_order_is_kept_and_turns_come_together() -> None:
 def test_comes_back_after_a_failure(how: str) -> None:
     agent = Recorder(keep=3)
     for index in range(5):
-        agent.follow(turn(index))
+        agent.observe(turn(index))
         wait_for(lambda index=index: ("turns", [index]) in agent.log)
     agent.ask(1, "wait")
     agent.ask(2, how)
-    agent.follow(turn(5))
+    agent.observe(turn(5))
     agent.ask(3, "answer")
     events = collect(agent, 4)
     assert [(one.delegation, one.kind) for one in events] == [
@@ -119,8 +119,8 @@ def test_comes_back_after_a_failure(how: str) -> None:
 
 def test_a_record_that_kills_it_is_forgotten() -> None:
     agent = Recorder()
-    agent.follow(turn(1))
-    agent.follow(turn(-1))
+    agent.observe(turn(1))
+    agent.observe(turn(-1))
     agent.ask(1, "answer")
     assert [one.kind for one in collect(agent, 2)] == [TEXT, DONE]
     assert ("turns", [1]) not in agent.log[agent.log.index(("reset",)) :]
@@ -150,7 +150,7 @@ def test_a_hanging_thread_has_bounded_memory_and_costs_the_caller_nothing() -> N
     slowest = 0.0
     for index in range(1_000):
         start = time.monotonic()
-        agent.follow(turn(index))
+        agent.observe(turn(index))
         slowest = max(slowest, time.monotonic() - start)
         assert len(agent._ThreadedAgent__inbox) <= 11 and len(agent._ThreadedAgent__skipped) <= 10
     assert slowest < 0.1
@@ -168,7 +168,7 @@ def test_an_update_overtakes_the_answer_of_before() -> None:
     agent.ask(1, "answer")
     wait_for(lambda: len(agent._ThreadedAgent__outbox) == 2)
     agent.gate.clear()
-    agent.follow(turn(0))
+    agent.observe(turn(0))
     agent.update(1, "answer", ["nine"])  # the answer has not been taken, and never will be
     assert agent.events() == []
     agent.gate.set()

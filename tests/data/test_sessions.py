@@ -125,15 +125,15 @@ def test_a_session_shows_the_scenario_asked_for(scenario: str) -> None:
         assert not record["user"].any()
     if scenario in sessions.QUIET:
         assert (record["text"] == Special.SILENT).all()
-        assert (record["heard"] == Special.NONE).all()
+        assert (record["user_transcript"] == Special.NONE).all()
 
 
 def test_heard_targets_spell_the_main_user_only(made: Made) -> None:
     tokenizer = load_tokenizer()
     for record, meta in made["train"]:
         said = " ".join(e["text"] for e in meta["events"] if e["kind"] != "background").strip()
-        heard = tokenizer.decode(record["heard"].ravel())
-        assert said == heard
+        user_transcript = tokenizer.decode(record["user_transcript"].ravel())
+        assert said == user_transcript
 
 
 def test_sessions_are_deterministic() -> None:

@@ -115,9 +115,9 @@ class FakeModel:
     def step(self, state: int, chunk: Chunk) -> tuple[int, Reply]:
         rows = len(chunk.audio)
         audio = self.audio[:rows, state * TURN : (state + 1) * TURN].astype(np.float32) / 32_768
-        heard = np.full((rows, 2), Special.NONE, np.int32)
+        user_transcript = np.full((rows, 2), Special.NONE, np.int32)
         text = self.text[:rows, state]
-        return state + 1, Reply(audio, text, heard, np.zeros(rows, bool))
+        return state + 1, Reply(audio, text, user_transcript, np.zeros(rows, bool))
 
 
 # Of who does everything right.

@@ -50,11 +50,11 @@ class LiveOracle:
         piece = record["model"][turn * 3_200 : (turn + 1) * 3_200]
         audio[: len(piece)] = piece
         text = record["text"][turn] if turn < len(record["text"]) else Special.SILENT
-        heard = np.full((1, 2), Special.NONE, np.int32)
+        user_transcript = np.full((1, 2), Special.NONE, np.int32)
         reply = Reply(
             audio[None].astype(np.float32) / 32_768,
             np.array([text], np.int32),
-            heard,
+            user_transcript,
             np.zeros(1, bool),
         )
         return (seed, turn + 1), reply
@@ -113,11 +113,11 @@ def scripted(meta: dict, turns: int) -> dict[str, np.ndarray]:
         end = event.answer_end_turn
         if event.wants_answer:
             say(event.answer_turn, event.answer, end)
-        if event.kind == "errand_cancel":
+        if event.kind == "tool_request_cancel":
             text[end] = Special.CANCEL
-        elif event.kind in ("errand", "errand_update"):
+        elif event.kind in ("tool_request", "tool_request_update"):
             note = notes[event.delegation]
-            fixed = event.kind == "errand_update"
+            fixed = event.kind == "tool_request_update"
             words = note["updates"][-1]["words"] if fixed else note["request"]
             opening = Special.UPDATE if fixed else Special.DELEGATE
             tokens = [opening, *tokenizer.encode(words), Special.END_DELEGATE]

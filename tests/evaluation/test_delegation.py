@@ -10,18 +10,18 @@ import pytest
 
 from interaction.background import agent, delegations
 from interaction.background.delegations import Note
-from interaction.control import spoken
-from interaction.data.errand_sessions import make_errand_session
+from interaction.data.delegation_sessions import make_delegation_session
 from interaction.data.tokenizer import load_tokenizer
+from interaction.engine.session_record import Entry
 from interaction.evaluation import Event, Spoken, parse_events
-from interaction.evaluation.background import Delegation, Step, read_delegations
 from interaction.evaluation.delegation import Recording, score_delegations
+from interaction.evaluation.delegation_history import Delegation, Step, read_delegations
 from interaction.evaluation.delegation_summary import delegation_table, summarise_delegations
 from interaction.evaluation.events import reply_time
 from interaction.evaluation.rollout import to_float
 from interaction.evaluation.spans import aloud, read_spans
 from interaction.evaluation.talk import TAIL_S
-from interaction.session_file import Entry
+from interaction.model.control_tokens import spoken
 from interaction.types import Special
 
 TURNS = 150
@@ -66,7 +66,7 @@ class Made:
             self.say(first, answer)
 
     def note(self, request: str, said: str, **more: object) -> dict[str, Any]:
-        note = {"number": len(self.notes) + 1, "errand": "times", "updates": []}
+        note = {"number": len(self.notes) + 1, "tool_request": "times", "updates": []}
         note |= {"cancelled_s": -1.0, "request": request, "said": said, "tool_s": 2.0}
         note |= {"call": CALL} | more
         self.notes.append(note)
@@ -91,9 +91,9 @@ class Made:
         loud = np.repeat(aloud(self.text) != Special.SILENT, 3_200)
         for turn in self.mute:
             loud[turn * 3_200 : (turn + 1) * 3_200] = False
-        heard = Spoken.from_reply(np.where(loud, noise, 0), self.text, WORDS.decode)
+        spoken = Spoken.from_reply(np.where(loud, noise, 0), self.text, WORDS.decode)
         events = sorted(self.events, key=lambda event: event.start_s)
-        return Recording(self.text, heard, events, self.notes, self.delegations, self.tools)
+        return Recording(self.text, spoken, events, self.notes, self.delegations, self.tools)
 
     def figures(self) -> dict[str, Any]:
         return summarise_delegations([score_delegations(self.recording())])
@@ -103,7 +103,7 @@ def asked() -> Made:
     """An errand that is handed over in micro-turns 20 to 24 and answered from 40 on."""
     made = Made()
     made.note("seven times eight", SAID)
-    made.event("errand", 1.0, 2.03, "let me see", delegation=1)
+    made.event("tool_request", 1.0, 2.03, "let me see", delegation=1)
     one = made.delegate(20, "seven times eight")
     made.arrive(one, 38, SAID)
     made.say(40, SAID)
@@ -122,7 +122,7 @@ def test_who_does_everything_right_has_perfect_figures() -> None:
     closed, first = reply_time(24), reply_time(40)
     assert figures["result_latency_p50_s"] == pytest.approx(first - closed - 2.0)
     assert figures["cancel_rate"] is figures["update_exact"] is None
-    assert figures["by_errand"]["result_spoken_exact"]["times"]["n"] == 1
+    assert figures["by_tool_request"]["result_spoken_exact"]["times"]["n"] == 1
     assert not any(figures["mistakes"].values())
     assert "result_latency_p50_s" in delegation_table(figures)
 
@@ -327,9 +327,9 @@ def test_answers_while_waiting() -> None:
 def cancelled() -> Made:
     made = Made()
     made.note("seven times eight", SAID, cancelled_s=7.0)
-    made.event("errand", 1.0, 2.03, "let me see", delegation=1)
+    made.event("tool_request", 1.0, 2.03, "let me see", delegation=1)
     one = made.delegate(20, "seven times eight")
-    made.event("errand_cancel", 6.0, 7.0, "okay", delegation=1)
+    made.event("tool_request_cancel", 6.0, 7.0, "okay", delegation=1)
     made.text[39] = Special.CANCEL
     one.steps.append(Step(39, delegations.CANCELLED, ""))
     return made
@@ -370,9 +370,9 @@ def test_a_cancel_that_drops_nothing_or_another_one_is_wrong() -> None:
 def updated(said: str = "it is sixty three", update: bool = True) -> Made:
     made = Made()
     made.note("seven times nine", "it is sixty three", updates=[{"end_s": 7.0, "words": "nine"}])
-    made.event("errand", 1.0, 2.03, "let me see", delegation=1)
+    made.event("tool_request", 1.0, 2.03, "let me see", delegation=1)
     one = made.delegate(20, "seven times eight")
-    made.event("errand_update", 6.0, 7.0, "okay", delegation=1)
+    made.event("tool_request_update", 6.0, 7.0, "okay", delegation=1)
     if update:
         closed = made.span(40, Special.UPDATE, "nine")
         one.steps.append(Step(closed, delegations.UPDATED, "nine"))
@@ -398,7 +398,7 @@ def test_results_of_two_errands_are_told_apart() -> None:
     made = asked()
     made.quiet(40, 60)
     made.note("the time", "it is exactly four")
-    made.event("errand", 6.0, 7.0, "one moment", delegation=2)
+    made.event("tool_request", 6.0, 7.0, "one moment", delegation=2)
     two = made.delegate(45, "the time")
     made.arrive(two, 60, "it is exactly four")
     made.say(55, SAID)
@@ -442,9 +442,9 @@ def entry(turn: int, arrived: str | None, notes: Sequence[tuple]) -> Entry:
             for word in arrived.split()
         ]
         ids[: len(tokens)] = tokens
-    heard = np.full(2, Special.NONE, np.int32)
+    user_transcript = np.full(2, Special.NONE, np.int32)
     listed = [Note(0.0, number, kind, text) for number, kind, text in notes]
-    return Entry(turn, 0.0, empty, ids, None, Special.SILENT, heard, empty, listed)
+    return Entry(turn, 0.0, empty, ids, None, Special.SILENT, user_transcript, empty, listed)
 
 
 def test_whose_words_arrive_follows_from_the_record() -> None:
@@ -486,7 +486,7 @@ def test_an_update_and_a_cancel_in_a_record() -> None:
 
 def as_annotated(index: int) -> Recording:
     """A session of the training data, with its own replies in place of a model's."""
-    record = make_errand_session((11, index), "heldout", turns=110)  # corrections take time
+    record = make_delegation_session((11, index), "heldout", turns=110)  # corrections take time
     meta, text = json.loads(record["meta"]), record["text"]
     events = parse_events(record["meta"])
     spans = [span for span in read_spans(text) if span.complete]
@@ -495,11 +495,11 @@ def as_annotated(index: int) -> Recording:
         note["number"]: Delegation(note["number"], note["request"], span.last)
         for note, span in zip(meta["delegations"], asked, strict=False)
     }
-    fixes = [event for event in events if event.kind == "errand_update"]
+    fixes = [event for event in events if event.kind == "tool_request_update"]
     updates = [span for span in spans if span.opening == Special.UPDATE]
     for event, span in zip(fixes, updates, strict=False):
         found[event.delegation].steps.append(Step(span.last, delegations.UPDATED, ""))
-    drops = [event for event in events if event.kind == "errand_cancel"]
+    drops = [event for event in events if event.kind == "tool_request_cancel"]
     for event, turn in zip(drops, np.flatnonzero(text == Special.CANCEL), strict=False):
         found[event.delegation].steps.append(Step(int(turn), delegations.CANCELLED, ""))
     for note in meta["delegations"]:
@@ -511,8 +511,8 @@ def as_annotated(index: int) -> Recording:
     tail = round(5 * TAIL_S)  # micro-turns, as in the suite
     text = np.pad(text, (0, tail), constant_values=Special.SILENT)
     audio = np.pad(to_float(record["model"]), (0, tail * 3_200))
-    heard = Spoken.from_reply(audio, text, WORDS.decode)
-    return Recording(text, heard, events, meta["delegations"], list(found.values()), {})
+    spoken = Spoken.from_reply(audio, text, WORDS.decode)
+    return Recording(text, spoken, events, meta["delegations"], list(found.values()), {})
 
 
 def said_or_cancelled(note: dict) -> bool:

@@ -9,12 +9,13 @@ import pytest
 
 import interaction
 from experiments import converse, evaluate, make_recording
-from interaction.audio_file import read_audio, write_audio
 from interaction.background.scripted import ScriptedAgent
 from interaction.data import clips
+from interaction.data.audio_file import read_audio, write_audio
 from interaction.data.domain import answer_words
 from interaction.data.sessions import QUIET, SCENARIOS, make_session
 from interaction.data.tokenizer import load_tokenizer
+from interaction.engine.replay import replay
 from interaction.evaluation import parse_events, timeline
 from interaction.evaluation.recognizer import Clip, Recognizer, compare, flat_arpa, homophones
 from interaction.evaluation.rollout import rollout
@@ -25,7 +26,6 @@ from interaction.evaluation.transcript import (
     transcript,
     words_over_time,
 )
-from interaction.session_file import replay
 from interaction.types import Chunk, Reply, Special
 from tests.evaluation import fakes
 from tests.evaluation.oracles import Clock, LiveOracle, Oracle, as_foreseen, scripted
@@ -48,7 +48,7 @@ def test_oracle_is_perfect_on_real_sessions() -> None:
         assert figures[key] == 1, key
     for key in fakes.ZERO:
         assert figures[key] == 0, key
-    assert figures["heard_word_accuracy"] == 0  # the fake hears nothing
+    assert figures["transcript_word_accuracy"] == 0  # the fake hears nothing
     assert (
         len(found.clips)
         == figures["counts"]["answer_exact"] + (figures["counts"]["interruption_answer_exact"])
@@ -92,7 +92,7 @@ def test_batches_do_not_change_the_figures() -> None:
             "user": session.user,
             "model": session.model,
             "text": session.text,
-            "heard": np.full((80, 2), Special.NONE),
+            "user_transcript": np.full((80, 2), Special.NONE),
             "meta": json.dumps({"events": [vars(event) for event in session.events]}),
         }
         for session in made
@@ -104,8 +104,8 @@ def test_batches_do_not_change_the_figures() -> None:
         def step(self, state: int, chunk: Chunk) -> tuple[int, Reply]:
             rows = len(chunk.audio)
             token = np.where(np.abs(chunk.audio).max(1) > 0.1, Special.COUNT, Special.SILENT)
-            heard = np.full((rows, 2), Special.NONE)
-            return state + 1, Reply(chunk.audio, token, heard, np.zeros(rows, bool))
+            user_transcript = np.full((rows, 2), Special.NONE)
+            return state + 1, Reply(chunk.audio, token, user_transcript, np.zeros(rows, bool))
 
     model = Echo(np.zeros(0), np.zeros(0))
     first, second = (
@@ -125,7 +125,7 @@ def test_asset_is_what_the_command_makes(recording: tuple) -> None:
     kinds = {event.kind for event in parse_events(json.dumps(meta))}
     assert {"pause_request", "backchannel", "interrupt_request", "interrupt_stop"} <= kinds
     assert {"request", "background", "silence"} <= kinds
-    assert {"errand", "errand_cancel", "errand_update"} <= kinds
+    assert {"tool_request", "tool_request_cancel", "tool_request_update"} <= kinds
     assert 50 < len(pcm) / 16_000 < 65 and converse.ASSET.stat().st_size < 1.5e6
 
 

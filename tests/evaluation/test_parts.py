@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from scipy.stats import poisson as poisson_law
 
-from interaction import audio_file
+from interaction.data import audio_file
 from interaction.evaluation import activity, parse_events, statistics
 
 

@@ -8,14 +8,14 @@ import time
 import numpy as np
 import pytest
 
-from experiments import background, evaluate
+from experiments import agent_factory, evaluate
 from interaction.background import agent, delegations
 from interaction.background.agent import CALL, BackgroundAgent
 from interaction.background.scripted import ScriptedAgent
 from interaction.background.toolbox import Toolbox
-from interaction.data.errand_sessions import make_errand_session
+from interaction.data.delegation_sessions import make_delegation_session
 from interaction.evaluation import talk as talks
-from interaction.evaluation.background import Delegation, Step
+from interaction.evaluation.delegation_history import Delegation, Step
 from interaction.evaluation.lanes import (
     SAID,
     THINKING,
@@ -57,10 +57,10 @@ def test_late_replies_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow model and a slow agent, which it is not to wait for."""
 
     class Slow(ScriptedAgent):
-        def follow(self, turn: agent.Turn) -> None:
+        def observe(self, turn: agent.MicroTurn) -> None:
             if len(self.turns) == 4:
                 time.sleep(0.25)
-            super().follow(turn)
+            super().observe(turn)
 
     class SlowModel(LiveOracle):
         def step(self, state: tuple, chunk: object) -> tuple:
@@ -72,7 +72,7 @@ def test_late_replies_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     done = talks.talk(SlowModel({0: silent()}), Slow({}), SILENCE, 0, tail_s=0.0)
     assert time.monotonic() - started < 4
     assert done.missed >= 2 and 1 <= done.missed_beside < done.missed
-    assert done.own_s[4] > 0.2 and done.step_s[8] > 0.2
+    assert done.driver_s[4] > 0.2 and done.step_s[8] > 0.2
 
 
 # Many.
@@ -116,7 +116,7 @@ def test_the_suite_gives_every_figure(
 ) -> None:
     monkeypatch.setattr(talks, "CALL_S", 0.0)
     seed = 7  # of sessions with a cancellation
-    records = [make_errand_session((seed, i), "heldout") for i in range(2)]
+    records = [make_delegation_session((seed, i), "heldout") for i in range(2)]
     seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) % 2**31 for i in range(2)]
     live = LiveOracle(dict(zip(seeds, records, strict=True)))
     metas = [json.loads(record["meta"]) for record in records]
@@ -199,15 +199,15 @@ def test_seconds_of_the_last_form_count() -> None:
 def test_the_background_model_beside_a_live_one(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "RELEASED", tmp_path)
-    assert background.find_background("demo") is None
+    monkeypatch.setattr(agent_factory, "RELEASED", tmp_path)
+    assert agent_factory.find_background("demo") is None
     (tmp_path / "demo_background").mkdir()
-    assert background.find_background("demo") == str(tmp_path / "demo_background")
+    assert agent_factory.find_background("demo") == str(tmp_path / "demo_background")
     live = tmp_path / "own" / "live"
     live.mkdir(parents=True)
-    assert background.find_background(str(live)) is None
+    assert agent_factory.find_background(str(live)) is None
     live.with_name("live_background").mkdir()
-    assert background.find_background(str(live)) == str(live.with_name("live_background"))
+    assert agent_factory.find_background(str(live)) == str(live.with_name("live_background"))
 
 
 # The lane.

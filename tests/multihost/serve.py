@@ -12,8 +12,8 @@ import numpy as np
 import interaction
 from experiments.check_mesh import small_model
 from experiments.train import join_hosts
-from interaction import sharding
-from interaction.stored import Stored
+from interaction.distributed import sharding
+from interaction.pretrained.lazy_array import LazyArray
 from interaction.types import Chunk, Reply
 
 SESSIONS, STEPS = 8, 20
@@ -49,14 +49,14 @@ def stream(step: Step, state: interaction.StreamState, rows: np.ndarray) -> dict
 
 def count_reading() -> list[int]:
     """A list that will hold the number of elements of each part that is read."""
-    read, sizes = Stored.__getitem__, []
+    read, sizes = LazyArray.__getitem__, []
 
-    def counted(self: Stored, index: tuple[slice, ...]) -> np.ndarray:
+    def counted(self: LazyArray, index: tuple[slice, ...]) -> np.ndarray:
         part = read(self, index)
         sizes.append(part.size)
         return part
 
-    Stored.__getitem__ = counted
+    LazyArray.__getitem__ = counted
     return sizes
 
 

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from interaction.training.config import TrainConfig
 from interaction.training.loop import NotFiniteError, train
 from interaction.training.objective import find_objective
 from interaction.training.state import TrainState
+from interaction.training.train_config import TrainConfig
 from tests.multihost.launch import finish, start
 from tests.training import toy
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.check_mesh import prepare_stream
-from interaction import checkpoint, sharding
+from interaction.distributed import sharding
+from interaction.pretrained import store
 from interaction.types import Reply
 from tests.multihost import serve
 from tests.multihost.launch import ROOT, finish, start
@@ -21,7 +22,7 @@ TOKENIZER = ROOT / "interaction/data/tokenizer.json"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     place = tmp_path_factory.mktemp("served") / "model"
-    checkpoint.save_model(place, serve.MODEL, random_params(serve.MODEL), TOKENIZER)
+    store.save_model(place, serve.MODEL, random_params(serve.MODEL), TOKENIZER)
     return place
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interaction import presets, sharding
+from interaction import presets
+from interaction.distributed import sharding
 from interaction.modules.speech_out import SpeechCondition
 from interaction.ops import dmel
 from interaction.ops.attention import LONG, attention_long
@@ -33,14 +34,14 @@ def rounded_products(jaxpr: Any) -> list[str]:  # noqa: ANN401
 def test_float32_products_are_exact() -> None:
     assert not rounded_products(golden.trace_step(presets.tiny(), {}, 2).jaxpr)
 
-    def heard(table: jax.Array) -> jax.Array:
+    def embedded(table: jax.Array) -> jax.Array:
         return jnp.sum(dmel.bag_of_embeddings(table, jnp.zeros((2, 3, 4), jnp.int32)) ** 2)
 
     def attended(q: jax.Array) -> jax.Array:
         order, valid = jnp.zeros((1, LONG), jnp.uint32), jnp.ones((1, LONG), bool)
         return jnp.sum(attention_long(q, q, q, order, order, valid, 8, jnp.zeros(2)))
 
-    for slope, shape in ((heard, (4, 5, 6)), (attended, (1, LONG, 2, 4))):
+    for slope, shape in ((embedded, (4, 5, 6)), (attended, (1, LONG, 2, 4))):
         traced = jax.make_jaxpr(jax.grad(slope))(jnp.zeros(shape))
         assert "dot_general" in str(traced) and not rounded_products(traced.jaxpr)
 

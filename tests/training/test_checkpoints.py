@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction.sharding import make_mesh, shardings
+from interaction.distributed.sharding import make_mesh, shardings
 from interaction.training import checkpoints
 from interaction.training.checkpoints import Checkpoints, load_part
-from interaction.training.feed import Feed, make_feed
 from interaction.training.finite import NotFiniteError
+from interaction.training.input_pipeline import InputPipeline, make_input_pipeline
 from interaction.training.state import TrainState
 from tests.training import toy
 
@@ -44,11 +44,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(toy.write_sessions(tmp_path_factory.mktemp("data")))
 
 
-def _feed(data: str, batches: int) -> Feed:
-    feed = make_feed(data, 4, 0)
+def _pipeline(data: str, batches: int) -> InputPipeline:
+    pipeline = make_input_pipeline(data, 4, 0)
     for _ in range(batches):
-        next(feed.batches)
-    return feed
+        next(pipeline.batches)
+    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, data: str) -> pathlib.Path:
     run = tmp_path_factory.mktemp("saved") / "run"
     writer = Checkpoints(str(run), 2)
     for step in (1, 2):
-        writer.save(step, _state(step), _feed(data, step).state())
+        writer.save(step, _state(step), _pipeline(data, step).state())
     writer.close()
     return run
 
@@ -144,18 +144,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     run = tmp_path / "run"
     shutil.copytree(saved, run)
     DAMAGES[name](run / "checkpoints/2")
-    reader, feed = Checkpoints(str(run), 2), _feed(data, 0)
+    reader, pipeline = Checkpoints(str(run), 2), _pipeline(data, 0)
     with caplog.at_level(logging.WARNING):
-        step, state = reader.restore(_abstract(_state(0)), feed)
+        step, state = reader.restore(_abstract(_state(0)), pipeline)
     assert step == 1
     assert toy.digest(state) == toy.digest(_state(1))
-    assert feed.state() == _feed(data, 1).state()
+    assert pipeline.state() == _pipeline(data, 1).state()
     assert f"{run}/checkpoints/2: got a checkpoint that is damaged" in caplog.text
     assert (run / "damaged/2").is_dir()
-    reader.save(2, _state(2), _feed(data, 2).state())
+    reader.save(2, _state(2), _pipeline(data, 2).state())
     reader.close()
     caplog.clear()
-    step, state = Checkpoints(str(run), 2).restore(_abstract(_state(0)), feed)
+    step, state = Checkpoints(str(run), 2).restore(_abstract(_state(0)), pipeline)
     # asyncio may tell only now of Orbax's tasks on what was damaged.
     ours = [entry for entry in caplog.records if entry.name.startswith("interaction")]
     assert (step, ours) == (2, [])
@@ -169,7 +169,7 @@ def test_every_flipped_bit_is_found(
     run = tmp_path / "run"
     shutil.copytree(saved, run)
     _flip_bit(run / "checkpoints/2", seed)
-    assert Checkpoints(str(run), 2).restore(_abstract(_state(0)), _feed(data, 0))[0] == 1
+    assert Checkpoints(str(run), 2).restore(_abstract(_state(0)), _pipeline(data, 0))[0] == 1
 
 
 def test_a_half_written_checkpoint_is_passed_over(
@@ -179,8 +179,8 @@ def test_a_half_written_checkpoint_is_passed_over(
     shutil.copytree(saved, run)
     shutil.copytree(run / "checkpoints/2", run / "checkpoints/3.orbax-checkpoint-tmp")
     writer = Checkpoints(str(run), 2)
-    assert writer.restore(_abstract(_state(0)), _feed(data, 0))[0] == 2
-    writer.save(3, _state(3), _feed(data, 3).state())
+    assert writer.restore(_abstract(_state(0)), _pipeline(data, 0))[0] == 2
+    writer.save(3, _state(3), _pipeline(data, 3).state())
     writer.close()
     assert sorted(place.name for place in (run / "checkpoints").iterdir()) == ["2", "3"]
 
@@ -193,7 +193,7 @@ def test_all_damaged_is_an_error_that_names_all(
     for step in (1, 2):
         _zero("state/**/d/*")(run / f"checkpoints/{step}")
     with pytest.raises(ValueError, match=r"no checkpoint is good: .*/2: got.*/1: got"):
-        Checkpoints(str(run), 2).restore(_abstract(_state(0)), _feed(data, 0))
+        Checkpoints(str(run), 2).restore(_abstract(_state(0)), _pipeline(data, 0))
     assert (run / "checkpoints/2").is_dir()
     with pytest.raises(ValueError, match=r"checkpoints/2: .* damaged"):
         load_part(str(run), "vocoder")
@@ -208,7 +208,7 @@ def test_one_without_fingerprints_is_read(
     fields = json.loads(path.read_text())
     del fields["leaves"], fields["sha256"]
     path.write_text(json.dumps(fields))
-    step, state = Checkpoints(str(run), 2).restore(_abstract(_state(0)), _feed(data, 0))
+    step, state = Checkpoints(str(run), 2).restore(_abstract(_state(0)), _pipeline(data, 0))
     assert step == 2
     assert toy.digest(state) == toy.digest(_state(2))
 
@@ -216,29 +216,29 @@ def test_one_without_fingerprints_is_read(
 def test_a_part_is_read_piece_by_piece(data: str, tmp_path: pathlib.Path) -> None:
     mesh = make_mesh({"fsdp": 2, "tensor": 4})
     state = _state(3)
-    params = {"trunk": {"read_out": {"text": state.params["vocoder"]["w"]}}}
+    params = {"backbone": {"heads": {"text": state.params["vocoder"]["w"]}}}
     params = jax.device_put(params, shardings(mesh, params))
     writer = Checkpoints(str(tmp_path), 1)
-    writer.save(3, TrainState(jnp.int32(3), {}, {}, (), params), _feed(data, 1).state())
+    writer.save(3, TrainState(jnp.int32(3), {}, {}, (), params), _pipeline(data, 1).state())
     writer.close()
-    found, place = load_part(str(tmp_path), "trunk/read_out")
+    found, place = load_part(str(tmp_path), "backbone/heads")
     assert place == str(tmp_path / "checkpoints/3")
-    leaf = found["trunk/read_out/text"]
+    leaf = found["backbone/heads/text"]
     assert [leaf[index].shape for index in leaf.pieces()] == 8 * [(256, 128)]
     np.testing.assert_array_equal(leaf, state.params["vocoder"]["w"])
     _flip_bit(tmp_path / "checkpoints/3")
     with pytest.raises(ValueError, match=r"checkpoints/3: .* damaged"):
-        load_part(str(tmp_path), "trunk/read_out")
+        load_part(str(tmp_path), "backbone/heads")
 
 
 @pytest.mark.parametrize("axes", [{"data": 4}, {"tensor": 2, "fsdp": 2, "expert": 2}])
 def test_any_mesh_reads_it(saved: pathlib.Path, data: str, axes: dict[str, int]) -> None:
     state = _state(0)
-    params = {"trunk": {"read_out": {"text": state.params["vocoder"]["w"]}}}
+    params = {"backbone": {"heads": {"text": state.params["vocoder"]["w"]}}}
     state = TrainState(jnp.int32(3), params, {}, (), params)
     folder = saved.parent / f"mesh{len(axes)}"
     writer = Checkpoints(str(folder), 1)
-    writer.save(3, state, _feed(data, 3).state())
+    writer.save(3, state, _pipeline(data, 3).state())
     writer.close()
     mesh = make_mesh(axes, jax.devices()[: int(np.prod(list(axes.values())))])
     target = jax.tree.map(
@@ -246,14 +246,14 @@ def test_any_mesh_reads_it(saved: pathlib.Path, data: str, axes: dict[str, int])
         state,
         shardings(mesh, state),
     )
-    _, found = Checkpoints(str(folder), 1).restore(target, _feed(data, 0))
-    assert found.params["trunk"]["read_out"]["text"].sharding.mesh == mesh
+    _, found = Checkpoints(str(folder), 1).restore(target, _pipeline(data, 0))
+    assert found.params["backbone"]["heads"]["text"].sharding.mesh == mesh
     assert toy.digest(found) == toy.digest(state)
     again = Checkpoints(str(folder), 1)  # written from that mesh, read onto one device
-    again.restore(target, _feed(data, 0))
-    again.save(4, found, _feed(data, 4).state())
+    again.restore(target, _pipeline(data, 0))
+    again.save(4, found, _pipeline(data, 4).state())
     again.close()
-    _, back = Checkpoints(str(folder), 1).restore(_abstract(state), _feed(data, 0))
+    _, back = Checkpoints(str(folder), 1).restore(_abstract(state), _pipeline(data, 0))
     assert toy.digest(back) == toy.digest(state)
 
 
@@ -261,9 +261,9 @@ def test_what_is_not_finite_is_not_saved(data: str, tmp_path: pathlib.Path) -> N
     state = _state(1)
     bad = state._replace(ema={"vocoder": {**state.ema["vocoder"], "b": jnp.full(4, jnp.inf)}})
     writer = Checkpoints(str(tmp_path), 2)
-    writer.save(1, state, _feed(data, 1).state())
+    writer.save(1, state, _pipeline(data, 1).state())
     with pytest.raises(NotFiniteError, match=r"step 2: not finite: in the state ema/vocoder/b"):
-        writer.save(2, bad, _feed(data, 2).state())
+        writer.save(2, bad, _pipeline(data, 2).state())
     writer.close()
     assert [place.name for place in (tmp_path / "checkpoints").iterdir()] == ["1"]
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction import model, presets
-from interaction.checkpoint import flatten
+from interaction import presets
+from interaction.model import backbone, sequence
+from interaction.pretrained.tree_paths import flatten
 from interaction.training import conversation
 from interaction.types import Special
 from tests.support import random_params
@@ -22,7 +23,7 @@ def _batch(sessions: int, turns: int) -> dict[str, jax.Array]:
         "user": jnp.asarray(rng.integers(-9_000, 9_000, samples), jnp.int16),
         "model": jnp.asarray(rng.integers(-9_000, 9_000, samples), jnp.int16),
         "text": jnp.asarray(rng.integers(0, CONFIG.vocab, (sessions, turns)), jnp.int32),
-        "heard": jnp.asarray(np.where(words % 3 == 0, words, Special.NONE), jnp.int32),
+        "user_transcript": jnp.asarray(np.where(words % 3 == 0, words, Special.NONE), jnp.int32),
     }
 
 
@@ -34,12 +35,15 @@ def test_inputs_are_one_micro_turn_behind_their_targets() -> None:
     batch = _batch(8, 10)
     mel = jnp.full((8, 10, CONFIG.audio.speech_frames, CONFIG.audio.mels), -3.0)
     inputs = conversation.turn_inputs(CONFIG, batch, mel, _keys(len(mel)))
-    heard, target = np.asarray(inputs.heard), np.asarray(batch["heard"])
-    assert (heard[:, 0] == Special.NONE).all()
-    right = heard[:, 1:] == target[:, :-1]
+    user_transcript, target = (
+        np.asarray(inputs.user_transcript),
+        np.asarray(batch["user_transcript"]),
+    )
+    assert (user_transcript[:, 0] == Special.NONE).all()
+    right = user_transcript[:, 1:] == target[:, :-1]
     assert right.mean() > 0.8, "most words are heard right"
     assert (right | (target[:, :-1] != Special.NONE)).all(), "none is invented"
-    assert (heard[:, 1:] == target[:, 1:])[target[:, 1:] != Special.NONE].mean() < 0.2
+    assert (user_transcript[:, 1:] == target[:, 1:])[target[:, 1:] != Special.NONE].mean() < 0.2
     np.testing.assert_array_equal(inputs.last[:, 0], Special.SILENT)
     np.testing.assert_array_equal(inputs.last[:, 1:], batch["text"][:, :-1])
 
@@ -50,29 +54,33 @@ def test_groups_of_sessions_equal_one_group(monkeypatch: pytest.MonkeyPatch) -> 
     inputs = conversation.turn_inputs(CONFIG, batch, mel, _keys(len(mel)))
     found = []
     for at_once in (2, 6):
-        monkeypatch.setattr(model, "CPU_SESSIONS", at_once)
-        run = jax.jit(lambda p: model.forward(CONFIG, p["trunk"], p["router_bias"], inputs))
+        monkeypatch.setattr(backbone, "CPU_SESSIONS", at_once)
+        run = jax.jit(lambda p: sequence.forward(CONFIG, p["backbone"], p["router_bias"], inputs))
         found.append(run(params))
     for few, all_ in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
         # measured: 4e-6, and 1e-7 of the router's z
         np.testing.assert_allclose(few, all_, atol=2e-5, rtol=1e-5)
 
 
-def test_every_part_of_the_trunk_learns() -> None:
+def test_every_part_of_the_backbone_learns() -> None:
     """Losses and gradients are finite; only what is absent from the batch gets none."""
     params, batch = random_params(CONFIG), _batch(2, 6)
     objective = conversation.joint_objective(CONFIG)
-    learnt = {name: params[name] for name in ("trunk", "speech")}
+    learnt = {name: params[name] for name in ("backbone", "speech")}
     buffers = {"router_bias": params["router_bias"]}
     grad = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
     totals = objective.totals(batch)
     (loss, sums), grads = grad(learnt, buffers, batch, totals, _keys(2))
     metrics, moved = objective.finish(buffers, sums)
-    parts = metrics["text"] + conversation.HEARD_WEIGHT * metrics["heard"] + 0.5 * metrics["flow"]
+    parts = (
+        metrics["text"]
+        + conversation.TRANSCRIPT_WEIGHT * metrics["user_transcript"]
+        + 0.5 * metrics["flow"]
+    )
     parts = parts + conversation.ROUTER_Z_WEIGHT * metrics["router_z"]
     np.testing.assert_allclose(loss, parts, rtol=1e-6)
     assert np.any(moved["router_bias"] != params["router_bias"])
     idle = {name for name, leaf in flatten(grads).items() if not np.any(leaf)}
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
-    absent = {name for name in flatten(grads) if name.startswith("trunk/video_in/")}
-    assert idle == absent | {"trunk/text_in/slot"}
+    absent = {name for name in flatten(grads) if name.startswith("backbone/video_in/")}
+    assert idle == absent | {"backbone/text_in/slot"}

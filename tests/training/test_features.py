@@ -11,7 +11,7 @@ from interaction.types import Special
 CONFIG = presets.tiny()
 
 
-def _heard(sessions: int, turns: int) -> jax.Array:
+def _transcript(sessions: int, turns: int) -> jax.Array:
     rng = np.random.default_rng(0)
     words = rng.integers(Special.COUNT, CONFIG.vocab, (sessions, turns, 2))
     return jnp.asarray(np.where(rng.random(words.shape) < 0.3, words, Special.NONE), jnp.int32)
@@ -22,24 +22,24 @@ def _keys(seed: int, sessions: int) -> jax.Array:
 
 
 def test_misheard_words_are_missed_or_other_words_of_the_session() -> None:
-    heard = _heard(400, 30)
-    got = np.asarray(jax.jit(features.misheard)(heard, _keys(1, 400)))
-    heard = np.asarray(heard)
-    said = heard != Special.NONE
+    user_transcript = _transcript(400, 30)
+    got = np.asarray(jax.jit(features.corrupt_transcript)(user_transcript, _keys(1, 400)))
+    user_transcript = np.asarray(user_transcript)
+    said = user_transcript != Special.NONE
     assert (got[~said] == Special.NONE).all()
-    for mine, all_ in zip(got, heard, strict=True):
+    for mine, all_ in zip(got, user_transcript, strict=True):
         assert set(mine.ravel()) <= set(all_.ravel()) | {Special.NONE}
-    wrong = (got != heard)[said]
+    wrong = (got != user_transcript)[said]
     missed = (got == Special.NONE)[said]
     # A session's rate is MISHEARD u^2 with u uniform, a third of MISHEARD on average.
-    assert abs(wrong.mean() - features.MISHEARD / 3) < 0.02
+    assert abs(wrong.mean() - features.MOST_WRONG_WORDS / 3) < 0.02
     assert abs(missed.sum() / wrong.sum() - 0.5) < 0.05
-    assert ((got == heard).all(axis=(1, 2))).any(), "some sessions stay right"
+    assert ((got == user_transcript).all(axis=(1, 2))).any(), "some sessions stay right"
 
 
 def test_misheard_stands_a_batch_without_words() -> None:
     nothing = jnp.full((2, 5, 2), Special.NONE, jnp.int32)
-    got = features.misheard(nothing, _keys(0, 2))
+    got = features.corrupt_transcript(nothing, _keys(0, 2))
     np.testing.assert_array_equal(got, nothing)
 
 

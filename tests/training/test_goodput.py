@@ -8,11 +8,11 @@ import time
 import pytest
 
 from interaction.config import ModelConfig
-from interaction.training import report
-from interaction.training.config import TrainConfig
+from interaction.training import run_log
 from interaction.training.goodput import CAUSES, Goodput
 from interaction.training.loop import train
 from interaction.training.objective import find_objective
+from interaction.training.train_config import TrainConfig
 from tests.training import toy
 
 
@@ -99,7 +99,7 @@ def test_a_run_reports_its_speed_and_is_traced_on_demand(tmp_path: pathlib.Path)
     assert not (run / "profile").exists()
     assert len(list((run / "profiles").glob("**/*.xplane.pb"))) == 1
     assert "good_s" not in lines[-1]  # figures of samples
-    assert report.Report(run, 12).last["good_s"] == steps[-1]["good_s"]
+    assert run_log.Report(run, 12).last["good_s"] == steps[-1]["good_s"]
     shutil.rmtree(run / "profiles")
     train(_config(tmp_path, ema_decay=0.9), objective)  # nothing left to do
     assert not (run / "profiles").exists()
@@ -113,12 +113,12 @@ def test_mfu_counts_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
             device_set = (type("Device", (), {"device_kind": "TPU v5 lite"}),) * 2
 
     config = TrainConfig(name="x", objective="x", data="x", model=ModelConfig())
-    flops = report.train_flops(config.model, 50)
+    flops = run_log.train_flops(config.model, 50)
     speech = sum(count for name, count in flops.items() if name.startswith("speech"))
-    both = report.speeds(config, {"text": Leaf}, {"trunk": 0, "speech": 0}, 0.5)
-    trunk = report.speeds(config, {"text": Leaf}, {"trunk": 0}, 0.5)
+    both = run_log.speeds(config, {"text": Leaf}, {"backbone": 0, "speech": 0}, 0.5)
+    backbone = run_log.speeds(config, {"text": Leaf}, {"backbone": 0}, 0.5)
     assert both["mfu"] == pytest.approx(4 * sum(flops.values()) / 0.5 / (2 * 197e12))
-    assert both["mfu"] - trunk["mfu"] == pytest.approx(4 * speech / 0.5 / (2 * 197e12))
-    assert "mfu" not in report.speeds(config, {"text": Leaf}, {"vocoder": 0}, 0.5)
+    assert both["mfu"] - backbone["mfu"] == pytest.approx(4 * speech / 0.5 / (2 * 197e12))
+    assert "mfu" not in run_log.speeds(config, {"text": Leaf}, {"vocoder": 0}, 0.5)
     monkeypatch.setattr(Leaf.sharding.device_set[0], "device_kind", "new")
-    assert "mfu" not in report.speeds(config, {"text": Leaf}, {"trunk": 0}, 0.5)
+    assert "mfu" not in run_log.speeds(config, {"text": Leaf}, {"backbone": 0}, 0.5)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction import model, presets
+from interaction import presets
+from interaction.model import sequence, turn_inputs
 from interaction.training import conversation
 from interaction.types import Array, Special
 from tests.support import random_params
@@ -16,23 +17,23 @@ TINY = presets.tiny()
 CONFIG = dataclasses.replace(TINY, transformer=dataclasses.replace(TINY.transformer, layers=2))
 
 
-def _inputs(sessions: int, turns: int) -> model.TurnInputs:
+def _inputs(sessions: int, turns: int) -> turn_inputs.TurnInputs:
     rng = np.random.default_rng(0)
     shape = (sessions, turns, CONFIG.audio.user_frames, CONFIG.audio.mels)
     text = rng.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.text_slots))
-    return model.TurnInputs(
+    return turn_inputs.TurnInputs(
         user=rng.integers(0, CONFIG.audio.bins, shape).astype(np.int32),
-        own=rng.integers(0, CONFIG.audio.bins, shape).astype(np.int32),
-        hear_own=np.ones((sessions, turns), np.float32),
-        heard=rng.integers(0, CONFIG.vocab, (sessions, turns, 2)).astype(np.int32),
+        self_audio=rng.integers(0, CONFIG.audio.bins, shape).astype(np.int32),
+        self_audio_gain=np.ones((sessions, turns), np.float32),
+        user_transcript=rng.integers(0, CONFIG.vocab, (sessions, turns, 2)).astype(np.int32),
         last=rng.integers(0, CONFIG.vocab, (sessions, turns)).astype(np.int32),
         text=np.where(rng.random(text.shape) < 0.2, text, Special.PAD).astype(np.int32),
     )
 
 
-def _encode(trunk: dict, inputs: model.TurnInputs) -> Array:
+def _encode(backbone: dict, inputs: turn_inputs.TurnInputs) -> Array:
     bias = jnp.zeros((CONFIG.transformer.layers, CONFIG.transformer.experts))
-    return jnp.mean(jnp.square(model.encode(CONFIG, trunk, bias, inputs)[0]))
+    return jnp.mean(jnp.square(sequence.encode(CONFIG, backbone, bias, inputs)[0]))
 
 
 def _close(got: object, wanted: object, tolerance: float) -> None:
@@ -42,42 +43,42 @@ def _close(got: object, wanted: object, tolerance: float) -> None:
 
 
 def test_attention_in_blocks_equals_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    trunk, inputs = random_params(CONFIG)["trunk"], _inputs(2, 30)
+    backbone, inputs = random_params(CONFIG)["backbone"], _inputs(2, 30)
     found = []
     for long_input in (1024, 16):
-        monkeypatch.setattr(model, "LONG_INPUT", long_input)
-        found.append(jax.jit(jax.value_and_grad(lambda *a: _encode(*a)))(trunk, inputs))
+        monkeypatch.setattr(backbone, "LONG_INPUT", long_input)
+        found.append(jax.jit(jax.value_and_grad(lambda *a: _encode(*a)))(backbone, inputs))
     _close(found[1], found[0], 1e-5)  # measured: 8e-7
 
 
 def test_read_out_in_parts_equals_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    trunk = {"read_out": random_params(CONFIG)["trunk"]["read_out"]}
+    backbone = {"heads": random_params(CONFIG)["backbone"]["heads"]}
     rng = np.random.default_rng(1)
     tail = jnp.asarray(rng.normal(size=(2, 12, 3, CONFIG.transformer.dim)), jnp.float32)
     text = jnp.asarray(rng.integers(0, CONFIG.vocab, (2, 12)), jnp.int32)
-    batch = {"text": text, "heard": jnp.stack([text, text[::-1]], axis=-1)}
+    batch = {"text": text, "user_transcript": jnp.stack([text, text[::-1]], axis=-1)}
     targets = conversation.make_targets(batch)
 
-    def loss(trunk: dict, tail: Array) -> tuple[Array, object]:
-        sums, hidden = conversation.read_losses(CONFIG, trunk, tail, targets)
-        return sums["text"] + sums["heard"] + jnp.sum(hidden**2), (sums, hidden)
+    def loss(backbone: dict, tail: Array) -> tuple[Array, object]:
+        sums, hidden = conversation.read_losses(CONFIG, backbone, tail, targets)
+        return sums["text"] + sums["user_transcript"] + jnp.sum(hidden**2), (sums, hidden)
 
     found = []
     for logits in (conversation.LOGITS, 20_000):  # 74,000 there are
         monkeypatch.setattr(conversation, "LOGITS", logits)
         run = jax.value_and_grad(lambda *a: loss(*a), (0, 1), has_aux=True)
-        found.append(jax.jit(run)(trunk, tail))
-        assert str(jax.make_jaxpr(run)(trunk, tail)).count("scan[") >= 2 * len(found[1:])
+        found.append(jax.jit(run)(backbone, tail))
+        assert str(jax.make_jaxpr(run)(backbone, tail)).count("scan[") >= 2 * len(found[1:])
     _close(found[1], found[0], 1e-5)  # measured: 2e-7
 
 
 def test_memory_grows_with_the_length_not_its_square() -> None:
     """Compiled for 100 and 200 seconds of talk with text, 2,500 and 5,000 positions."""
-    trunk = random_params(CONFIG)["trunk"]
+    backbone = random_params(CONFIG)["backbone"]
 
     def temporaries(turns: int) -> int:
         run = jax.jit(jax.value_and_grad(_encode))
-        return run.lower(trunk, _inputs(1, turns)).compile().memory_analysis().temp_size_in_bytes
+        return run.lower(backbone, _inputs(1, turns)).compile().memory_analysis().temp_size_in_bytes
 
     short, long = temporaries(500), temporaries(1_000)
     assert long < 2.3 * short, (short, long)

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import pytest
 
-from interaction.training.config import TrainConfig
 from interaction.training.objective import find_objective
 from interaction.training.optimizer import decay_mask, learning_rate
+from interaction.training.train_config import TrainConfig
 
 
 def _config(**changes: object) -> TrainConfig:

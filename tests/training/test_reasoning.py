@@ -6,8 +6,9 @@ import numpy as np
 import optax
 
 from interaction import presets
-from interaction.checkpoint import flatten
-from interaction.model import encode
+from interaction.model.heads import text_head
+from interaction.model.sequence import encode
+from interaction.pretrained.tree_paths import flatten
 from interaction.training import reasoning
 from interaction.training.objective import Batch
 from interaction.types import Special
@@ -23,20 +24,20 @@ def _batch(turns: int = 8, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     b, slots = 3, CONFIG.text_slots
     words = rng.integers(Special.COUNT, CONFIG.vocab, (b, turns, 2))
-    thought = rng.integers(Special.COUNT, CONFIG.vocab, (b, LENGTH))
-    thought[:, 0], thought[1, -2:] = Special.DELEGATE, Special.PAD
+    reasoning = rng.integers(Special.COUNT, CONFIG.vocab, (b, LENGTH))
+    reasoning[:, 0], reasoning[1, -2:] = Special.DELEGATE, Special.PAD
     wanted = np.zeros((b, LENGTH))
     wanted[:, 3:5], wanted[0, 6] = 1, 1
     place = np.stack([rng.permutation(turns * slots)[:4] for _ in range(b)])
     fields = {
         "user": rng.integers(-9_000, 9_000, (b, turns * CONFIG.audio.turn_samples)),
         "text": rng.integers(0, CONFIG.vocab, (b, turns)),
-        "heard": np.where(words % 3 == 0, words, Special.NONE),
+        "user_transcript": np.where(words % 3 == 0, words, Special.NONE),
         "arrived": rng.integers(Special.COUNT, CONFIG.vocab, (b, 4)),
         "arrived_slot": place,
-        "followed": np.array([2, turns, 5]),
-        "thought": thought,
-        "thought_wanted": wanted,
+        "prefilled": np.array([2, turns, 5]),
+        "reasoning": reasoning,
+        "reasoning_wanted": wanted,
     }
     return {
         name: jnp.asarray(leaf, jnp.int16 if name == "user" else jnp.int32)
@@ -47,12 +48,12 @@ def _batch(turns: int = 8, seed: int = 0) -> Batch:
 ENCODE = jax.jit(encode, static_argnums=0)
 
 
-def _thought(batch: Batch) -> jax.Array:
+def _reasoning(batch: Batch) -> jax.Array:
     """Last layer at the branch's tokens."""
     params = random_params(CONFIG)
-    inputs = reasoning.branch_inputs(CONFIG, batch, KEYS)
-    beside = reasoning.branch_arrivals(CONFIG, batch)
-    return ENCODE(CONFIG, params["trunk"], params["router_bias"], inputs, beside)[1][:, -LENGTH:]
+    inputs = reasoning.reasoning_inputs(CONFIG, batch, KEYS)
+    beside = reasoning.reasoning_arrivals(CONFIG, batch)
+    return ENCODE(CONFIG, params["backbone"], params["router_bias"], inputs, beside)[1][:, -LENGTH:]
 
 
 LOSS = jax.jit(reasoning.reasoning_objective(CONFIG).loss)
@@ -62,32 +63,32 @@ def _aux(batch: Batch) -> reasoning.Aux:
     params = random_params(CONFIG)
     buffers = {"router_bias": params["router_bias"]}
     totals = reasoning.reasoning_totals(CONFIG, batch)
-    return LOSS({"trunk": params["trunk"]}, buffers, batch, totals, KEYS)[1]["aux"]
+    return LOSS({"backbone": params["backbone"]}, buffers, batch, totals, KEYS)[1]["aux"]
 
 
 def test_what_follows_the_branch_is_not_there() -> None:
     """Words and arrivals after it change nothing; words before it do, in their own session."""
     batch = _batch()
-    after = ~reasoning.followed_turns(batch)
-    late = batch["arrived_slot"] // CONFIG.text_slots >= batch["followed"][:, None]
+    after = ~reasoning.prefilled_turns(batch)
+    late = batch["arrived_slot"] // CONFIG.text_slots >= batch["prefilled"][:, None]
     assert np.any(late)
     other = {
         **batch,
         "text": jnp.where(after, 9, batch["text"]),
         "arrived": jnp.where(late, 9, batch["arrived"]),
     }
-    np.testing.assert_array_equal(_thought(batch), _thought(other))
+    np.testing.assert_array_equal(_reasoning(batch), _reasoning(other))
     before = {**batch, "text": batch["text"].at[0, 0].set(9)}  # read in the second micro-turn
-    changed = np.any(_thought(batch) != _thought(before), axis=(1, 2))
+    changed = np.any(_reasoning(batch) != _reasoning(before), axis=(1, 2))
     np.testing.assert_array_equal(changed, [True, False, False])
 
 
 def test_micro_turns_that_were_not_followed_may_be_left_away() -> None:
     batch = {name: leaf[:1] for name, leaf in _batch().items()}
-    params, beside = random_params(CONFIG), reasoning.branch_arrivals(CONFIG, batch)
-    inputs = reasoning.branch_inputs(CONFIG, batch, KEYS[:1])
+    params, beside = random_params(CONFIG), reasoning.reasoning_arrivals(CONFIG, batch)
+    inputs = reasoning.reasoning_inputs(CONFIG, batch, KEYS[:1])
     found = [
-        ENCODE(CONFIG, params["trunk"], params["router_bias"], turns, beside)[1][:, -LENGTH:]
+        ENCODE(CONFIG, params["backbone"], params["router_bias"], turns, beside)[1][:, -LENGTH:]
         for turns in (inputs, jax.tree.map(lambda leaf: leaf[:, :3], inputs))
     ]
     np.testing.assert_allclose(*found, atol=2e-5)  # measured: 3.3e-6
@@ -96,42 +97,42 @@ def test_micro_turns_that_were_not_followed_may_be_left_away() -> None:
 def test_loss_is_a_mean_over_wanted_tokens() -> None:
     """The parts are those of their definition, token by token."""
     batch = _batch()
-    read_out = random_params(CONFIG)["trunk"]["read_out"]
-    x = np.asarray(_thought(batch), np.float64)
-    x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * np.asarray(read_out["norm"])
-    logits = x @ np.asarray(read_out["text"], np.float64)
+    apply_heads = random_params(CONFIG)["backbone"]["heads"]
+    x = np.asarray(_reasoning(batch), np.float64)
+    x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * np.asarray(apply_heads["norm"])
+    logits = x @ np.asarray(apply_heads["text"], np.float64)
     logits -= np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     lost, right = [], []
-    for row, wanted in enumerate(np.asarray(batch["thought_wanted"])):
+    for row, wanted in enumerate(np.asarray(batch["reasoning_wanted"])):
         for place in np.flatnonzero(wanted):
-            token = int(batch["thought"][row, place])
+            token = int(batch["reasoning"][row, place])
             lost.append(-logits[row, place - 1, token])
             right.append(int(np.argmax(logits[row, place - 1])) == token)
     assert len(lost) == 7
     aux = _aux(batch)
-    np.testing.assert_allclose(aux.thought, np.mean(lost), rtol=1e-5)  # measured: 3e-8
-    np.testing.assert_allclose(aux.thought_accuracy, np.mean(right))
+    np.testing.assert_allclose(aux.reasoning, np.mean(lost), rtol=1e-5)  # measured: 3e-8
+    np.testing.assert_allclose(aux.reasoning_accuracy, np.mean(right))
 
 
 def test_a_branch_is_exact_when_all_its_wanted_tokens_are_right() -> None:
     batch = _batch()
-    weights = random_params(CONFIG)["trunk"]["read_out"]
-    right = jnp.argmax(reasoning.read_text(CONFIG, weights, _thought(batch)), axis=-1)
+    weights = random_params(CONFIG)["backbone"]["heads"]
+    right = jnp.argmax(text_head(CONFIG, weights, _reasoning(batch)), axis=-1)
     # Tokens after the wanted ones may be replaced without a change to what comes before.
-    wanted = jnp.zeros_like(batch["thought"]).at[:, 4].set(1).at[2, 5].set(1)
-    thought = batch["thought"].at[:, 4].set(right[:, 3]).at[2, 5].set(9)
-    batch = {**batch, "thought": thought, "thought_wanted": wanted}
+    wanted = jnp.zeros_like(batch["reasoning"]).at[:, 4].set(1).at[2, 5].set(1)
+    reasoning = batch["reasoning"].at[:, 4].set(right[:, 3]).at[2, 5].set(9)
+    batch = {**batch, "reasoning": reasoning, "reasoning_wanted": wanted}
     aux = _aux(batch)
-    np.testing.assert_allclose([aux.exact, aux.thought_accuracy], [2 / 3, 3 / 4], rtol=1e-6)
-    aux = _aux({**batch, "thought_wanted": wanted.at[0].set(0)})  # a record without a branch
-    np.testing.assert_allclose([aux.exact, aux.thought_accuracy], [1 / 2, 2 / 3], rtol=1e-6)
+    np.testing.assert_allclose([aux.exact, aux.reasoning_accuracy], [2 / 3, 3 / 4], rtol=1e-6)
+    aux = _aux({**batch, "reasoning_wanted": wanted.at[0].set(0)})  # a record without a branch
+    np.testing.assert_allclose([aux.exact, aux.reasoning_accuracy], [1 / 2, 2 / 3], rtol=1e-6)
 
 
 def test_shares_of_a_batch_add_up() -> None:
     batch = _batch()
     params = random_params(CONFIG)
     buffers, totals = {"router_bias": params["router_bias"]}, reasoning.reasoning_totals
-    given = {"trunk": params["trunk"]}, buffers
+    given = {"backbone": params["backbone"]}, buffers
     whole = LOSS(*given, batch, totals(CONFIG, batch), KEYS)
     rows = [{name: leaf[i : i + 1] for name, leaf in batch.items()} for i in range(3)]
     shared = jax.tree.map(lambda *x: sum(x), *(totals(CONFIG, row) for row in rows))
@@ -146,7 +147,7 @@ def test_a_few_steps_learn_a_branch() -> None:
     batch = _batch()
     objective = reasoning.reasoning_objective(CONFIG)
     params, buffers = objective.init(jax.random.key(0))
-    assert set(params) == {"trunk"} and set(buffers) == {"router_bias"}
+    assert set(params) == {"backbone"} and set(buffers) == {"router_bias"}
     optimizer = optax.adam(1e-2)
     totals = objective.totals(batch)
 
@@ -162,10 +163,10 @@ def test_a_few_steps_learn_a_branch() -> None:
     for _ in range(25):
         params, buffers, moments, metrics, grads = step(params, buffers, moments)
         found.append(jax.device_get(metrics))
-    assert found[-1]["thought"] < 0.1 * found[0]["thought"], (found[0], found[-1])
-    assert found[-1]["exact"] == found[-1]["thought_accuracy"] == 1
-    assert found[-1]["heard"] < found[0]["heard"]
+    assert found[-1]["reasoning"] < 0.1 * found[0]["reasoning"], (found[0], found[-1])
+    assert found[-1]["exact"] == found[-1]["reasoning_accuracy"] == 1
+    assert found[-1]["user_transcript"] < found[0]["user_transcript"]
     assert np.any(buffers["router_bias"])
     idle = {name for name, leaf in flatten(grads).items() if not np.any(leaf)}
-    absent = {name for name in flatten(grads) if name.startswith("trunk/video_in/")}
-    assert idle == absent | {"trunk/audio_in/own_table"}
+    absent = {name for name in flatten(grads) if name.startswith("backbone/video_in/")}
+    assert idle == absent | {"backbone/audio_in/self_table"}

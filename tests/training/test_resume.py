@@ -17,9 +17,9 @@ import jax
 import numpy as np
 import pytest
 
-from interaction.training.config import TrainConfig
 from interaction.training.loop import NotFiniteError, train
 from interaction.training.objective import find_objective
+from interaction.training.train_config import TrainConfig
 from tests.training import toy
 
 CHAINS, KILLS, APART = 2, 5, 20  # runs, kills of each, and steps between two kills at least
@@ -161,7 +161,7 @@ def test_time_limit_stops_and_saves(tmp_path: pathlib.Path) -> None:
     [
         (
             "broken",
-            r"step 4: not finite: loss; gradients of speech/flow/w, trunk/read_out/norm, tr",
+            r"step 4: not finite: loss; gradients of speech/flow/w, backbone/heads/norm, tr",
         ),
         ("broken_part", r"step 4: not finite: error; gradients of"),
         ("broken_gradient", r"step 4: not finite: gradients of speech/flow/w; by .* parameters"),
@@ -185,7 +185,7 @@ def test_damaged_checkpoint_is_named(trained: pathlib.Path, tmp_path: pathlib.Pa
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"checkpoints/8: .* damaged"):
         _train(config)
-    shutil.rmtree(place / "feed")
+    shutil.rmtree(place / "pipeline")
     with pytest.raises(ValueError, match="checkpoints/8"):
         _train(config)
 
@@ -199,7 +199,7 @@ def test_another_model_is_named(trained: pathlib.Path) -> None:
 
 def test_another_config_of_the_model_is_named(trained: pathlib.Path) -> None:
     config = _config(trained, "run")
-    model = dataclasses.replace(config.model, hears_itself=False)
+    model = dataclasses.replace(config.model, hears_self_audio=False)
     with pytest.raises(ValueError, match=r"config\.json does not describe the model"):
         _train(dataclasses.replace(config, model=model))
 
@@ -223,7 +223,7 @@ def test_a_part_starts_from_another_run(trained: pathlib.Path, tmp_path: pathlib
     )
     np.testing.assert_allclose(got, wanted, atol=1e-9)  # one step at a rate of 1e-12
     assert not np.allclose(
-        first.params["trunk"]["read_out"]["text"], second.params["trunk"]["read_out"]["text"]
+        first.params["backbone"]["heads"]["text"], second.params["backbone"]["heads"]["text"]
     )
     config = _config(tmp_path, "third", init_from={"voice": sources["speech"]})
     with pytest.raises(ValueError, match=r"no part 'voice', wanted one of .*speech"):

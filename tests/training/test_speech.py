@@ -70,7 +70,7 @@ def test_own_guess_stands_before_a_micro_turn_that_goes_on(monkeypatch: pytest.M
             values[rate, id(batch)] = _loss(params, batch)(mel[id(batch)])
     assert values[0.0, id(alone)] == values[1.0, id(alone)]
     assert values[0.0, id(running)] != values[1.0, id(running)]
-    loss, heard = _loss(params, alone), mel[id(alone)]
-    value = loss(heard)
-    assert loss(heard.at[:, 2].add(1.0)) == value
-    assert loss(heard.at[:, 3].add(1.0)) != value
+    loss, frames = _loss(params, alone), mel[id(alone)]
+    value = loss(frames)
+    assert loss(frames.at[:, 2].add(1.0)) == value
+    assert loss(frames.at[:, 3].add(1.0)) != value

@@ -12,10 +12,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
 
 from interaction.config import ModelConfig
+from interaction.distributed.collectives import SEQUENCE, axis_size
+from interaction.distributed.products import column_dense
+from interaction.distributed.sharding import gather_and_cast
 from interaction.ops import sampling
-from interaction.ops.dense import column_dense
-from interaction.parallel import SEQUENCE, axis_size
-from interaction.sharding import whole
 from interaction.training.objective import Batch, Metrics, Objective, Sums
 from interaction.types import Array, Params
 
@@ -33,7 +33,7 @@ def write_sessions(folder: pathlib.Path, count: int = 24, seed: int = 0) -> path
             "user": rng.integers(-9000, 9000, TURNS * 3200).astype(np.int16),
             "model": rng.integers(-9000, 9000, TURNS * 3200).astype(np.int16),
             "text": rng.integers(0, 9, TURNS).astype(np.int32),
-            "heard": rng.integers(0, 9, (TURNS, 2)).astype(np.int32),
+            "user_transcript": rng.integers(0, 9, (TURNS, 2)).astype(np.int32),
             "meta": "{}",
         }
         writer.write(serialization.msgpack_serialize(record))
@@ -43,8 +43,8 @@ def write_sessions(folder: pathlib.Path, count: int = 24, seed: int = 0) -> path
 
 def _init(key: Array) -> tuple[Params, dict]:
     weights = 0.1 * jax.random.normal(key, (16, 16))
-    read_out = {"text": weights, "norm": jnp.ones((16,))}
-    params = {"trunk": {"read_out": read_out}, "speech": {"flow": {"w": weights[:4]}}}
+    apply_heads = {"text": weights, "norm": jnp.ones((16,))}
+    params = {"backbone": {"heads": apply_heads}, "speech": {"flow": {"w": weights[:4]}}}
     return params, {"router_bias": jnp.zeros((2, 4))}
 
 
@@ -53,7 +53,7 @@ def _loss(
 ) -> tuple[Array, Sums]:
     frames = batch["user"].astype(jnp.float32).reshape(len(keys), -1, 16) / 32768
     noised = frames + 0.1 * sampling.normal(keys, frames.shape[1:])
-    weights = whole(params["trunk"]["read_out"], "read_out", "float32")
+    weights = gather_and_cast(params["backbone"]["heads"], "heads", "float32")
     out = jnp.tanh(column_dense(noised, weights["text"]) * weights["norm"])
     error = jnp.mean((out - frames) ** 2) + jnp.mean(params["speech"]["flow"]["w"] ** 2)
     share = len(keys) / totals["sessions"] / axis_size(SEQUENCE)

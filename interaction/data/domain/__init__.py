@@ -5,14 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from interaction.data.domain import asides, errands
-from interaction.data.domain.form import (
-    Form,
-    Intent,
-    Slots,
-    draw_slots,
-    is_held_out,
-)
+from interaction.data.domain import asides, tool_requests
+from interaction.data.domain.form import Form, Intent, Slots, draw_slots, is_held_out
 from interaction.data.domain.longer import LONGER
 from interaction.data.domain.short import SHORT
 
@@ -87,8 +81,8 @@ __all__ = [
     "complete_forms",
     "draw_form",
     "draw_slots",
-    "errands",
     "form",
     "is_held_out",
     "said_words",
+    "tool_requests",
 ]

@@ -1,0 +1,160 @@
+"""Checks of inputs on the host, before anything is done: a chunk's fields, PCM, frames."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from interaction.config import ModelConfig
+from interaction.model.streaming import PCM_LIMIT
+from interaction.types import Chunk
+
+
+class _Field(NamedTuple):
+    """What a field of a chunk has to be."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fix: str  # of another shape or dtype
+    span: tuple[float, float] | None = None  # smallest and largest number
+    unit: str = ""  # what numbers within are, and the fix of others
+
+
+def _fields(config: ModelConfig, sessions: int) -> dict[str, _Field]:
+    size, row = config.frame_size, "pass one value for each session"
+    samples, rate = config.audio.turn_samples, config.audio.sample_rate
+    return {
+        "audio": _Field(
+            (sessions, samples),
+            np.dtype(np.float32),
+            f"cut {rate} Hz mono PCM into 200 ms, scaled to [-1, 1]",
+            (-PCM_LIMIT, PCM_LIMIT),
+            "PCM in [-1, 1]; divide int16 by 32768",
+        ),
+        "text": _Field(
+            (sessions, config.text_slots),
+            np.dtype(np.int32),
+            "use model.encode for each session",
+            (0, config.vocab - 1),
+            f"ids below {config.vocab}; use this model's tokenizer",
+        ),
+        "frame": _Field(
+            (sessions, size, size, 3),
+            np.dtype(np.float32),
+            f"resize each frame to {size}x{size} RGB in [0, 1]",
+            (0, 1),
+            "RGB pixels in [0, 1]; divide uint8 by 255",
+        ),
+        "has_frame": _Field((sessions,), np.dtype(np.bool_), row),
+        "active": _Field((sessions,), np.dtype(np.bool_), row),
+        "reset": _Field((sessions,), np.dtype(np.bool_), row),
+    }
+
+
+def _check_form(name: str, value: Any, wanted: _Field) -> None:  # noqa: ANN401
+    got = (tuple(np.shape(value)), getattr(value, "dtype", type(value).__name__))
+    if got != (wanted.shape, wanted.dtype):
+        raise ValueError(
+            f"{name}: got {got[1]}{list(got[0])}, wanted {wanted.dtype}{list(wanted.shape)}; "
+            f"{wanted.fix}"
+        )
+
+
+def _usable_rows(value: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """Rows with no number outside of the span, bool[rows]; NaN lies outside."""
+    return np.all((value >= span[0]) & (value <= span[1]), axis=tuple(range(1, value.ndim)))
+
+
+def check_form(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
+    """Refuses fields of wrong shapes and dtypes.
+
+    Args:
+      config: The model's.
+      chunk: Its arrays may be numpy's or on a device.
+      sessions: Rows that are expected.
+
+    Raises:
+      ValueError: Names the field, what came, what was wanted and the fix.
+    """
+    for name, wanted in _fields(config, sessions).items():
+        value = getattr(chunk, name)
+        if value is not None or name == "audio":
+            _check_form(f"chunk.{name}", value, wanted)
+    if (chunk.frame is None) != (chunk.has_frame is None):
+        raise ValueError(
+            "chunk.has_frame: frame and has_frame come together; say which rows have a frame"
+        )
+
+
+def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
+    """Refuses what the step could not take, before anything is done.
+
+    Args:
+      config: The model's.
+      chunk: Numbers are looked at where they are numpy's.
+      sessions: Rows that are expected.
+
+    Raises:
+      ValueError: Names the field, what came, what was wanted and the fix: a wrong shape or dtype,
+        or numbers out of range in every row.
+    """
+    check_form(config, chunk, sessions)
+    for name, wanted in _fields(config, sessions).items():
+        value = getattr(chunk, name)
+        if wanted.span is None or not isinstance(value, np.ndarray):
+            continue
+        low, high = wanted.span
+        # Comparisons are false for NaN; the first line alone settles nearly every call.
+        if not (value.min() >= low and value.max() <= high):
+            if not np.any(_usable_rows(value, wanted.span)):
+                raise ValueError(
+                    f"chunk.{name}: got NaN or values outside [{low}, {high}] in every row, "
+                    f"wanted {wanted.unit}"
+                )
+
+
+def checked(config: ModelConfig, name: str, value: np.ndarray) -> np.ndarray:
+    """A copy of one session's input, refused unless all of it is usable.
+
+    Args:
+      config: The model's.
+      name: "audio" or "frame".
+      value: float32[turn_samples], PCM in [-1, 1], or float32[size, size, 3] in [0, 1].
+
+    Returns:
+      The same, of its own memory.
+
+    Raises:
+      ValueError: Names the field, what came, what was wanted and the fix.
+    """
+    wanted = _fields(config, 1)[name]
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{name}: got {type(value).__name__}, wanted a numpy array; {wanted.fix}")
+    _check_form(name, value, wanted._replace(shape=wanted.shape[1:]))
+    low, high = wanted.span or (-np.inf, np.inf)
+    if not np.all(_usable_rows(value[None], (low, high))):
+        raise ValueError(f"{name}: got NaN or values outside [{low}, {high}], wanted {wanted.unit}")
+    return value.copy()
+
+
+def unusable_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> Chunk:
+    """A chunk with the fields of another one, every row of which is refused by the step.
+
+    Args:
+      config: The model's.
+      chunk: Of any form.
+      sessions: Rows of the new chunk.
+
+    Returns:
+      PCM of NaN; zeros in the other fields that `chunk` has, all rows active.
+    """
+    given = {name for name in Chunk._fields if getattr(chunk, name, None) is not None}
+    if given & {"frame", "has_frame"}:
+        given |= {"frame", "has_frame"}
+    wanted = _fields(config, sessions)
+    fields: dict[str, Any] = {
+        name: np.zeros(wanted[name].shape, wanted[name].dtype) for name in given
+    }
+    fields["audio"] = np.full(wanted["audio"].shape, np.nan, wanted["audio"].dtype)
+    if "active" in fields:
+        fields["active"][:] = True
+    return Chunk(**fields)

@@ -1,0 +1,140 @@
+"""The transformer's layers: one code path for training and for the step.
+
+Layers come in groups of `long_every`: sliding-window layers, then a long one. Groups and the
+sliding layers inside them are scans over stacked parameters, or loops over separate ones.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interaction.config import TransformerConfig
+from interaction.distributed.collectives import EXPERTS, local
+from interaction.distributed.experts import Experts
+from interaction.distributed.sharding import gather_and_cast
+from interaction.model.positions import Positions
+from interaction.modules.attention import AttentionContext, Cache, RingKeys, SequenceKeys
+from interaction.modules.block import Block, BlockAux
+from interaction.ops import rope
+from interaction.ops.layers import run_stack, unstack
+from interaction.types import Array, Params
+
+SLIDING, LONG = "sliding", "long"
+_FFN = ("gate", "up", "down")  # the experts' weights
+_LayerState = tuple[Array, dict[str, Cache] | None]  # x [b, t, d] and the ring caches by kind
+
+
+def run_layers(
+    cfg: TransformerConfig,
+    backbone: Params,
+    bias: Array,
+    positions: Positions,
+    keys: Mapping[str, SequenceKeys | RingKeys],
+    caches: dict[str, Cache] | None = None,
+    *,
+    at_once: int = 0,
+    in_place: bool = False,
+) -> tuple[Array, dict[str, Cache] | None, BlockAux]:
+    """Runs all layers.
+
+    Args:
+      cfg: The transformer's.
+      backbone: Parameters, the layers under SLIDING and LONG, stacked or separate.
+      bias: float32[l, e], selection bias of the routers.
+      positions: What to run on.
+      keys: What the layers of each kind attend to.
+      caches: Ring caches of each kind; None where the keys are sequences.
+      at_once: Sessions that a layer takes at once, a divisor of b; 0 means all. Otherwise a
+        group's activations are computed again in the backward pass.
+      in_place: Whether stacked layers read their experts' weights where they are, instead of from
+        copies of their own; not for gradients.
+
+    Returns:
+      [b, t, d], the caches with the positions, and the layers' reports stacked in order.
+    """
+    turn = rope.rope_turn(positions.time, cfg.head_dim, cfg.rope_base)
+    window = {SLIDING: cfg.window, LONG: cfg.long_window}
+    sliding = cfg.long_every - 1
+    stacks: dict[str, tuple] = {}
+    if in_place and not isinstance(backbone[LONG], tuple):
+        backbone, stacks = _split_off_experts(backbone)
+
+    def layer(
+        kind: str, state: _LayerState, params: Params, bias: Array, index: Array
+    ) -> tuple[_LayerState, BlockAux]:
+        params = gather_and_cast(params, kind, cfg.dtype)
+        experts = _stacked_experts(cfg, stacks, kind, index)
+
+        def sessions(rows: tuple) -> tuple[_LayerState, BlockAux]:
+            (x, caches), turn, valid, keys = rows
+            cache = None if caches is None else caches[kind]
+            context = AttentionContext(keys, cache, index, window[kind])
+            x, cache, aux = Block(cfg).apply(
+                {"params": params}, x, turn, valid, bias, context, experts
+            )
+            return (x, None if caches is None else {**caches, kind: cache}), aux
+
+        rows = (state, turn, positions.valid, keys[kind])
+        return sessions(rows) if not at_once else _map_sessions(sessions, rows, at_once)
+
+    if cfg.remat != "nothing":
+        products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = products if cfg.remat == "all but products" else None
+        layer = jax.checkpoint(layer, static_argnums=0, policy=policy)
+
+    def sliding_layer(state: tuple, xs: tuple) -> tuple[tuple, BlockAux]:
+        return layer(SLIDING, state, *xs)
+
+    def group(state: tuple, xs: tuple) -> tuple[tuple, BlockAux]:
+        sliding_params, long_params, bias, index = xs
+        places = index * sliding + np.arange(sliding)
+        state, below = run_stack(sliding_layer, state, (sliding_params, bias[:sliding], places))
+        state, above = layer(LONG, state, long_params, bias[sliding], index)
+        return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), below, above)
+
+    groups = cfg.layers // cfg.long_every
+    grouped_bias = bias.reshape(groups, cfg.long_every, cfg.experts)
+    xs = (backbone[SLIDING], backbone[LONG], grouped_bias, np.arange(groups))
+    (x, caches), aux = run_stack(group, (positions.x, caches), xs)
+    return x, caches, jax.tree.map(lambda a: a.reshape(cfg.layers, *a.shape[2:]), aux)
+
+
+def _stacked_experts(
+    cfg: TransformerConfig, stacks: dict[str, tuple], kind: str, index: Array
+) -> Experts | None:
+    """A layer's experts inside the stack of all layers, None where they are its own parameters."""
+    if kind not in stacks:
+        return None
+    count = local(cfg.experts, *EXPERTS)
+    return Experts(*stacks[kind], count, index * count)
+
+
+def _split_off_experts(backbone: Params) -> tuple[Params, dict[str, tuple]]:
+    """Stacked layers without their experts' weights, and these as [layers * e, ...]."""
+    stacks = {
+        kind: tuple(
+            backbone[kind][name].reshape(-1, *backbone[kind][name].shape[-2:]) for name in _FFN
+        )
+        for kind in (SLIDING, LONG)
+    }
+    rest = {
+        kind: {name: leaf for name, leaf in backbone[kind].items() if name not in _FFN}
+        for kind in stacks
+    }
+    return {**backbone, **rest}, stacks
+
+
+def separate_layers(backbone: Params) -> Params:
+    """The backbone with each layer's parameters on their own, for `run_layers` to loop over."""
+    sliding = tuple(unstack(group) for group in unstack(backbone[SLIDING]))
+    return {**backbone, SLIDING: sliding, LONG: unstack(backbone[LONG])}
+
+
+def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) -> tuple:
+    """`layer` on one group of sessions after another; its reports are summed."""
+    groups = jax.tree.map(lambda a: a.reshape(-1, at_once, *a.shape[1:]), rows)
+    state, aux = jax.lax.map(jax.checkpoint(layer), groups)
+    state = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), state)
+    return state, jax.tree.map(lambda a: jnp.sum(a, axis=0), aux)

@@ -1,0 +1,93 @@
+"""Fresh parameters of a model."""
+
+import jax
+import jax.numpy as jnp
+
+from interaction.config import ModelConfig
+from interaction.model.backbone import LONG, SLIDING
+from interaction.model.turn_inputs import TurnInputs, assemble, silent_outputs
+from interaction.modules import vocoder
+from interaction.modules.attention import AttentionContext, SequenceKeys
+from interaction.modules.audio_in import AudioIn
+from interaction.modules.block import Block
+from interaction.modules.speech_out import FlowNet, SpeechCondition
+from interaction.modules.text import Heads, TextIn
+from interaction.modules.video_in import VideoIn
+from interaction.ops import rope
+from interaction.types import Array, Params
+
+
+def init_model_params(config: ModelConfig, key: Array) -> Params:
+    """Fresh parameters of a whole model.
+
+    Args:
+      config: The model's.
+      key: A typed PRNG key.
+
+    Returns:
+      float32 arrays under backbone, router_bias, speech and vocoder.
+    """
+    backbone_key, vocoder_key = jax.random.split(key)
+    backbone, speech, bias = init_params(config, backbone_key)
+    mel = jnp.zeros((1, config.audio.speech_frames, config.audio.mels))
+    voice = vocoder.Vocoder(config.vocoder, config.audio).init(vocoder_key, mel)["params"]
+    return {"backbone": backbone, "router_bias": bias, "speech": speech, "vocoder": voice}
+
+
+def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]:
+    """Fresh parameters.
+
+    Returns:
+      The backbone, the speech head, and the router's selection bias float32[l, e].
+    """
+    cfg = config.transformer
+    keys = iter(jax.random.split(key, 8))
+    turn = _silent_turn(config)
+    x = jnp.zeros((1, 1, cfg.dim))
+    layer_keys = jax.random.split(next(keys), cfg.layers).reshape(-1, cfg.long_every)
+
+    first = SequenceKeys(jnp.zeros((1, 1), jnp.uint32), jnp.ones((1, 1), bool))
+    context = AttentionContext(first, None, jnp.int32(0), 1)
+
+    def init_block(key: Array) -> Params:
+        turn = rope.rope_turn(jnp.zeros((1, 1), jnp.uint32), cfg.head_dim, cfg.rope_base)
+        valid = jnp.ones((1, 1), bool)
+        bias = jnp.zeros(cfg.experts)
+        return Block(cfg).init(key, x, turn, valid, bias, context)["params"]
+
+    frame = jnp.zeros((1, config.frame_size, config.frame_size, 3))
+    audio = jnp.zeros((1, 1, config.audio_positions, cfg.dim))
+    backbone = {
+        "audio_in": AudioIn(config).init(
+            next(keys), turn.user, turn.self_audio, turn.self_audio_gain
+        )["params"],
+        "video_in": VideoIn(config).init(next(keys), frame)["params"],
+        "text_in": TextIn(config).init(next(keys), None, turn.user_transcript, turn.last)["params"],
+        SLIDING: jax.vmap(jax.vmap(init_block))(layer_keys[:, :-1]),
+        LONG: jax.vmap(init_block)(layer_keys[:, -1]),
+        "heads": Heads(config).init(next(keys), audio, x)["params"],
+    }
+    return (
+        backbone,
+        init_speech(config, next(keys)),
+        jnp.zeros((cfg.layers, cfg.experts)),
+    )
+
+
+def init_speech(config: ModelConfig, key: Array) -> Params:
+    """Fresh parameters of the flow head."""
+    prefix = jnp.zeros((1, config.speech.prefix_frames, config.audio.mels))
+    tokens = jnp.zeros((1, config.speech.token_window), jnp.int32)
+    hidden = jnp.zeros((1, config.transformer.dim))
+    condition_key, flow_key = jax.random.split(key)
+    (features, guess), params = SpeechCondition(config).init_with_output(
+        condition_key, hidden, tokens, prefix
+    )
+    flow = FlowNet(config).init(flow_key, guess, jnp.zeros(1), features, guess)
+    return {"condition": params["params"], "flow": flow["params"]}
+
+
+def _silent_turn(config: ModelConfig) -> TurnInputs:
+    """One micro-turn of silence on both sides, without text or frame."""
+    user = jnp.zeros((1, 1, config.audio.user_frames, config.audio.mels))
+    return assemble(config, user, silent_outputs(config, 1), None, jnp.ones((1, 1)))

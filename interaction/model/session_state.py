@@ -1,0 +1,76 @@
+"""The state of streaming sessions: everything that one micro-turn leaves to the next."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from interaction.config import ModelConfig
+from interaction.model.ring_caches import init_caches, session_specs
+from interaction.model.turn_inputs import silent_outputs
+from interaction.modules import vocoder
+from interaction.modules.attention import Cache
+from interaction.ops import mel, ring
+from interaction.types import Array, Special
+
+
+class StreamState(NamedTuple):
+    """Everything a session is; the leading axis of every leaf is the session."""
+
+    key: Array  # uint32[b, 2], the session's random key; never advances
+    clock: Array  # uint32[b], micro-turns taken, wraps
+    rings: ring.RingClock
+    caches: dict[str, Cache]
+    audio_tail: Array  # float32[b, window - user_hop], the user's last samples
+    user_transcript: Array  # int32[b, audio_positions], of the last micro-turn
+    text: Array  # int32[b], the last text-out token
+    control: Array  # bool[b], whether it stands in a span that is not said aloud
+    tokens: Array  # int32[b, token_window], last spoken tokens, the newest last
+    mel: Array  # float32[b, speech_frames, m], log10 mel of the last micro-turn's speech
+    vocoder: vocoder.VocoderState
+
+
+def session_keys(seeds: Array) -> Array:
+    """Random keys uint32[b, 2] of int32[b] seeds."""
+    return jax.vmap(lambda seed: jax.random.key_data(jax.random.key(seed)))(seeds)
+
+
+def init_state(config: ModelConfig, keys: Array) -> StreamState:
+    """Fresh sessions.
+
+    Args:
+      config: The model's.
+      keys: uint32[b, 2], see `session_keys`.
+
+    Returns:
+      The state before the first micro-turn.
+    """
+    audio, speech = config.audio, config.speech
+    b = keys.shape[0]
+    rings, caches = init_caches(config.transformer, b, config.turn_span)
+    silent = silent_outputs(config, b)
+    return StreamState(
+        key=keys,
+        clock=jnp.zeros(b, jnp.uint32),
+        rings=rings,
+        caches=caches,
+        audio_tail=mel.init_tail(b, audio.user_hop, audio),
+        user_transcript=silent.user_transcript,
+        text=silent.text,
+        control=jnp.zeros(b, bool),
+        tokens=jnp.full((b, speech.token_window), Special.SILENT, jnp.int32),
+        mel=silent.speech_mel,
+        vocoder=vocoder.init_vocoder_state(b, config.vocoder, audio),
+    )
+
+
+def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
+    """`PartitionSpec`s of a state, see `ring_caches.session_specs`."""
+    keys = jnp.zeros((1, 2), jnp.uint32)
+    return session_specs(jax.eval_shape(partial(init_state, config), keys))
+
+
+def select_rows(choose: Array, yes: Array, no: Array) -> Array:
+    """Row by row of the leading axis, `yes` where bool[b] `choose`, otherwise `no`."""
+    return jnp.where(choose.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)

@@ -1,0 +1,256 @@
+"""One micro-turn, from PCM to PCM: the pure function that everything live is made of.
+
+`step` = `listen` (front end and transformer), sampling of one text token, `speak` (flow head and
+vocoder). Rows that are reset, inactive or refused are dealt with at the state's boundary; only the
+caches, which are large, are left alone by not being written.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+from interaction.config import ModelConfig
+from interaction.distributed.collectives import SEQUENCE, SESSIONS, TENSOR, total
+from interaction.distributed.sharding import gather_and_cast, jit_step
+from interaction.model import control_tokens
+from interaction.model.heads import Outputs, apply_heads
+from interaction.model.positions import embed, last_positions
+from interaction.model.ring_caches import run_cached
+from interaction.model.session_state import StreamState, init_state, select_rows, state_specs
+from interaction.model.turn_inputs import TurnOutputs, assemble
+from interaction.modules import vocoder
+from interaction.modules.speech_out import generate_mel
+from interaction.ops import mel, sampling
+from interaction.types import Array, Chunk, Params, Reply, Special
+
+PCM_LIMIT = 2.0  # a sample beyond this is no PCM in [-1, 1] with an overshoot
+
+
+def listen(
+    config: ModelConfig, params: Params, state: StreamState, chunk: Chunk
+) -> tuple[StreamState, Outputs]:
+    """Hears one micro-turn: front end and one pass of the transformer.
+
+    Args:
+      config: The model's.
+      params: The model's.
+      state: Before the micro-turn.
+      chunk: Its inputs; `reset` is not looked at. A row that is not `active` keeps its rings and
+        caches; the rest of its state moves on.
+
+    Returns:
+      The state with caches, tail, transcription and clock moved on, and outputs with n = 1.
+    """
+    cfg, audio = config.transformer, config.audio
+    with jax.named_scope("front_end"):
+        tail, user = mel.log_mel_stream(state.audio_tail, chunk.audio, audio.user_hop, audio)
+        inputs = assemble(
+            config,
+            user[:, None],
+            TurnOutputs(state.user_transcript, state.text, state.mel),
+            None,
+            self_audio_gain=jnp.full((chunk.audio.shape[0], 1), float(config.hears_self_audio)),
+            text=None if chunk.text is None else chunk.text[:, None],
+            frame=None if chunk.frame is None else chunk.frame[:, None],
+            has_frame=None if chunk.has_frame is None else chunk.has_frame[:, None],
+        )
+        positions = embed(config, params["backbone"], inputs, state.clock)
+        if chunk.active is not None:
+            positions = positions._replace(valid=positions.valid & chunk.active[:, None])
+    x, rings, caches, aux = run_cached(cfg, params, positions, state.rings, state.caches)
+    weights = gather_and_cast(params["backbone"]["heads"], "heads", cfg.dtype)
+    outputs = Outputs(*apply_heads(config, weights, last_positions(config, x, 1)), aux)
+    state = state._replace(
+        clock=state.clock + jnp.uint32(1),
+        rings=rings,
+        caches=caches,
+        audio_tail=tail,
+        user_transcript=jnp.argmax(outputs.transcript_logits[:, 0], axis=-1).astype(jnp.int32),
+    )
+    return state, outputs
+
+
+def speak(
+    config: ModelConfig,
+    params: Params,
+    state: StreamState,
+    hidden: Array,
+    token: Array,
+    keys: Array,
+    kept: Array,
+) -> tuple[StreamState, Array]:
+    """Says one micro-turn: flow head and vocoder.
+
+    The vocoder lags its mel by `delay_frames`, so does the gate that makes `silent` exact silence.
+    After one whole silent micro-turn nothing of a row's speech is left to be heard: its vocoder
+    starts afresh. A batch in which no row needs the flow head or the vocoder does not run them.
+
+    Args:
+      config: The model's.
+      params: The model's.
+      state: After `listen`.
+      hidden: [b, d], from `listen`.
+      token: int32[b], what of the text-out token is spoken.
+      keys: Typed PRNG keys [b], of the flow's noise.
+      kept: bool[b], rows whose outcome counts; the others may come out as anything.
+
+    Returns:
+      The state with tokens, mel and vocoder moved on, and PCM float32[b, turn_samples].
+    """
+    before = state.tokens[:, -1] == Special.SILENT
+    silent = (token == Special.SILENT) | ~kept
+    tokens = control_tokens.token_windows(state.tokens, token[:, None])[:, 0]
+    idle = (before & silent) | ~kept
+    fresh = vocoder.init_vocoder_state(len(token), config.vocoder, config.audio)
+    # Gathered here: whether the flow head runs differs from device to device.
+    head = {
+        part: gather_and_cast(params["speech"][part], part, config.transformer.dtype)
+        for part in ("condition", "flow")
+    }
+    floor = jnp.full_like(state.mel, config.speech.mel_floor)
+    nothing = jnp.zeros((len(token), config.audio.turn_samples))
+
+    def say() -> Array:
+        return speech_frames(config, head, state.mel, tokens, hidden, keys)
+
+    def render(frames: Array) -> tuple[vocoder.VocoderState, Array]:
+        after, pcm = vocoder.vocoder_step(
+            params["vocoder"], state.vocoder, frames, config.vocoder, config.audio
+        )
+        return jax.tree.map(partial(select_rows, idle), fresh, after), pcm
+
+    def rest(frames: Array) -> tuple[vocoder.VocoderState, Array]:
+        return fresh, nothing
+
+    with jax.named_scope("flow"):
+        frames = jax.lax.cond(
+            jnp.all(silent), lambda: floor, lambda: select_rows(silent, floor, say())
+        )
+    with jax.named_scope("vocoder"):
+        vocoder_state, pcm = jax.lax.cond(jnp.all(idle), rest, render, frames)
+        lag = config.vocoder.delay_frames * config.audio.speech_hop
+        late = jnp.arange(config.audio.turn_samples) < lag
+        quiet = jnp.where(late, before[:, None], silent[:, None])
+        pcm = jnp.clip(jnp.where(quiet, 0.0, pcm), -1.0, 1.0)
+    return state._replace(tokens=tokens, mel=frames, vocoder=vocoder_state), pcm
+
+
+def speech_frames(
+    config: ModelConfig, head: Params, before: Array, tokens: Array, hidden: Array, keys: Array
+) -> Array:
+    """Mel frames of one micro-turn with speech, each session's noise from its own key.
+
+    Args:
+      config: The model's.
+      head: The speech head's parameters, condition and flow, from `gather_and_cast`.
+      before: float32[b, speech_frames, m], log10 mel of the micro-turn before.
+      tokens: int32[b, token_window], last spoken tokens, the newest last.
+      hidden: [b, d], of the text-out position.
+      keys: Typed PRNG keys [b].
+
+    Returns:
+      float32[b, speech_frames, m], log10 mel.
+    """
+    noise = sampling.normal(keys, before.shape[1:])
+    prefix = before[:, -config.speech.prefix_frames :]
+    return generate_mel(config, head, hidden, tokens, prefix, noise)
+
+
+def acceptable(config: ModelConfig, chunk: Chunk) -> Array:
+    """Rows with usable numbers, bool[b]: PCM of a sane size, known tokens, pixels in [0, 1]."""
+    ok = jnp.all(jnp.abs(chunk.audio) <= PCM_LIMIT, axis=1)  # false for NaN as well
+    if chunk.text is not None:
+        ok &= jnp.all((chunk.text >= 0) & (chunk.text < config.vocab), axis=1)
+    if chunk.frame is not None:
+        finite = jnp.all((chunk.frame >= 0) & (chunk.frame <= 1), axis=(1, 2, 3))
+        ok &= finite | ~jnp.asarray(chunk.has_frame)
+    return ok
+
+
+def blank_rows(chunk: Chunk, keep: Array) -> Chunk:
+    """Zeros the inputs of rows that are not kept, so that no bad number enters a computation."""
+
+    def blank(leaf: Array | None) -> Array | None:
+        return None if leaf is None else select_rows(keep, leaf, jnp.zeros_like(leaf))
+
+    audio = select_rows(keep, chunk.audio, jnp.zeros_like(chunk.audio))
+    return chunk._replace(audio=audio, text=blank(chunk.text), frame=blank(chunk.frame))
+
+
+def make_step(
+    config: ModelConfig,
+    mesh: Mesh | AbstractMesh,
+    specs: Any,  # noqa: ANN401
+    unpack: Callable[[Any], Params] = lambda params: params,
+) -> Callable[[Any, StreamState, Chunk], tuple[StreamState, Reply]]:
+    """The jitted step on a mesh: (params, state, chunk) -> (state, reply); the state is donated.
+
+    Args:
+      config: The model's.
+      mesh: With all axes of `collectives.AXES`; its `data`, `fsdp` and `expert` devices share
+        out the sessions.
+      specs: `PartitionSpec`s of params, `sharding.param_specs` of a model's.
+      unpack: Makes a model's parameters of params, on each device.
+
+    Returns:
+      The step, see `step`.
+    """
+
+    def body(params: Any, state: StreamState, chunk: Chunk) -> tuple[StreamState, Reply]:  # noqa: ANN401
+        return step(config, unpack(params), state, chunk)
+
+    sessions, states = PartitionSpec(SESSIONS), state_specs(config)
+    return jit_step(body, mesh, (specs, states, sessions), (states, sessions))
+
+
+def step(
+    config: ModelConfig, params: Params, state: StreamState, chunk: Chunk
+) -> tuple[StreamState, Reply]:
+    """One micro-turn of every session; jit it with `config` bound and `state` donated.
+
+    Args:
+      config: The model's.
+      params: The model's: backbone, router_bias, speech, vocoder.
+      state: Of b sessions.
+      chunk: Inputs of b sessions.
+
+    Returns:
+      The new state, and the reply. A row that is inactive or refused keeps its state to the bit,
+      even if it was to be reset, and replies silence.
+    """
+    # The devices of a session may get it from several processes: what one refuses, all refuse.
+    kept = total((~acceptable(config, chunk)).astype(jnp.int32), SEQUENCE, TENSOR) == 0
+    refused = ~kept
+    if chunk.active is not None:
+        kept, refused = kept & chunk.active, refused & chunk.active
+    chunk = blank_rows(chunk, kept)._replace(active=kept)
+    start = state
+    if chunk.reset is not None:
+        fresh, again = init_state(config, state.key), chunk.reset & kept
+        start = jax.tree.map(partial(select_rows, again), fresh, state)
+    keys = jax.vmap(jax.random.wrap_key_data)(start.key)
+    listened, outputs = listen(config, params, start, chunk)
+    with jax.named_scope("sample"):
+        text_keys = sampling.turn_keys(keys, start.clock, sampling.TEXT)
+        token = sampling.sample_tokens(
+            text_keys, outputs.text_logits[:, 0], config.text_temperature
+        )
+        flow_keys = sampling.turn_keys(keys, start.clock, sampling.FLOW)
+    aloud, inside = control_tokens.spoken_tokens(token[:, None], start.control)
+    end, pcm = speak(config, params, listened, outputs.hidden[:, 0], aloud[:, 0], flow_keys, kept)
+    end = end._replace(text=token, control=inside)
+    # The caches are not selected: `listen` wrote what is kept, and they are what is large.
+    small, before = (x._replace(caches={}) for x in (end, start))
+    small = jax.tree.map(partial(select_rows, kept), small, before)
+    end = small._replace(caches=end.caches)
+    reply = Reply(
+        audio=select_rows(kept, pcm, jnp.zeros_like(pcm)),
+        text=jnp.where(kept, token, Special.SILENT),
+        user_transcript=jnp.where(kept[:, None], listened.user_transcript, Special.NONE),
+        refused=refused,
+    )
+    return end, reply

@@ -1,0 +1,41 @@
+"""Config dataclasses as JSON, and back with every field checked."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+_Config = TypeVar("_Config")
+
+
+def config_to_json(config: Any) -> str:  # noqa: ANN401
+    """A config dataclass as JSON text."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def config_from_json(
+    cls: type[_Config], fields: Mapping[str, Any], name: str = "config"
+) -> _Config:
+    """Builds a config dataclass from parsed JSON; absent fields take their defaults.
+
+    Raises:
+      ValueError: a field is unknown, of the wrong type, or refused by the dataclass's own check.
+    """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{name}: got {fields!r}, wanted a JSON object; correct it")
+    schema: Any = cls
+    known: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(schema)}
+    values = {}
+    for key, value in fields.items():
+        kind = known.get(key)
+        if kind is None:
+            raise ValueError(
+                f"{name}.{key}: unknown field, wanted one of {sorted(known)}; remove it"
+            )
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            values[key] = config_from_json(kind, value, f"{name}.{key}")
+        elif type(value) is kind or (kind is float and type(value) is int):
+            values[key] = kind(value)
+        else:
+            raise ValueError(f"{name}.{key}: got {value!r}, wanted {kind.__name__}; correct it")
+    return cls(**values)

@@ -1,0 +1,216 @@
+"""The released form of a model: one folder with weights, config and tokenizer.
+
+`model.safetensors` holds arrays under their path in the parameter tree ("backbone/embed/table"),
+`config.json` the `ModelConfig`, `tokenizer.json` the tokenizer. Weights are read and written part
+by part: a model may be larger than the memory of a host.
+"""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+
+from interaction.config import ModelConfig
+from interaction.pretrained.config_json import config_from_json, config_to_json
+from interaction.pretrained.lazy_array import Index, LazyArray
+from interaction.pretrained.tree_paths import differences, flatten
+from interaction.types import Params
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+RELEASED = pathlib.Path(__file__).parent / "models"
+_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_CODES = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}  # what safetensors calls them
+_PIECE = 1 << 30  # bytes of a stored array to read at once
+
+
+def save_model(
+    folder: str | os.PathLike,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: str | os.PathLike,
+    dtype: str = "float32",
+) -> None:
+    """Writes a released model; each file appears whole or not at all.
+
+    Args:
+      folder: where to write; made if absent.
+      config: of the model.
+      params: nested dict of float arrays; those that are `LazyArray` are never whole in memory.
+      tokenizer: path of the tokenizer's JSON file, copied.
+      dtype: "float32" or "bfloat16", of the stored arrays.
+
+    Raises:
+      ValueError: another dtype, or weights that are not finite.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, wanted one of {sorted(_DTYPES)}; choose one")
+    place = pathlib.Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as temporary:
+        fresh = pathlib.Path(temporary)
+        shutil.copyfile(tokenizer, fresh / TOKENIZER)
+        (fresh / CONFIG).write_text(config_to_json(config))
+        _write_weights(fresh / WEIGHTS, flatten(params), _DTYPES[dtype])
+        for name in (TOKENIZER, CONFIG, WEIGHTS):
+            os.replace(fresh / name, place / name)
+
+
+def _write_weights(path: pathlib.Path, flat: Mapping[str, Any], dtype: np.dtype) -> None:
+    """A safetensors file: length of the header, header, arrays; its library takes whole ones."""
+    code = next(code for code, kind in _CODES.items() if kind == dtype)
+    header, end = {}, 0
+    for name, leaf in flat.items():
+        start, end = end, end + math.prod(leaf.shape) * dtype.itemsize
+        header[name] = {"dtype": code, "shape": list(leaf.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    bad = []
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        first = file.tell()
+        for name, leaf in flat.items():
+            start, finite = first + header[name]["data_offsets"][0], True
+            for index, piece in _pieces(leaf):
+                piece = piece.astype(dtype)  # which may be too small for a number of before
+                finite &= bool(np.all(np.isfinite(piece)))
+                for offset, run in _runs(leaf.shape, index, piece):
+                    file.seek(start + offset)
+                    file.write(run)
+            bad += [] if finite else [name]
+    if bad:
+        raise ValueError(
+            f"params: {bad[:4]} hold NaN or Inf, wanted numbers of {dtype}; train again"
+        )
+
+
+def _pieces(leaf: Any) -> Iterator[tuple[Index, np.ndarray]]:  # noqa: ANN401
+    if isinstance(leaf, LazyArray):
+        yield from ((index, leaf[index]) for index in leaf.pieces())
+    else:
+        yield tuple(slice(0, size) for size in leaf.shape), np.asarray(leaf)
+
+
+def _runs(shape: tuple[int, ...], index: Index, piece: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """The parts of a piece that lie together in its array, and where: the byte they start at."""
+    split = [dim for dim, size in enumerate(shape) if piece.shape[dim] < size]
+    outer = split[-1] if split else 0
+    strides = [math.prod(shape[dim + 1 :]) * piece.itemsize for dim in range(len(shape))]
+    first = sum(part.start * stride for part, stride in zip(index, strides, strict=True))
+    for at in np.ndindex(piece.shape[:outer]):
+        yield first + sum(i * s for i, s in zip(at, strides, strict=False)), piece[at].tobytes()
+
+
+def find_released(name: str | os.PathLike) -> pathlib.Path:
+    """The folder of a released model, by its name or its path.
+
+    Raises:
+      ValueError: there is none.
+    """
+    names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
+    folder = RELEASED / name if str(name) in names else pathlib.Path(name)
+    if not str(name) or not folder.is_dir():
+        raise ValueError(
+            f"name: got {str(name)!r}, wanted one of {names} or a folder; check the spelling"
+        )
+    return folder
+
+
+def load_model(
+    folder: str | os.PathLike, abstract: Callable[[ModelConfig], Params] | None = None
+) -> tuple[ModelConfig, Params]:
+    """Opens a released model.
+
+    Args:
+      folder: written by `save_model`.
+      abstract: gives the tree of shapes and dtypes that a config's model has; where given, the
+        weights must fit it.
+
+    Returns:
+      The config, and a nested dict of float32 `LazyArray` arrays.
+
+    Raises:
+      ValueError: the folder or a file is missing, cut off, not ours, or does not fit the config.
+    """
+    place = pathlib.Path(folder)
+    config = load_config(place)
+    flat = load_weights(place)
+    if abstract is not None:
+        wrong = differences(flat, flatten(abstract(config)))
+        if wrong:
+            raise ValueError(
+                f"{place / WEIGHTS}: does not fit {CONFIG} beside it: {'; '.join(wrong)}; "
+                "load a folder whose two files were written together"
+            )
+    return config, traverse_util.unflatten_dict(flat, sep="/")
+
+
+def load_config(folder: str | os.PathLike) -> ModelConfig:
+    """The config in a released folder.
+
+    Raises:
+      ValueError: it is missing, is not JSON, or has unknown or contradictory fields.
+    """
+    path = _existing(pathlib.Path(folder), CONFIG)
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); copy the folder again") from error
+    try:
+        return config_from_json(ModelConfig, fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:
+    """The weights in a released folder, flat, as float32.
+
+    Raises:
+      ValueError: the file is missing, cut off, or holds arrays of other dtypes.
+    """
+    path = _existing(pathlib.Path(folder), WEIGHTS)
+    try:
+        file = safe_open(path, "numpy")
+        flat = {name: file.get_slice(name) for name in file.keys()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path}: got a file that is cut off or no safetensors ({error}); copy it again"
+        ) from error
+    for name, leaf in flat.items():
+        if leaf.get_dtype() not in _CODES:
+            raise ValueError(
+                f"{path}: {name} is {leaf.get_dtype()}{leaf.get_shape()}, wanted F32 or BF16; "
+                "this is another project's file"
+            )
+    float32 = _DTYPES["float32"]
+    return {
+        name: LazyArray(shape, float32, _layers(shape), leaf.__getitem__)
+        for name, leaf in flat.items()
+        for shape in [tuple(leaf.get_shape())]
+    }
+
+
+def _layers(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of an array in row-major order: the largest leading part of at most `_PIECE` as float32."""
+    piece = list(shape)
+    for dim, size in enumerate(shape):
+        piece[dim] = max(1, min(size, _PIECE // (4 * math.prod(shape[dim + 1 :]))))
+    return tuple(piece)
+
+
+def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: no such folder, wanted one written by save_model; check the path"
+        )
+    if not (folder / name).is_file():
+        raise ValueError(f"{folder}: has no {name}; wanted a complete folder, copy it again")
+    return folder / name

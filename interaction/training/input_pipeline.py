@@ -1,0 +1,133 @@
+"""Batches of stored sessions, in an order that a seed fixes and a checkpoint can continue.
+
+Each process reads the rows of a batch that its devices need. The order is that of whole batches and
+the position counts them, so a run goes on with the same data on any number of processes.
+"""
+
+import hashlib
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from flax import serialization
+from jax.sharding import NamedSharding
+
+_SUFFIXES = (".arrayrecord", ".array_record")
+
+
+class InputPipeline(NamedTuple):
+    """An endless iterator of batches, with what identifies the data behind it."""
+
+    batches: grain.DatasetIterator  # dict of numpy arrays, leading axis = `rows`
+    rows: Sequence[int]  # of whole batches that it gives, ascending
+    identity: dict[str, Any]  # must be equal where an iterator's state is restored
+
+    def take(self, where: NamedSharding) -> dict[str, jax.Array]:
+        """The next whole batch, of which each device gets its rows.
+
+        Args:
+          where: Of the leading axis; the devices of this process need `rows` at most.
+        """
+        local, batch = next(self.batches), self.identity["batch"]
+        first = {row: at for at, row in enumerate(self.rows)}
+
+        def place(leaf: np.ndarray) -> jax.Array:
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                start, stop, _ = index[0].indices(batch) if index else (0, batch, 1)
+                return leaf[first[start] : first[start] + stop - start]
+
+            return jax.make_array_from_callback((batch, *leaf.shape[1:]), where, part)
+
+        return {name: place(leaf) for name, leaf in local.items()}
+
+    def state(self) -> dict[str, Any]:
+        """The position, as JSON types; the same on every process."""
+        return {**self.identity, "position": self.batches.get_state()}
+
+    def check(self, state: dict[str, Any], source: str) -> None:
+        """Refuses a state, which came from `source`, of another feed.
+
+        Raises:
+          ValueError: it belongs to other data, another batch size or another seed.
+        """
+        for field, wanted in self.identity.items():
+            if state.get(field) != wanted:
+                raise ValueError(
+                    f"feed {field}: got {wanted!r}, but {source} was made with "
+                    f"{state.get(field)!r}; use that, or start a new --workdir"
+                )
+
+    def restore(self, state: dict[str, Any], source: str) -> None:
+        """Continues at `state`, which came from `source`.
+
+        Raises:
+          ValueError: see `check`.
+        """
+        self.check(state, source)
+        self.batches.set_state(state["position"])
+
+
+def record_files(path: str) -> list[str]:
+    """ArrayRecord files at `path`: the file itself, or those in the folder, sorted.
+
+    Raises:
+      ValueError: nothing is there.
+    """
+    place = pathlib.Path(path)
+    if place.is_file():
+        return [str(place)]
+    files = sorted(str(file) for file in place.glob("*") if file.suffix in _SUFFIXES)
+    if not files:
+        raise ValueError(
+            f"data: got {path!r}, wanted an ArrayRecord file or a folder of *{_SUFFIXES[0]}; "
+            "make sessions with `python -m experiments.make_sessions`"
+        )
+    return files
+
+
+def parse(record: bytes) -> dict[str, np.ndarray]:
+    """Arrays of one stored session; the description in "meta" stays behind."""
+    fields = serialization.msgpack_restore(record)
+    return {name: value for name, value in fields.items() if name != "meta"}
+
+
+def local_rows(batch: int, where: NamedSharding) -> list[int]:
+    """Rows of a batch that the devices of this process hold, ascending."""
+    held = where.addressable_devices_indices_map((batch,)).values()
+    return sorted({row for index in held if index for row in range(*index[0].indices(batch))})
+
+
+def make_input_pipeline(
+    path: str, batch: int, seed: int, rows: Sequence[int] | None = None, threads: int = 2
+) -> InputPipeline:
+    """Sessions at `path`, shuffled anew each epoch, without end.
+
+    Args:
+      path: ArrayRecord file, or a folder of them.
+      batch: Sessions of a whole batch.
+      seed: Of the order.
+      rows: Of each batch that are read and parsed here, ascending; None means all.
+      threads: That read and parse.
+
+    Raises:
+      ValueError: no data, or fewer sessions than `batch`.
+    """
+    source = grain.sources.ArrayRecordDataSource(record_files(path))
+    if len(source) < batch:
+        raise ValueError(
+            f"batch: got {batch}, wanted at most the {len(source)} sessions in {path!r}; "
+            "make more sessions or lower it"
+        )
+    mine = range(batch) if rows is None else rows
+    sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(parse)
+    places = grain.MapDataset.range(sys.maxsize // batch)  # rows that are read here, in order
+    read = places.map(lambda at: sessions[at // len(mine) * batch + mine[at % len(mine)]])
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    batches = read.batch(len(mine), drop_remainder=True).to_iter_dataset(options)
+    first = hashlib.sha256(source[0]).hexdigest()[:16]
+    identity = {"sessions": len(source), "first": first, "batch": batch, "seed": seed}
+    return InputPipeline(iter(batches), mine, identity)

@@ -1,0 +1,164 @@
+"""What a run writes while it trains: `metrics.jsonl` and TensorBoard."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from interaction.compiled.costs import CHIPS, train_flops, turn_positions
+from interaction.training.train_config import TrainConfig
+
+_RATE = 16_000  # Hz, of audio samples
+_UNSHOWN = ("learning_rate", "data_share", "good_s", "positions_per_s")  # on the progress bar
+# Kinds of devices -> chips. The FLOP/s of the H100 are those of the H200.
+_KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA H200": "h200",
+    "NVIDIA H100 80GB HBM3": "h200",
+}
+
+
+class Report:
+    """Writer of a run's figures; a resumed run drops what came after its checkpoint.
+
+    Where it does not write, on all processes but the first, it does nothing.
+    """
+
+    def __init__(self, run_dir: pathlib.Path, start: int, writes: bool = True) -> None:
+        """Opens the files in `run_dir` and keeps the lines up to step `start`."""
+        self.last: dict[str, Any] = {"seconds": 0.0}  # figures up to `start`, the newest of each
+        self._writes = writes
+        if not writes:
+            return
+        from tensorboardX import SummaryWriter  # takes seconds: it imports PyTorch, if there is one
+
+        path = run_dir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= start]
+        for line in kept[-2:]:  # a step's figures, and perhaps those of its samples
+            self.last |= json.loads(line)
+        self._before = self.last["seconds"]
+        self._file = path.open("w")
+        self._file.writelines(f"{line}\n" for line in kept)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, seconds: float, values: dict[str, Any]) -> None:
+        """Writes figures of a step; those that are numbers go to TensorBoard as well.
+
+        `seconds` is wall-clock time of this call; what earlier calls took is added.
+        """
+        if not self._writes:
+            return
+        line = {"step": step, "seconds": round(self._before + seconds, 2), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, float | int):
+                self._board.add_scalar(name, value, step)
+
+    def samples(self, step: int, seconds: float, values: dict[str, Any]) -> None:
+        """Writes what `Objective.samples` returned: numbers, PCM, images, figures."""
+        if not self._writes:
+            return
+        numbers = {}
+        for name, value in values.items():
+            if isinstance(value, float | int):
+                numbers[name] = float(value)
+            elif not isinstance(value, np.ndarray):
+                self._board.add_figure(name, value, step)
+            elif value.ndim == 1:
+                self._board.add_audio(name, value[:, None], step, sample_rate=_RATE)
+            else:
+                self._board.add_image(name, value, step, dataformats="HWC")
+        if numbers:
+            self.write(step, seconds, numbers)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._writes:
+            self._file.close()
+            self._board.close()
+
+
+def brief(values: Mapping[str, Any]) -> dict[str, str]:
+    """The figures that fit a progress bar."""
+    return {
+        name: f"{value:.3g}"
+        for name, value in values.items()
+        if isinstance(value, float | int) and name not in _UNSHOWN
+    }
+
+
+def speeds(
+    config: TrainConfig, batch: Mapping[str, jax.Array], parts: Mapping[str, Any], step_s: float
+) -> dict[str, float]:
+    """How fast a run trains, and the memory it takes.
+
+    Args:
+      config: The run's.
+      batch: A whole one.
+      parts: Of the model that are trained, by name.
+      step_s: Seconds of a step.
+
+    Returns:
+      audio_s_per_s, of one side of the conversations; positions_per_s, of the transformer; mfu, the
+      share of the devices' FLOP/s that the step's products take, where the device is known and what
+      is trained is counted (`interaction.compiled.costs.train_flops`); memory_gb, the most that a device of
+      this process has held, where it says so.
+    """
+    found = {}
+    tracks = [leaf for leaf in batch.values() if leaf.dtype == np.int16]
+    if tracks:
+        found["audio_s_per_s"] = tracks[0].size / config.model.audio.sample_rate / step_s
+    if "text" in batch and "backbone" in parts:
+        positions = batch["text"].size * turn_positions(config.model, text=False)
+        beside = (batch[name].size for name in ("arrived", "reasoning") if name in batch)
+        found["positions_per_s"] = (positions + sum(beside)) / step_s
+    leaf = next(iter(batch.values()))
+    peak = sum(map(_peak, leaf.sharding.device_set))
+    flops = _step_flops(config, batch, parts)
+    if peak and flops:
+        found["mfu"] = flops / step_s / peak
+    held = [device.memory_stats() or {} for device in jax.local_devices()]
+    memory = max(stats.get("peak_bytes_in_use", 0) for stats in held)
+    if memory:
+        found["memory_gb"] = memory / 1e9
+    return found
+
+
+def _peak(device: jax.Device) -> float:
+    """FLOP/s of a device, 0 where it is not known."""
+    chip = CHIPS.get(_KINDS.get(device.device_kind, ""))
+    return chip.flops / chip.devices if chip else 0.0
+
+
+def _step_flops(
+    config: TrainConfig, batch: Mapping[str, jax.Array], parts: Mapping[str, Any]
+) -> float:
+    """Of the matrix products of a training step, without text that arrives; 0 if unknown."""
+    if "text" not in batch:
+        return 0.0
+    sessions, turns = batch["text"].shape
+    counted = train_flops(config.model, turns, text=False)
+    mine = [
+        count
+        for name, count in counted.items()
+        if ("speech" if name.startswith("speech") else "backbone") in parts
+    ]
+    return sessions * sum(mine)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # cut off when the run was killed
+        return float("inf")

@@ -1,0 +1,240 @@
+"""The report's counts against what is traced, lowered and allocated."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from interaction.compiled import costs
+from interaction.config import AudioConfig, ModelConfig
+from interaction.distributed import experts
+from interaction.model import session_state, streaming
+from interaction.model.parameters import init_model_params
+from interaction.model.sequence import forward
+from interaction.model.turn_inputs import TurnInputs, blank_inputs
+from interaction.ops import dense
+from interaction.ops.attention import window_mask
+from interaction.presets import PRESETS
+from interaction.types import Array, Chunk
+
+
+def subjaxprs(value: object) -> Iterator:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from subjaxprs(item)
+    elif hasattr(value, "eqns"):
+        yield value
+    elif hasattr(value, "jaxpr"):
+        yield value.jaxpr
+
+
+def product_flops(jaxpr) -> int:  # noqa: ANN001
+    """FLOPs of all matrix products of a traced function, loops unrolled."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = [product_flops(sub) for sub in subjaxprs(list(eqn.params.values()))]
+        if eqn.primitive.name == "dot_general":
+            contracted = eqn.params["dimension_numbers"][0][0]
+            summed = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * summed * eqn.outvars[0].aval.size
+        elif eqn.primitive.name == "cond":
+            total += max(inner)
+        else:
+            assert eqn.primitive.name != "while" or not sum(inner), "a loop of unknown length"
+            total += sum(inner) * eqn.params.get("length", 1)
+    return total
+
+
+def few_experts(x: Array, chosen: Array, weights: Array, layer: experts.Experts) -> Array:
+    """The chosen experts and no other, without tiles or padding."""
+    gate, up, down = layer.gate, layer.up, layer.down
+    hidden = jax.nn.silu(jnp.einsum("td,tkdf->tkf", x, gate[chosen]))
+    hidden = hidden * jnp.einsum("td,tkdf->tkf", x, up[chosen])
+    return jnp.einsum("tkf,tkfd->td", hidden * weights[..., None], down[chosen])
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
+    """`tiny` without padding: spectra in whole tiles, experts and products as small as they are."""
+    monkeypatch.setattr(experts, "chosen_experts", few_experts)
+    monkeypatch.setattr(dense, "_ROWS", 1)
+    return dataclasses.replace(PRESETS["tiny"](), audio=AudioConfig(user_hop=200))
+
+
+def inputs(config: ModelConfig, turns: int, everything: bool) -> TurnInputs:
+    turn = blank_inputs(config, 1)
+    if everything:
+        text = jnp.zeros((1, 1, config.text_slots), jnp.int32)
+        frame = jnp.zeros((1, 1, config.frame_size, config.frame_size, 3))
+        turn = turn._replace(text=text, frame=frame, has_frame=jnp.ones((1, 1), bool))
+    return jax.tree.map(lambda a: jnp.repeat(a, turns, axis=1), turn)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_step_flops(config: ModelConfig, everything: bool) -> None:
+    params = jax.eval_shape(lambda: init_model_params(config, jax.random.key(0)))
+    state = jax.eval_shape(lambda: session_state.init_state(config, jnp.zeros((1, 2), jnp.uint32)))
+    turn = inputs(config, 1, everything)
+    chunk = Chunk(audio=jnp.zeros((1, config.audio.turn_samples)))
+    if everything:
+        chunk = chunk._replace(
+            text=turn.text[:, 0], frame=turn.frame[:, 0], has_frame=turn.has_frame[:, 0]
+        )
+    traced = jax.make_jaxpr(lambda *args: streaming.step(config, *args))(params, state, chunk)
+    counted = costs.step_flops(config, text=everything, frame=everything)
+    assert counted == product_flops(traced.jaxpr)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_train_flops_are_three_forwards(config: ModelConfig, everything: bool) -> None:
+    turns = 5
+    params = jax.eval_shape(lambda: init_model_params(config, jax.random.key(0)))
+    traced = jax.make_jaxpr(lambda *args: forward(config, *args))(
+        params["backbone"], params["router_bias"], inputs(config, turns, everything)
+    )
+    flops = costs.train_flops(config, turns, text=everything, frame=everything)
+    cfg = config.transformer
+    tokens = turns * costs.turn_positions(config, everything, everything)
+    # `forward` takes all pairs and masks: what windows leave is checked below.
+    every_pair = 4 * cfg.layers * cfg.heads * cfg.head_dim * tokens**2
+    speech = {"attention", "speech condition", "speech flow"}
+    products = sum(count for part, count in flops.items() if part not in speech)
+    assert products / 3 + every_pair == product_flops(traced.jaxpr)
+
+
+def test_forward_flops_against_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "chosen_experts", few_experts)
+    tiny = PRESETS["tiny"]()
+    wide = dataclasses.replace(tiny.transformer, dim=512, shared_ffn=512, heads=4, head_dim=32)
+    config, turns = dataclasses.replace(tiny, transformer=wide), 4
+    params = jax.eval_shape(lambda: init_model_params(config, jax.random.key(0)))
+    lowered = jax.jit(lambda *args: forward(config, *args)).lower(
+        params["backbone"], params["router_bias"], inputs(config, turns, False)
+    )
+    found = lowered.cost_analysis()["flops"]
+    flops = costs.train_flops(config, turns)
+    backbone = sum(count for part, count in flops.items() if not part.startswith("speech")) / 3
+    assert backbone == pytest.approx(found, rel=0.03)
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(7, 20), (20, 20), (53, 20), (53, 1)])
+def test_pairs_that_windows_leave(tokens: int, window: int) -> None:
+    order = jnp.arange(tokens, dtype=jnp.uint32)[None]
+    mask = window_mask(order, order, jnp.ones((1, tokens), bool), window)
+    causal = np.tril(np.asarray(mask[0]))
+    config = PRESETS["tiny"]()
+    cfg = dataclasses.replace(config.transformer, window=window, long_window=window)
+    config = dataclasses.replace(config, transformer=cfg, audio_positions=1, text_slots=1)
+    # One micro-turn of two positions has three pairs; longer sessions follow the mask.
+    assert costs._windowed(tokens, window) == causal.sum()
+    flops = costs.train_flops(config, turns=1)["attention"]
+    pairs = 3 if window > 1 else 2
+    assert flops == 3 * 4 * cfg.layers * cfg.heads * cfg.head_dim * pairs
+
+
+def test_bytes_are_those_of_real_arrays() -> None:
+    config = PRESETS["tiny"]()
+    state = session_state.init_state(config, session_state.session_keys(jnp.arange(3)))
+    assert 3 * costs.state_bytes(config) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    shapes = jax.eval_shape(lambda: init_model_params(config, jax.random.key(0)))
+    params = [np.empty(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)]
+    assert sum(costs.weight_bytes(config).values()) == sum(leaf.nbytes for leaf in params)
+    caches = jax.tree.leaves(state.caches)
+    slot = sum(leaf.nbytes // (3 * leaf.shape[2]) for leaf in caches)
+    assert costs.kv_bytes(config) == slot
+
+
+def test_bfloat16_halves_what_is_multiplied() -> None:
+    config = PRESETS["tiny"]()
+    half = dataclasses.replace(config.transformer, dtype="bfloat16")
+    half = dataclasses.replace(config, transformer=half)
+    one, two = costs.weight_bytes(half), costs.weight_bytes(config)
+    for part in ("experts", "shared expert", "read-out"):
+        assert one[part] == pytest.approx(two[part] / 2, rel=0.01)
+    assert one["router"] == two["router"]
+    assert costs.kv_bytes(half) == costs.kv_bytes(config) / 2
+    assert costs.state_bytes(half) < 0.7 * costs.state_bytes(config)
+
+
+def test_parts_sum_to_the_total() -> None:
+    config = PRESETS["tiny"]()
+    counts = costs.parameter_counts(config)
+    assert sum(counts.by_part.values()) == counts.total
+    cfg = config.transformer
+    expert = 3 * cfg.dim * cfg.expert_ffn
+    idle = cfg.layers * (cfg.experts - cfg.experts_per_token) * expert
+    tables = config.vocab * (cfg.dim + config.speech.token_dim) + 2 * 80 * 16 * config.frame_dim
+    assert counts.active == counts.total - idle - tables
+
+
+def test_slices_are_named_by_cores() -> None:
+    chips = {"v5p-64": 32, "v6e-64": 64, "tpu7x-16": 8, "v5e-4": 4, "h200-8": 8}
+    assert {name: costs.slice_of(name).chips for name in chips} == chips
+    for name in ("v5p-3", "v5p", "v9-8", "v5p-0", "tpu7x--2"):
+        with pytest.raises(ValueError, match="wanted one of"):
+            costs.slice_of(name)
+
+
+def test_roofline() -> None:
+    config, place = PRESETS["small"](), costs.slice_of("v5p-64")
+    time = costs.step_time(config, place, sessions=64)
+    weights = costs.weight_bytes(config)
+    read = sum(weights.values()) + 64 * costs.state_bytes(config)
+    most = (read + 3 * weights["speech flow"]) / (32 * 2.77e12)
+    assert 0.97 * most < time.hbm < most
+    assert time.flops == 64 * costs.step_flops(config) / (32 * 459e12)
+    assert time.floor == max(time.hbm, time.flops)
+    assert time.with_overhead == pytest.approx(time.floor + 42 * 0.3e-3)
+    few = costs.step_bytes(config, sessions=1)  # three tokens choose at most 24 of 256 experts
+    assert few < weights["experts"] * 24 / 256 + sum(weights.values()) - weights["experts"] + 2e9
+
+
+@pytest.mark.parametrize("preset", ["base", "small", "medium", "large"])
+def test_sessions_that_fit(preset: str) -> None:
+    config = PRESETS[preset]()
+    for place in costs.serving_slices(config, 64):
+        count = costs.sessions_that_fit(config, place)
+        used = sum(costs.weight_bytes(config).values()) + count * costs.state_bytes(config)
+        assert count >= 64
+        assert used <= 0.9 * place.hbm < used + costs.state_bytes(config)
+
+
+def test_train_rate() -> None:
+    config, place = PRESETS["small"](), costs.slice_of("v5p-2048")
+    rate = costs.train_rate(config, place, turns=1_500, mfu=0.33)
+    per_token = sum(costs.train_flops(config, 1_500).values()) / (3 * 1_500)
+    assert rate.tokens == pytest.approx(0.33 * 1_024 * 459e12 / per_token)
+    assert rate.audio == pytest.approx(rate.tokens / 15)
+    assert per_token == pytest.approx(6 * costs.parameter_counts(config).active, rel=0.03)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "interaction.report", *arguments]
+    root = pathlib.Path(__file__).parents[1]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+
+
+def test_command(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "report.json"
+    done = run("--preset=small", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    assert "modelled" in done.stdout
+    figures = json.loads(path.read_text())
+    counts = costs.parameter_counts(PRESETS["small"]())
+    assert figures["parameters_total"] == counts.total
+    assert figures["parameters_active"] == counts.active
+    assert f"{counts.total:,} parameters, {counts.active:,} active" in done.stdout
+
+
+def test_unknown_preset_names_the_choices() -> None:
+    done = run("--preset=huge")
+    assert done.returncode != 0
+    assert "tiny|demo|base|small" in done.stderr

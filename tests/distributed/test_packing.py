@@ -1,0 +1,50 @@
+"""Arrays travel together and come back as they were."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from interaction.distributed.packing import Limits, Packing
+from interaction.distributed.sharding import make_mesh
+
+
+def test_what_is_taken_apart_was_joined() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = {
+        "scale": draw(3, 5),
+        "split": draw(6),
+        "large": draw(64, 64),
+        "twins": [draw(32, 32), draw(32, 32), draw(32, 32)],
+        "layers": ({"bias": draw(7)}, jnp.float32(2.5)),
+        "whole": jnp.arange(4),
+        "half": jnp.ones(3, jnp.bfloat16),
+    }
+    specs = jax.tree.map(lambda leaf: P(*[None] * leaf.ndim), params)
+    specs["split"] = P("tensor")
+    specs["twins"][2] = P(None, "tensor")  # lives elsewhere than the other two
+    packing = Packing(params, specs, Limits(256, 8192))
+    packed, packed_specs = packing.join(params, make_mesh({})), packing.specs
+    assert packed.vector.shape == (3 * 5 + 7 + 1,)
+    assert [stack.shape for stack in packed.stacks] == [(2, 32, 32)]
+    assert len(packed.others) == 5
+    assert any(leaf is params["large"] for leaf in packed.others), "what is large is not copied"
+    assert jax.tree.structure(packed) == jax.tree.structure(packed_specs)
+    assert packed_specs.stacks == (P(None, None, None),)
+    assert P("tensor") in packed_specs.others and P(None, "tensor") in packed_specs.others
+    found = jax.jit(packing.take_apart)(packed)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+        assert got.dtype == wanted.dtype
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_nothing_small_leaves_an_empty_vector() -> None:
+    packing = Packing((jnp.arange(4),), (P(),), Limits(1024, 0))
+    packed = packing.join((jnp.arange(4),), make_mesh({}))
+    assert packed.vector.shape == (0,) and packed.stacks == ()
+    np.testing.assert_array_equal(packing.take_apart(packed)[0], jnp.arange(4))

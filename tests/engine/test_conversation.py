@@ -1,0 +1,516 @@
+"""The driver of a live conversation: whatever goes wrong beside it, the talk goes on."""
+
+import itertools
+import json
+import logging
+import pathlib
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from interaction import logs, presets
+from interaction.background.agent import CALL, DONE, RESULT, TEXT, MicroTurn
+from interaction.background.delegations import SORRY
+from interaction.background.scripted import Line, ScriptedAgent
+from interaction.background.tool import tool
+from interaction.background.toolbox import Toolbox
+from interaction.data.tokenizer import load_tokenizer
+from interaction.engine.conversation import Conversation
+from interaction.engine.live_model import InteractionModel
+from interaction.engine.replay import replay
+from interaction.engine.session_record import read
+from interaction.types import Special
+from tests.background.fakes import SILENCE, FakeModel, ToolAgent, delegate, wait_for
+from tests.support import random_params
+
+END = "</delegate>"
+ANSWER = {"seven times eight": [Line(2, TEXT, "it is fifty six"), Line(0, DONE)]}
+
+
+def take(conversation: Conversation, turns: int) -> None:
+    for _ in range(turns):
+        conversation.step(SILENCE)
+
+
+def pcm(seed: int, scale: float = 0.1) -> np.ndarray:
+    return (scale * np.random.default_rng(seed).standard_normal(3_200)).astype(np.float32)
+
+
+def test_a_delegation_from_the_text_to_the_ears() -> None:
+    script = [*delegate("seven times eight"), Special.HOLD]
+    model, agent = FakeModel(script), ScriptedAgent(ANSWER)
+    conversation = Conversation(model, agent)
+    reply = conversation.step(pcm(1))
+    assert reply.audio.shape == (3_200,) and np.array_equal(reply.audio, pcm(1) * np.float32(0.5))
+    assert reply.text == Special.DELEGATE and not reply.refused
+    take(conversation, 20)
+    assert agent.told == [("ask", 1, "seven times eight")]
+    assert model.given == f"it is fifty six {END}"
+    asked = len(delegate("seven times eight")) - 1
+    assert [turn for turn, _ in model.arrived] == [asked + 3, asked + 4, asked + 5]
+    assert [int(turn.text) for turn in agent.turns[: len(script)]] == script
+    assert np.array_equal(agent.turns[0].audio, pcm(1))
+    arrived = [turn.arrived is not None for turn in agent.turns]
+    assert arrived == [index in range(asked + 3, asked + 6) for index in range(21)]
+    assert conversation.close() and agent.told[-1] == ("close",)
+    with pytest.raises(ValueError, match="closed"):
+        conversation.step(SILENCE)
+
+
+def test_both_variants_are_warm_before_the_first_micro_turn() -> None:
+    model = FakeModel()
+    Conversation(model)
+    assert model.steps == 2
+    Conversation(model, frames=True)
+    assert model.steps == 6
+
+
+@pytest.mark.parametrize(
+    ("audio", "words"),
+    [
+        (np.zeros(3_199, np.float32), "float32[3199]"),
+        (np.zeros(3_200, np.int16), "int16[3200]"),
+        (np.zeros((1, 3_200), np.float32), "float32[1, 3200]"),
+        (np.full(3_200, np.nan, np.float32), "NaN"),
+        (np.full(3_200, 3, np.float32), "beyond 2.0"),
+        ([0.0] * 3_200, "list[3200]"),
+        (None, "NoneType[]"),
+    ],
+)
+def test_bad_audio_is_refused_and_nothing_is_done(audio: object, words: str) -> None:
+    model = FakeModel()
+    conversation = Conversation(model)
+    steps = model.steps
+    with pytest.raises(ValueError, match="audio: got") as caught:
+        conversation.step(audio, text="one")
+    assert words in str(caught.value)
+    with pytest.raises(ValueError, match="audio: got"):
+        conversation.receive(0, audio)
+    assert model.steps == steps
+    take(conversation, 2)
+    assert model.given == "" and conversation.stats.turns == 2
+
+
+def test_frames_and_text_that_are_refused() -> None:
+    size = presets.tiny().frame_size
+    good = np.zeros((size, size, 3), np.float32)
+    with pytest.raises(ValueError, match="frames=True"):
+        Conversation(FakeModel()).step(SILENCE, frame=good)
+    conversation = Conversation(FakeModel(), frames=True)
+    for bad in (good[:-1], good.astype(np.uint8), good + 2, good * np.nan):
+        with pytest.raises(ValueError, match="frame: got"):
+            conversation.tick(frame=bad)
+    with pytest.raises(ValueError, match="text: got"):
+        conversation.tick(text="one " * 600, frame=good)
+    assert conversation.stats.turns == 0
+    conversation.tick(frame=good)
+
+
+def test_text_from_outside_comes_in_slots() -> None:
+    model = FakeModel()
+    conversation = Conversation(model)
+    conversation.step(SILENCE, text="one two three")
+    conversation.step(SILENCE, text="four")
+    take(conversation, 3)
+    assert model.given == "one two three four"
+    assert [len(tokens) for _, tokens in model.arrived] == [2, 2]
+
+
+# From a network.
+
+
+def test_chunks_out_of_order_late_lost_and_doubled() -> None:
+    conversation = Conversation(FakeModel())
+
+    def received() -> list[int]:
+        return [round(float(turn.audio[0]) * 1_000) for turn in conversation._kept]
+
+    def chunk(index: int) -> np.ndarray:
+        return np.full(3_200, (index + 1) / 1_000, np.float32)
+
+    for index in (1, 0, 1):
+        conversation.receive(index, chunk(index))
+    conversation.tick()
+    conversation.tick()
+    conversation.receive(1, chunk(9))  # again, after its turn
+    conversation.receive(3, chunk(3))
+    conversation.tick()  # 2 is lost
+    conversation.tick()
+    conversation.receive(2, chunk(2))  # late
+    conversation.receive(2, chunk(2))
+    conversation.receive(53, chunk(53))
+    conversation.tick()
+    stats = conversation.stats
+    assert received() == [1, 2, 0, 4, 0]
+    assert (stats.lost, stats.late, stats.doubled, stats.reordered) == (2, 1, 3, 1)
+    conversation.step(chunk(5))
+    assert received()[-1] == 6 and conversation.stats.lost == 2
+
+
+def test_a_chunk_is_looked_at_before_the_buffer_is_locked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    talk, free = Conversation(FakeModel()), []
+
+    def check(config: object, name: str, pcm: np.ndarray) -> np.ndarray:
+        free.append(not talk._network._lock.locked())
+        return pcm
+
+    monkeypatch.setattr("interaction.engine.conversation.checked", check)
+    talk.receive(0, SILENCE)
+    assert free == [True] and talk._network.take() is SILENCE
+
+
+@pytest.mark.parametrize("index", [-1, 50, 10**9, 1.0, "0", True, None, float("nan")])
+def test_wild_numbers_are_refused(index: object) -> None:
+    conversation = Conversation(FakeModel())
+    with pytest.raises(ValueError, match="index: got"):
+        conversation.receive(index, SILENCE)
+    conversation.receive(np.int64(49), SILENCE)
+    assert len(conversation._network._chunks) == 1
+
+
+def test_the_buffer_of_the_network_is_bounded() -> None:
+    conversation = Conversation(FakeModel())
+    for start in range(600):
+        for index in range(start, start + 50):
+            conversation.receive(index, SILENCE)
+        conversation.tick()
+    take(conversation, 600)
+    for _ in range(600):
+        conversation.tick()
+    assert len(conversation._network._chunks) == 0
+    assert len(conversation._network._missed) <= 256
+    assert len(conversation._kept) == 300
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def test_the_loop_keeps_time_and_counts_what_it_misses(caplog: pytest.LogCaptureFixture) -> None:
+    conversation, fake = Conversation(FakeModel()), Time()
+    costs = itertools.chain([0.05, 0.05, 0.5, 0.05, 0.05, 20.0], itertools.repeat(0.05))
+    starts: list[float] = []
+
+    def sink(_: object) -> None:
+        starts.append(round(fake.now - 100, 3))
+        fake.now += next(costs)
+
+    conversation.receive(7, pcm(7))
+    source = iter([pcm(0)] * 6 + [None] * 3)
+    conversation.run(source, sink, fake.clock, fake.sleep)
+    assert starts[:6] == [0, 0.2, 0.4, 0.9, 0.95, 1.0]
+    assert starts[6] == 21 and starts[7:] == pytest.approx([21.2, 21.4])  # starts afresh
+    assert conversation.stats.missed == 3
+    logs.flush()
+    assert len([one for one in caplog.records if "ms late" in one.message]) == 3
+    assert conversation.stats.lost == 2
+    assert np.array_equal(conversation._kept[7].audio, pcm(7))
+
+
+def test_a_log_that_hangs_costs_the_driver_nothing() -> None:
+    release = threading.Event()
+
+    class Stuck(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            release.wait(10)
+
+    handler = Stuck()
+    logging.getLogger("interaction").addHandler(handler)
+    try:
+        model = FakeModel(delegate("one") * 200)
+        conversation, fake = Conversation(model, Raising()), Time()
+
+        def late(_: object) -> None:
+            fake.now += 1
+
+        began = time.monotonic()
+        conversation.run(iter([SILENCE] * 1_200), late, fake.clock, fake.sleep)
+        assert time.monotonic() - began < 8
+        assert conversation.stats.missed == 1_200
+        assert logs._waiting.qsize() <= 1_000
+    finally:
+        release.set()
+        logs.flush(5)
+        logging.getLogger("interaction").removeHandler(handler)
+
+
+# Tools and agents that go wrong.
+
+
+def _bad_tools(runs: list[str]) -> list:
+    @tool(timeout_s=0.3)
+    def hang() -> int:
+        """Hangs."""
+        runs.append("hang")
+        time.sleep(2)
+        return 1
+
+    @tool
+    def wait() -> int:
+        """Takes its time."""
+        runs.append("wait")
+        time.sleep(0.5)
+        return 1
+
+    @tool
+    def throw() -> int:
+        """Raises."""
+        runs.append("throw")
+        raise RuntimeError("x" * 10_000_000)
+
+    @tool
+    def flood() -> dict:
+        """Returns too much."""
+        runs.append("flood")
+        return {"a": "x" * 10_000_000, "b": ["y"] * 1_000_000}
+
+    @tool
+    def strange() -> object:
+        """Returns what JSON has not."""
+        runs.append("strange")
+        return {1, 2}
+
+    return [hang, wait, throw, flood, strange]
+
+
+def test_no_tool_costs_the_driver_anything(tmp_path: pathlib.Path) -> None:
+    runs: list[str] = []
+    names = ["hang", "wait", "throw", "flood", "strange", "gone"]
+    script: list[int] = [token for name in names for token in delegate(name)]
+    model, agent = FakeModel(script), ToolAgent(Toolbox(_bad_tools(runs)))
+    conversation = Conversation(model, agent, record=tmp_path / "a.session")
+    own: list[float] = []
+    end = time.monotonic() + 20
+    while model.given.count(END) < len(names) and time.monotonic() < end:
+        conversation.step(pcm(len(own)))
+        own.append(conversation.stats.driver_s)
+        time.sleep(0.01)
+    assert model.given.count(f"it is one {END}") == len(names)
+    assert sorted(runs) == sorted(set(runs)) == sorted(names[:-1])  # once each
+    assert max(own) < 0.2  # the deadline of all
+    assert conversation.close()
+    notes = [note for entry in read(tmp_path / "a.session").entries for note in entry.notes]
+    results = {note.delegation: json.loads(note.text) for note in notes if note.kind == RESULT}
+    assert results[1] == {"error": "hang: no result after 0.3 s"}
+    assert results[2] == {"result": 1}
+    assert results[3]["error"].startswith("RuntimeError: x") and len(results[3]["error"]) < 300
+    assert results[4]["cut"] is True
+    assert "a set" in results[5]["error"] and "no tool 'gone'" in results[6]["error"]
+
+
+class Dying(ToolAgent):
+    """Dies in the middle of its first answer."""
+
+    def work(self) -> bool:
+        for number in self.running:
+            self.emit(number, TEXT, "it is")
+            if number == 1:
+                raise SystemExit
+            self.emit(number, DONE)
+        return False
+
+    def on_ask(self, delegation: int, request: str) -> None:
+        self.asked.append((delegation, request))
+
+
+def test_an_agent_that_dies_in_mid_answer_comes_back() -> None:
+    model = FakeModel([*delegate("one"), *[Special.SILENT] * 10, *delegate("two")])
+    agent = Dying(Toolbox([]))
+    conversation = Conversation(model, agent)
+    wait_for(lambda: (conversation.step(SILENCE), model.given.count(END) == 2)[1])
+    assert model.given == f"{SORRY} {END} it is {END}"
+    assert agent.asked == [(1, "one"), (2, "two")]
+    conversation.close()
+
+
+class Raising:
+    """Raises whatever is asked of it."""
+
+    def __getattr__(self, name: str) -> object:
+        raise ConnectionError(name)
+
+
+def test_an_agent_that_always_raises() -> None:
+    model = FakeModel(delegate("one") * 2)
+    conversation = Conversation(model, Raising())
+    take(conversation, 20)
+    assert model.given == f"{SORRY} {END} {SORRY} {END}"
+    assert conversation.close()
+
+
+# A conversation as a file.
+
+
+def test_a_seed_of_numpy(tmp_path: pathlib.Path) -> None:
+    conversation = Conversation(FakeModel(), seed=np.int64(5), record=tmp_path / "a.session")
+    take(conversation, 1)
+    conversation.save(tmp_path / "a.conversation")
+    assert conversation.close() and read(tmp_path / "a.session").header.seed == 5
+
+
+def test_nothing_is_called_twice_when_it_moves(tmp_path: pathlib.Path) -> None:
+    runs: list[str] = []
+    release = threading.Event()
+
+    @tool(timeout_s=None)
+    def lamp() -> int:
+        """Switches the lamp."""
+        runs.append("lamp")
+        release.wait(5)
+        return 1
+
+    box = Toolbox([lamp])
+    script = [*delegate("lamp"), Special.DELEGATE]
+    first = ToolAgent(box)
+    conversation = Conversation(FakeModel(script), first)
+    take(conversation, len(script))
+    wait_for(lambda: runs)
+    conversation.close()
+    conversation.save(tmp_path / "a.conversation")
+
+    second, model = ToolAgent(box), FakeModel([*script, *delegate("lamp")[1:]])
+    moved = Conversation.restore(tmp_path / "a.conversation", model, second)
+    assert moved.stats.turns == len(script)
+    wait_for(lambda: second.user_transcript == len(script))
+    wait_for(lambda: (moved.step(SILENCE), len(runs) == 2 and model.given.count(END) == 1)[1])
+    assert second.asked == [(2, "lamp")]  # the span that was open when it was saved
+    assert model.given == f"{SORRY} {END}"
+    take(moved, 20)
+    assert runs == ["lamp"] * 2  # one by each request
+    release.set()
+    wait_for(lambda: (moved.step(SILENCE), model.given.count(END) == 2)[1])
+    assert model.given == f"{SORRY} {END} it is one {END}"
+    moved.close()
+
+
+def test_what_had_called_nothing_is_asked_again(tmp_path: pathlib.Path) -> None:
+    update = delegate("nine", Special.UPDATE)
+    script = [*delegate("seven times eight"), *update, *delegate("one")]
+    lines = {"one": [Line(0, TEXT, "one two three four"), Line(0, DONE)]}
+    model = FakeModel(script)
+    conversation = Conversation(model, ScriptedAgent(lines))
+    take(conversation, len(script) + 1)
+    assert model.given == "one two"
+    path = tmp_path / "a.conversation"
+    conversation.save(path)
+    conversation.save(path)
+    take(conversation, 5)
+    assert model.given == f"one two three four {END}"
+
+    agent = ScriptedAgent({"nine": [Line(0, TEXT, "sixty three"), Line(0, DONE)]})
+    other = FakeModel(script)
+    restored = Conversation.restore(path, other, agent)
+    assert agent.told == [
+        ("ask", 1, "seven times eight"),
+        ("update", 1, "seven times eight", "nine"),
+    ]
+    assert len(agent.turns) == len(script) + 1
+    take(restored, 10)
+    assert other.given == f"three four {END} sixty three {END}"  # its result was there
+
+
+def test_words_given_in_part_are_not_said_again(tmp_path: pathlib.Path) -> None:
+    script = delegate("one")
+    conversation = Conversation(FakeModel(script), ScriptedAgent({"one": [Line(0, TEXT, "it is")]}))
+    take(conversation, 5)
+    conversation.save(tmp_path / "a")
+    agent, model = ScriptedAgent({}), FakeModel(script)
+    restored = Conversation.restore(tmp_path / "a", model, agent)
+    take(restored, 5)
+    assert agent.told == [] and model.given == f"{SORRY} {END}"
+
+
+def test_files_that_are_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.conversation"
+    conversation = Conversation(FakeModel(), seed=3)
+    take(conversation, 3)
+    conversation.save(path)
+    other = FakeModel()
+    other.params = {"weight": other.params["weight"].at[1].set(7.0)}
+    with pytest.raises(ValueError, match="got a file of model"):
+        Conversation.restore(path, other)
+    data = path.read_bytes()
+    for name, bad in (
+        ("cut", data[:-9]),
+        ("damaged", data[:200] + b"\0\1" + data[202:]),
+        ("empty", b""),
+        ("foreign", b"PK" + data),
+    ):
+        (tmp_path / name).write_bytes(bad)
+        with pytest.raises(ValueError, match=name):
+            Conversation.restore(tmp_path / name, FakeModel())
+    with pytest.raises(ValueError, match="no file"):
+        Conversation.restore(tmp_path / "none", FakeModel())
+    restored = Conversation.restore(path, FakeModel())
+    assert int(restored._state["clock"][0]) == 3 and int(restored._state["seed"][0]) == 3
+
+
+def test_the_tiny_model_goes_on_and_replays_bit_for_bit(tmp_path: pathlib.Path) -> None:
+    config = presets.tiny()
+    model = InteractionModel(config, random_params(config), load_tokenizer())
+
+    def drive(conversation: Conversation, turns: range) -> list[tuple]:
+        replies = []
+        for turn in turns:
+            text = "one two three" if turn in (2, 11) else None
+            reply = conversation.step(pcm(turn), text)
+            replies.append(
+                (reply.audio.tobytes(), int(reply.text), reply.user_transcript.tobytes())
+            )
+        return replies
+
+    whole = Conversation(model, seed=5, record=tmp_path / "whole")
+    expected = drive(whole, range(20))
+    assert whole.close()
+    half = Conversation(model, seed=5)
+    assert drive(half, range(12)) == expected[:12]
+    half.save(tmp_path / "half")  # with text that waits
+    rest = Conversation.restore(tmp_path / "half", model, record=tmp_path / "rest")
+    assert drive(rest, range(12, 20)) == expected[12:]
+    assert rest.close()
+
+    for name, turns in (("whole", 20), ("rest", 8)):
+        got = replay(tmp_path / name, model)
+        assert got.equal and got.complete and got.turns == turns and not got.difference
+    assert any(entry.arrived is not None for entry in read(tmp_path / "rest").entries)
+    assert len({one[0] for one in expected}) > 5  # it is no silence
+
+    other = InteractionModel(config, random_params(config, seed=1), load_tokenizer())
+    with pytest.raises(ValueError, match="of model"):
+        replay(tmp_path / "whole", other)
+
+
+def test_the_record_has_what_happened(tmp_path: pathlib.Path) -> None:
+    lines = [Line(1, CALL, '{"tool": "a"}'), Line(1, RESULT, "{}"), Line(0, TEXT, "one")]
+    lines = {"one": [*lines, Line(0, DONE)]}
+    script = [*delegate("one"), *[Special.SILENT] * 8, Special.CANCEL]
+    conversation = Conversation(FakeModel(script), ScriptedAgent(lines), 4, tmp_path / "a")
+    take(conversation, 14)
+    assert conversation.close()
+    record = read(tmp_path / "a")
+    assert record.header.seed == 4 and record.header.turn == 0 and record.complete
+    kinds = [(entry.turn, note.kind) for entry in record.entries for note in entry.notes]
+    asked = len(delegate("one")) - 1
+    assert kinds == [
+        (asked, "asked"),
+        (asked + 2, "call"),
+        (asked + 3, "result"),
+        (asked + 3, "text"),
+        (asked + 3, "done"),
+        (asked + 3, "given"),
+        (len(script) - 1, "ignored"),
+    ]
+    assert isinstance(conversation._kept[0], MicroTurn)

@@ -1,0 +1,48 @@
+"""Every config file builds, and its mesh and batch fit its model."""
+
+import functools
+import pathlib
+import runpy
+
+import jax
+import pytest
+
+from experiments import compile_tpu
+from interaction.compiled.costs import slice_of
+from interaction.config import ModelConfig
+from interaction.distributed import sharding
+from interaction.distributed.collectives import SESSIONS
+from interaction.training.objective import find_objective
+from interaction.training.train_config import TrainConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "experiments/configs").glob("*.py"))
+
+
+def _config(path: pathlib.Path) -> TrainConfig:
+    return runpy.run_path(str(path))["get_config"]()
+
+
+@functools.cache
+def _parameters(objective: str, model: ModelConfig) -> dict:
+    params, buffers = jax.eval_shape(find_objective(objective, model).init, jax.random.key(0))
+    return {**params, **buffers}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_mesh_and_batch_fit_the_model(path: pathlib.Path) -> None:
+    config = _config(path)
+    assert config.name == path.stem
+    mesh = sharding.abstract_mesh(config.mesh)
+    found = sharding.shardings(mesh, _parameters(config.objective, config.model))
+    assert all(place.mesh == mesh for place in jax.tree.leaves(found))
+    assert config.batch % (config.accumulate * sharding.size(mesh, *SESSIONS)) == 0
+    assert not config.sample_every or mesh.size == 1  # samples need the model on one device
+
+
+def test_small_is_what_compile_tpu_compiles() -> None:
+    """The command in docs/tpu_pods.md checks the very mesh and batch that the run has."""
+    config, slices = _config(ROOT / "experiments/configs/small.py"), slice_of("v5p-2048")
+    request = compile_tpu.Request("small", "train", "v5p-2048", {}, 0, 1_024, 1, None, ())
+    request = compile_tpu.complete(request, config.model, slices.chips)
+    assert (request.mesh, request.sessions) == (config.mesh, config.batch)

@@ -1,0 +1,191 @@
+"""Every part that streams, and the transformer as a whole, under the streaming contract."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from interaction import presets
+from interaction.model import session_state, streaming
+from interaction.model.sequence import forward
+from interaction.model.turn_inputs import Arrivals, TurnInputs
+from interaction.modules import vocoder
+from interaction.modules.speech_out import generate_mel
+from interaction.ops import dmel, mel
+from interaction.training import conversation, features
+from interaction.types import Array, Chunk, Special
+from tests.contract import StreamPart, verify_stream_contract
+from tests.support import random_params
+
+CONFIG = presets.tiny()
+RNG = np.random.default_rng(0)
+
+
+def test_front_end() -> None:
+    hop = CONFIG.audio.user_hop
+
+    def step(params: dict, tail: Array, pcm: Array) -> tuple[Array, Array]:
+        tail, frames = mel.log_mel_stream(tail, pcm.reshape(3, -1), hop, CONFIG.audio)
+        return tail, frames
+
+    pcm = jnp.asarray(0.1 * RNG.standard_normal((3, 10, hop)), jnp.float32)
+    part = StreamPart(lambda b: mel.init_tail(b, hop, CONFIG.audio), step, {}, pcm)
+    verify_stream_contract(part, 1e-6)  # measured: 0
+
+
+def test_vocoder() -> None:
+    def step(params: dict, state: vocoder.VocoderState, frames: Array) -> tuple:
+        state, pcm = vocoder.vocoder_step(params, state, frames, CONFIG.vocoder, CONFIG.audio)
+        return state, pcm.reshape(3, frames.shape[1], -1)
+
+    frames = jnp.asarray(RNG.standard_normal((3, 10, CONFIG.audio.mels)) - 2.0, jnp.float32)
+    params = random_params(CONFIG)["vocoder"]
+    part = StreamPart(
+        lambda b: vocoder.init_vocoder_state(b, CONFIG.vocoder, CONFIG.audio), step, params, frames
+    )
+    verify_stream_contract(part, 1e-4)  # measured: 0, gradients 5e-10
+
+
+def test_flow_head() -> None:
+    """A micro-turn at a time against a scan over micro-turns: the prefix is all it carries."""
+    speech, audio = CONFIG.speech, CONFIG.audio
+
+    def step(params: dict, prefix: Array, inputs: tuple) -> tuple[Array, Array]:
+        def turn(prefix: Array, one: tuple) -> tuple[Array, Array]:
+            frames = generate_mel(CONFIG, params, *one[:2], prefix, one[2])
+            return frames[:, -speech.prefix_frames :], frames
+
+        turns = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), inputs)
+        prefix, frames = jax.lax.scan(turn, prefix, turns)
+        return prefix, jnp.moveaxis(frames, 0, 1)
+
+    hidden = RNG.standard_normal((3, 10, CONFIG.transformer.dim)).astype(np.float32)
+    tokens = RNG.integers(0, CONFIG.vocab, (3, 10, speech.token_window))
+    noise = RNG.standard_normal((3, 10, audio.speech_frames, audio.mels)).astype(np.float32)
+    shape = (speech.prefix_frames, audio.mels)
+    part = StreamPart(
+        lambda b: jnp.full((b, *shape), speech.mel_floor, jnp.float32),
+        step,
+        random_params(CONFIG)["speech"],
+        jax.device_put((hidden, tokens, noise)),
+    )
+    verify_stream_contract(part, 1e-5, sizes=(1, 5))  # measured: 2.9802322387695312e-08
+
+
+def _random_turns(sessions: int, turns: int) -> tuple:
+    """PCM, what `forward` reads (text and frames that come and go), text out, and speech mel."""
+    audio = CONFIG.audio
+    pcm = (0.1 * RNG.standard_normal((sessions, turns * audio.turn_samples))).astype(np.float32)
+    text = np.where(
+        RNG.random((sessions, turns)) < 0.5,
+        Special.SILENT,
+        RNG.integers(Special.COUNT, CONFIG.vocab, (sessions, turns)),
+    ).astype(np.int32)
+    speech = RNG.standard_normal((sessions, turns, audio.speech_frames, audio.mels)) - 2.5
+    speech = np.where(text[..., None, None] == Special.SILENT, -5.0, speech).astype(np.float32)
+    tail = mel.init_tail(sessions, audio.user_hop, audio)
+    _, frames = mel.log_mel_stream(tail, jnp.asarray(pcm), audio.user_hop, audio)
+    arrived = RNG.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.text_slots))
+    arrived = np.where(RNG.random(arrived.shape) < 0.7, Special.PAD, arrived).astype(np.int32)
+    size = CONFIG.frame_size
+    user_transcript = RNG.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.audio_positions))
+    inputs = TurnInputs(
+        user=dmel.dmel_bins(frames, audio).reshape(sessions, turns, -1, audio.mels),
+        self_audio=features.self_audio_bins(jnp.asarray(speech), CONFIG),
+        self_audio_gain=jnp.ones((sessions, turns)),
+        user_transcript=features.delayed(jnp.asarray(user_transcript, jnp.int32), Special.NONE),
+        last=features.delayed(jnp.asarray(text), Special.SILENT),
+        text=jnp.asarray(arrived),
+        frame=jnp.asarray(RNG.random((sessions, turns, size, size, 3)), jnp.float32),
+        has_frame=jnp.asarray(RNG.random((sessions, turns)) < 0.4),
+    )
+    return pcm, inputs, text, speech
+
+
+TURNS = 24  # more positions than the tiny preset's rings hold
+
+
+@pytest.fixture(scope="module")
+def turns() -> tuple:
+    return _random_turns(2, TURNS)
+
+
+def test_forward_equals_steps(turns: tuple) -> None:
+    """C8: logits, transcription, speech conditions and losses of a session and of its steps."""
+    pcm, inputs, text, speech = turns
+    params = random_params(CONFIG)
+    whole = jax.jit(forward, static_argnums=0)(
+        CONFIG, params["backbone"], params["router_bias"], inputs
+    )
+    listen = jax.jit(streaming.listen, static_argnums=0)
+    state = session_state.init_state(CONFIG, session_state.session_keys(jnp.arange(2)))
+    samples = CONFIG.audio.turn_samples
+    logits = []
+    for n in range(TURNS):
+        chunk = Chunk(
+            pcm[:, n * samples : (n + 1) * samples],
+            inputs.text[:, n],
+            inputs.frame[:, n],
+            inputs.has_frame[:, n],
+        )
+        state = state._replace(user_transcript=inputs.user_transcript[:, n])
+        state, out = listen(CONFIG, params, state, chunk)
+        for name in ("text_logits", "transcript_logits", "hidden"):
+            got, wanted = getattr(out, name)[:, 0], getattr(whole, name)[:, n]
+            # measured: 3.6e-6
+            np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=f"{name}, micro-turn {n}")
+        logits.append(out.text_logits)
+        np.testing.assert_array_equal(
+            state.user_transcript, jnp.argmax(out.transcript_logits[:, 0], axis=-1)
+        )
+        tokens = jnp.concatenate([state.tokens[:, 1:], text[:, n : n + 1]], axis=1)
+        frames = jnp.asarray(speech[:, n])
+        state = state._replace(text=jnp.asarray(text[:, n]), tokens=tokens, mel=frames)
+    words = jnp.asarray(text != Special.SILENT)
+    losses = [
+        conversation.negative_log_likelihood(each, jnp.asarray(text)) / jnp.sum(words)
+        for each in (whole.text_logits, jnp.concatenate(logits, axis=1))
+    ]
+    np.testing.assert_allclose(*losses, rtol=2e-6)  # measured: equal
+
+
+def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:
+    """Text listed beside the micro-turns, in any order, is text in their slots."""
+    _, inputs, _, _ = turns
+    params = random_params(CONFIG)
+    run = jax.jit(forward, static_argnums=0)
+    whole = run(CONFIG, params["backbone"], params["router_bias"], inputs)
+    b, n, slots = inputs.text.shape
+    shuffled = np.random.default_rng(1).permutation(n * slots)
+    time = np.arange(n)[:, None] * CONFIG.turn_span + np.arange(slots)
+    arrivals = Arrivals(
+        jnp.asarray(inputs.text).reshape(b, -1)[:, shuffled],
+        jnp.broadcast_to(jnp.asarray(time.reshape(-1)[shuffled], jnp.uint32), (b, n * slots)),
+    )
+    beside = run(
+        CONFIG,
+        params["backbone"],
+        params["router_bias"],
+        inputs._replace(text=None),
+        arrivals,
+    )
+    for name in ("text_logits", "transcript_logits", "hidden"):
+        got, wanted = getattr(beside, name), getattr(whole, name)
+        np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=name)
+
+
+def test_absent_frames_are_never_read(turns: tuple) -> None:
+    _, inputs, _, _ = turns
+    params = random_params(CONFIG)
+    there = inputs.has_frame[..., None, None, None]
+    run = jax.jit(forward, static_argnums=0)
+    hidden = [
+        run(
+            CONFIG,
+            params["backbone"],
+            params["router_bias"],
+            inputs._replace(frame=jnp.where(there, inputs.frame, fill)),
+        ).hidden
+        for fill in (0.5, jnp.nan)
+    ]
+    np.testing.assert_array_equal(*hidden)

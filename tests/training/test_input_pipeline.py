@@ -1,0 +1,100 @@
+"""Batches: what they hold, their order, and where they go on."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from interaction.distributed.sharding import make_mesh, session_sharding
+from interaction.training.input_pipeline import InputPipeline, local_rows, make_input_pipeline
+from tests.training import toy
+
+
+def _next(pipeline: InputPipeline, count: int) -> list[np.ndarray]:
+    return [next(pipeline.batches)["user"] for _ in range(count)]
+
+
+def test_batches_hold_arrays_only(tmp_path: pathlib.Path) -> None:
+    batch = next(make_input_pipeline(str(toy.write_sessions(tmp_path)), 4, 0).batches)
+    shapes = {name: (leaf.shape, leaf.dtype.name) for name, leaf in batch.items()}
+    assert shapes == {
+        "user": ((4, toy.TURNS * 3200), "int16"),
+        "model": ((4, toy.TURNS * 3200), "int16"),
+        "text": ((4, toy.TURNS), "int32"),
+        "user_transcript": ((4, toy.TURNS, 2), "int32"),
+    }
+
+
+def test_each_epoch_holds_every_session_in_a_new_order(tmp_path: pathlib.Path) -> None:
+    pipeline = make_input_pipeline(str(toy.write_sessions(tmp_path, count=8)), 4, 0)
+    epochs = np.concatenate(_next(pipeline, 4))[:, 0].reshape(2, 8)
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert list(epochs[0]) != list(epochs[1])
+
+
+def test_order_follows_the_seed(tmp_path: pathlib.Path) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    same, again, other = (_next(make_input_pipeline(path, 4, seed), 3) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(same, again)
+    assert not np.array_equal(same, other)
+
+
+def test_position_is_restored(tmp_path: pathlib.Path) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    pipeline = make_input_pipeline(path, 4, 0)
+    _next(pipeline, 3)
+    state = pipeline.state()
+    wanted = _next(pipeline, 6)
+    other = make_input_pipeline(path, 4, 0)
+    other.restore(state, "test")
+    np.testing.assert_array_equal(_next(other, 6), wanted)
+
+
+def test_bad_data_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="make_sessions"):
+        make_input_pipeline(str(tmp_path / "none"), 4, 0)
+    with pytest.raises(ValueError, match="batch: got 9, wanted at most the 8"):
+        make_input_pipeline(str(toy.write_sessions(tmp_path, count=8)), 9, 0)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_same_batches_out(tmp_path: pathlib.Path, processes: int) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    wanted = make_input_pipeline(path, 8, 0)
+    share = 8 // processes
+    rows = [range(at * share, (at + 1) * share) for at in range(processes)]
+    parts = [make_input_pipeline(path, 8, 0, mine) for mine in rows]
+    got = [np.concatenate(turn) for turn in zip(*(_next(part, 7) for part in parts), strict=True)]
+    np.testing.assert_array_equal(got, _next(wanted, 7))
+    assert all(part.state() == wanted.state() for part in parts)
+
+
+def test_another_number_of_processes_goes_on_where_one_stopped(tmp_path: pathlib.Path) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    wanted = _next(make_input_pipeline(path, 4, 0), 9)
+    seen, state = [], None
+    for rows in ([[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0], [1], [2], [3]]):
+        pipelines = [make_input_pipeline(path, 4, 0, mine) for mine in rows]
+        for pipeline in pipelines:
+            if state is not None:
+                pipeline.restore(state, "test")
+        for _ in range(2):
+            batch = {}
+            for pipeline, mine in zip(pipelines, rows, strict=True):
+                batch.update(zip(mine, next(pipeline.batches)["user"], strict=True))
+            seen.append([batch[row] for row in range(4)])
+        state = pipelines[0].state()
+        assert all(pipeline.state() == state for pipeline in pipelines)
+    np.testing.assert_array_equal(seen, wanted[:8])
+
+
+def test_devices_get_their_rows(tmp_path: pathlib.Path) -> None:
+    path = str(toy.write_sessions(tmp_path))
+    mesh = make_mesh({"data": 2, "tensor": 2, "fsdp": 2})
+    where = session_sharding(mesh)
+    assert local_rows(8, where) == list(range(8))
+    wanted = next(make_input_pipeline(path, 8, 0).batches)
+    got = make_input_pipeline(path, 8, 0, local_rows(8, where)).take(where)
+    assert {len(shard.data) for shard in got["user"].addressable_shards} == {2}
+    for name, leaf in wanted.items():
+        np.testing.assert_array_equal(got[name], leaf)
