@@ -30,7 +30,6 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from experiments.compilation_cache import use_compilation_cache
-from interaction.compiled.costs import train_flops
 from interaction.compiled.device_memory import Memory, hbm
 from interaction.config import REMAT, ModelConfig
 from interaction.distributed import sharding
@@ -38,6 +37,7 @@ from interaction.distributed.xla_options import compiler_options
 from interaction.presets import PRESETS
 from interaction.training import run_log as training_report, state as train_state
 from interaction.training.conversation import joint_objective
+from interaction.training.flops import train_flops
 from interaction.training.optimizer import make_optimizer
 from interaction.training.train_config import TrainConfig
 from interaction.types import Params, Special

@@ -28,7 +28,7 @@ from interaction.evaluation.delegation_history import Delegation, read_delegatio
 from interaction.evaluation.events import TURN_S, Event
 from interaction.evaluation.rollout import TURN, Listener, Rollout, rollout
 from interaction.evaluation.talk import MakeAgent, session_tools, talk
-from interaction.evaluation.transcript import Conversation, converse, transcript
+from interaction.evaluation.transcript import SessionView, converse, transcript
 
 ASSET = pathlib.Path(__file__).parent / "assets" / "user.flac"
 TAIL_S = 1.0  # of silence after the user
@@ -112,7 +112,7 @@ def listen_live(
     return Answered(replies, read_delegations(session_record.read(record).entries), done.missed)
 
 
-def write(conversation: Conversation, out: pathlib.Path, title: str) -> list[pathlib.Path]:
+def write(conversation: SessionView, out: pathlib.Path, title: str) -> list[pathlib.Path]:
     """Writes both sides as one stereo file, and the picture."""
     sound, picture = out / "conversation.wav", out / "timeline.png"
     write_audio(sound, np.stack([conversation.user, conversation.model], axis=1))

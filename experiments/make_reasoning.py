@@ -30,7 +30,7 @@ def main(_: list[str]) -> None:
         made = reasoning_records.short_records_of(path, _SEED.value, _SHORT_RECORDS.value)
     else:
         made = reasoning_records.reasoning_records_of(path, _SEED.value, _PRECEDED.value)
-    print(f"{out}: {reasoning_records.write_branches(made, out)} records")
+    print(f"{out}: {reasoning_records.write_records(made, out)} records")
 
 
 if __name__ == "__main__":

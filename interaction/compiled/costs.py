@@ -1,14 +1,10 @@
-r"""What a preset costs: parameters, FLOPs, bytes, and how long steps and training take at best.
-
-python -m interaction.report --preset=small --json=out/report_small.json
+"""What a model costs: parameters, FLOPs and bytes, and how long a step takes at best.
 
 Parameters and bytes are counted on the shapes of the real trees, FLOPs from the config, and the
-tests hold them against what is traced. Times are modelled. `docs/report.md` has every formula.
+tests hold them against what is traced. Times are modelled. `docs/model_cost.md` has every formula.
 """
 
 import functools
-import json
-import pathlib
 import re
 from collections.abc import Callable
 from functools import partial
@@ -16,21 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 
 from interaction.config import ModelConfig, SpeechConfig
 from interaction.distributed.sharding import cast_params
 from interaction.model import session_state
 from interaction.model.backbone import LONG, SLIDING
 from interaction.model.parameters import init_model_params
-from interaction.presets import PRESETS
-from interaction.training.speech import flow_rows
 
 LAYER_OVERHEAD = 0.30e-3  # s a layer above the floor: what servers of such models spend today
 HBM_SHARE = 0.9  # of a slice's memory that weights and sessions may take
 _TIME_WIDTH = 64  # of the flow network's time features, see `FlowNet`
-_BACKWARD = 3  # forward and backward over forward
-_INPUTS = {"audio": (False, False), "audio, text, frame": (True, True)}  # variants of the step
 
 
 class Chip(NamedTuple):
@@ -186,7 +177,7 @@ def turns_per_second(config: ModelConfig) -> float:
     return config.audio.sample_rate / config.audio.turn_samples
 
 
-def _backbone_products(
+def backbone_products(
     config: ModelConfig, turns: int, seen: tuple[int, int], text: bool, frame: bool
 ) -> dict[str, int]:
     """Multiply-adds of the transformer by part.
@@ -221,7 +212,7 @@ def _patch_products(dim: int) -> int:
     return 64 * 75 * width + 4 * 16 * width * width + 4 * width * dim
 
 
-def _condition_products(config: ModelConfig) -> int:
+def condition_products(config: ModelConfig) -> int:
     cfg, audio = config.speech, config.audio
     seen = cfg.token_window * cfg.token_dim + cfg.prefix_frames * audio.mels
     made = audio.speech_frames * (cfg.feature_dim + audio.mels)
@@ -229,7 +220,7 @@ def _condition_products(config: ModelConfig) -> int:
     return cfg.condition_dim * (seen + config.transformer.dim + hidden + made)
 
 
-def _flow_products(cfg: SpeechConfig, frames: int, mels: int) -> int:
+def flow_products(cfg: SpeechConfig, frames: int, mels: int) -> int:
     """Of one evaluation of the flow network."""
     mix = 4 * frames * frames * cfg.dim
     feed = frames * 6 * cfg.dim * cfg.dim
@@ -258,11 +249,11 @@ def step_flops_by_part(
     audio, cfg = config.audio, config.speech
     slots = _ring_slots(config)
     tokens = turn_positions(config, text, frame)
-    flow = _flow_products(cfg, audio.speech_frames, audio.mels)
+    flow = flow_products(cfg, audio.speech_frames, audio.mels)
     products = {
-        **_backbone_products(config, 1, (tokens * slots[0], tokens * slots[1]), text, frame),
+        **backbone_products(config, 1, (tokens * slots[0], tokens * slots[1]), text, frame),
         "front end": audio.user_frames * (audio.n_fft // 2 + 1) * audio.mels,
-        "speech condition": _condition_products(config),
+        "speech condition": condition_products(config),
         "speech flow": cfg.flow_steps * flow,
         "vocoder": _vocoder_products(config),
     }
@@ -280,37 +271,10 @@ def _ring_slots(config: ModelConfig) -> tuple[int, int]:
     return caches[SLIDING].k.shape[2], caches[LONG].k.shape[2]
 
 
-def _windowed(tokens: int, window: int) -> int:
+def windowed(tokens: int, window: int) -> int:
     """Pairs of a query and a key that it sees: up to `window`, its own included."""
     ramp = min(tokens, window)
     return ramp * (ramp + 1) // 2 + (tokens - ramp) * window
-
-
-def train_flops(
-    config: ModelConfig, turns: int, text: bool = False, frame: bool = False
-) -> dict[str, float]:
-    """FLOPs that training on one session needs, by part: what MFU is a share of.
-
-    Forward and backward, three times the forward's matrix products; what the backward pass computes
-    again is not counted, and attention is counted at the keys that its windows show. A share of
-    micro-turns trains the speech head, see `training.speech`; the vocoder trains elsewhere.
-
-    Args:
-      config: The model's.
-      turns: Micro-turns of the session.
-      text: Whether the batch has positions for text that arrives.
-      frame: Whether it has those of frames.
-    """
-    cfg, audio = config.transformer, config.audio
-    tokens = turns * turn_positions(config, text, frame)
-    seen = (_windowed(tokens, cfg.window), _windowed(tokens, cfg.long_window))
-    products = _backbone_products(config, turns, seen, text, frame)
-    flops = {part: 2.0 * _BACKWARD * count for part, count in products.items()}
-    rows, flowing = flow_rows(turns)  # a condition each, after one that feeds it and is not trained
-    flow = _flow_products(config.speech, audio.speech_frames, audio.mels)
-    flops["speech condition"] = 2.0 * (_BACKWARD + 1) * rows * _condition_products(config)
-    flops["speech flow"] = 2.0 * _BACKWARD * flowing * flow
-    return flops
 
 
 class StepTime(NamedTuple):
@@ -367,160 +331,3 @@ def serving_slices(config: ModelConfig, sessions: int) -> list[Slice]:
         sizes = (size,) if kind == "h200" else (size, 2 * size, 4 * size)
         found += [slice_of(f"{kind}-{size}") for size in sizes]
     return found
-
-
-class TrainRate(NamedTuple):
-    """Modelled speed of training."""
-
-    tokens: float  # positions a second
-    audio: float  # seconds of talk a second
-
-
-def train_rate(config: ModelConfig, place: Slice, turns: int, mfu: float) -> TrainRate:
-    """Speed at a stated share of the FLOP/s, sessions of `turns` micro-turns of audio alone."""
-    per_turn = sum(train_flops(config, turns).values()) / turns
-    rate = mfu * place.chips * place.chip.flops / per_turn
-    return TrainRate(rate * turn_positions(config), rate / turns_per_second(config))
-
-
-def figures(
-    config: ModelConfig, sessions: list[int], train_slices: list[str], turns: int, mfu: float
-) -> dict[str, Any]:
-    """Everything that is printed, under the names that `--json` uses."""
-    counts = parameter_counts(config)
-    weights, state = weight_bytes(config), state_bytes(config)
-    minute = 60 * turns_per_second(config)
-    train = train_flops(config, turns)
-    return {
-        "parameters_total": counts.total,
-        "parameters_active": counts.active,
-        "parameters_by_part": counts.by_part,
-        "dtype": config.transformer.dtype,
-        "positions": {name: turn_positions(config, *_INPUTS[name]) for name in _INPUTS},
-        "step_flops": {name: step_flops(config, *_INPUTS[name]) for name in _INPUTS},
-        "step_flops_by_part": step_flops_by_part(config),
-        "train_turns": turns,
-        "train_flops_per_turn": sum(train.values()) / turns,
-        "train_flops_per_token": sum(train.values()) / turns / turn_positions(config),
-        "train_flops_by_part": {part: count / turns for part, count in train.items()},
-        "weight_bytes": sum(weights.values()),
-        "weight_bytes_by_part": weights,
-        "state_bytes_per_session": state,
-        "kv_bytes_per_minute": round(minute * turn_positions(config) * kv_bytes(config)),
-        "step_modelled": [
-            _step_row(config, place, count, name)
-            for place in serving_slices(config, max(sessions))
-            for count in sessions
-            for name in _INPUTS
-        ],
-        "mfu": mfu,
-        "training_modelled": [
-            {
-                "slice": name,
-                "chips": slice_of(name).chips,
-                "tokens_per_s": rate.tokens,
-                "audio_s_per_s": rate.audio,
-            }
-            for name in train_slices
-            for rate in [train_rate(config, slice_of(name), turns, mfu)]
-        ],
-    }
-
-
-def _step_row(config: ModelConfig, place: Slice, sessions: int, inputs: str) -> dict[str, Any]:
-    time = step_time(config, place, sessions, *_INPUTS[inputs])
-    used = sum(weight_bytes(config).values()) + sessions * state_bytes(config)
-    return {
-        "slice": place.name,
-        "chips": place.chips,
-        "sessions": sessions,
-        "inputs": inputs,
-        "hbm_ms": 1e3 * time.hbm,
-        "flops_ms": 1e3 * time.flops,
-        "floor_ms": 1e3 * time.floor,
-        "with_overhead_ms": 1e3 * time.with_overhead,
-        "hbm_used": used / place.hbm,
-        "sessions_that_fit": sessions_that_fit(config, place),
-    }
-
-
-def table(preset: str, values: dict[str, Any]) -> str:
-    """The figures as they are printed."""
-    total, active = values["parameters_total"], values["parameters_active"]
-    weights, state = values["weight_bytes"], values["state_bytes_per_session"]
-    positions, step = values["positions"], values["step_flops"]
-    lines = [
-        f"{preset}: {total:,} parameters, {active:,} active",
-        *(f"  {part:<18}{count:>20,}" for part, count in values["parameters_by_part"].items()),
-        f"{values['dtype']} weights {_unit(weights)}B",
-        f"a session's state {_unit(state)}B; a minute of talk writes"
-        f" {_unit(values['kv_bytes_per_minute'])}B of keys and values",
-        *(
-            f"a step on {name}: {positions[name]} positions, {_unit(step[name])}FLOP"
-            for name in step
-        ),
-        f"training on sessions of {values['train_turns']} micro-turns:"
-        f" {_unit(values['train_flops_per_token'])}FLOP a token (position),"
-        f" {_unit(values['train_flops_per_turn'])}FLOP a micro-turn",
-        *_step_lines(values["step_modelled"]),
-        f"training at an MFU of {values['mfu']:.0%} (assumed), modelled:",
-        *(
-            f"  {row['slice']:<11}{row['chips']:>5} chips  {_unit(row['tokens_per_s'])} tokens/s,"
-            f" {_unit(row['audio_s_per_s'])} seconds of talk/s"
-            for row in values["training_modelled"]
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def _step_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """A line for each slice, a column for each number of sessions and variant."""
-    overhead = 1e3 * LAYER_OVERHEAD
-    slices: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        slices.setdefault(row["slice"], []).append(row)
-    heads = [f"{row['sessions']} x {row['inputs']}" for row in next(iter(slices.values()))]
-    columns = "".join(f"{head:<24}" for head in heads).rstrip()
-    lines = [
-        f"a step, ms, modelled: roofline / with {overhead:.2f} ms a layer; sessions x inputs",
-        f"  {'slice':<9}{'chips':>6}{'fit':>8}  {columns}",
-    ]
-    for name, mine in slices.items():
-        times = (f"{row['floor_ms']:.2f} / {row['with_overhead_ms']:.2f}" for row in mine)
-        columns = "".join(f"{time:<24}" for time in times).rstrip()
-        row = mine[0]
-        lines.append(f"  {name:<9}{row['chips']:>6}{row['sessions_that_fit']:>8}  {columns}")
-    return lines
-
-
-def _unit(value: float) -> str:
-    """Three digits and a decimal prefix, a space in between."""
-    power = 0
-    while value >= 1_000 and power < 6:
-        value, power = value / 1_000, power + 1
-    return f"{value:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}"
-
-
-def main(argv: list[str]) -> None:
-    """Prints the figures of a preset and writes them where asked."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    given = flags.FLAGS
-    sessions = sorted(given.sessions)
-    config = PRESETS[given.preset]()
-    values = figures(config, sessions, given.train_slices, given.turns, given.mfu)
-    print(table(given.preset, values))
-    if given.json:
-        path = pathlib.Path(given.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"preset": given.preset, **values}, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    flags.DEFINE_enum("preset", "small", list(PRESETS), "Model.")
-    flags.DEFINE_string("json", None, "Where to write the figures.")
-    flags.DEFINE_multi_integer("sessions", [32, 64], "Sessions of a step.", lower_bound=1)
-    flags.DEFINE_list("train_slices", ["v5p-2048", "v6e-1024", "tpu7x-1024"], "Slices that train.")
-    flags.DEFINE_integer("turns", 1_500, "Micro-turns of a training session.", lower_bound=1)
-    flags.DEFINE_float("mfu", 0.33, "Share of the FLOP/s that training is taken to use.", 0, 1)
-    app.run(main)

@@ -11,7 +11,6 @@ _HOMES = {
     "StoredSession": "sessions",
     "SCENARIOS": "sessions",
     "Tokenizer": "tokenizer",
-    "dataset": "records",
     "load_tokenizer": "tokenizer",
     "make_session": "sessions",
     "read": "records",

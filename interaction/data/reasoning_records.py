@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import grain
 import numpy as np
 
 from interaction.data import reasoning_tokens, records, timing
@@ -79,7 +78,7 @@ def reasoning_records_of(path: Path, seed: int, share: float) -> Iterator[Stored
     Raises:
       ValueError: There are no sessions.
     """
-    source = grain.sources.ArrayRecordDataSource([str(file) for file in records.files(path)])
+    source = records.source(path)
     for index in range(len(source)):
         record = records.decode(source[index])
         if has_reasoning(record):

@@ -70,13 +70,13 @@ def reasoning_arrays(prefilled: int, reasoning: Reasoning) -> dict[str, np.ndarr
         raise ValueError(
             f"branch: got {len(reasoning)} tokens, wanted at most {REASONING_TOKENS}; shorten its call"
         )
-    reasoning = np.full(REASONING_TOKENS, Special.PAD, np.int32)
+    tokens = np.full(REASONING_TOKENS, Special.PAD, np.int32)
     wanted = np.zeros(REASONING_TOKENS, np.int32)
     for place, (token, write) in enumerate(reasoning):
-        reasoning[place], wanted[place] = token, write
+        tokens[place], wanted[place] = token, write
     return {
         "prefilled": np.asarray(prefilled, np.int32),
-        "reasoning": reasoning,
+        "reasoning": tokens,
         "reasoning_wanted": wanted,
     }
 

@@ -17,6 +17,8 @@ ARRAYS |= dict.fromkeys(
     ("arrived", "arrived_slot", "prefilled", "reasoning", "reasoning_wanted"), np.int32
 )
 
+_SUFFIXES = (".arrayrecord", ".array_record")
+
 
 def encode(record: StoredSession) -> bytes:
     """One session as bytes (MessagePack)."""
@@ -27,15 +29,9 @@ def decode(data: bytes) -> StoredSession:
     """The inverse of `encode`.
 
     Raises:
-        ValueError: the bytes are no session.
+        ValueError: the bytes are no session, or one without some of the fields in `ARRAYS`.
     """
-    try:
-        record = flax.serialization.msgpack_restore(data)
-    except Exception as error:
-        raise ValueError(
-            f"record: got {len(data)} bytes that are no MessagePack, wanted a session; "
-            "make the file again with experiments.make_sessions"
-        ) from error
+    record = _unpack(data)
     missing = {*ARRAYS, "meta"} - set(record)
     if missing:
         raise ValueError(
@@ -43,6 +39,25 @@ def decode(data: bytes) -> StoredSession:
             "make the file again with experiments.make_sessions"
         )
     return record
+
+
+def arrays(data: bytes) -> dict[str, np.ndarray]:
+    """Arrays of one encoded session, whichever it has; its description "meta" stays behind.
+
+    Raises:
+        ValueError: the bytes are no session.
+    """
+    return {name: value for name, value in _unpack(data).items() if name != "meta"}
+
+
+def _unpack(data: bytes) -> StoredSession:
+    try:
+        return flax.serialization.msgpack_restore(data)
+    except Exception as error:
+        raise ValueError(
+            f"record: got {len(data)} bytes that are no MessagePack, wanted a session; "
+            "make the file again with experiments.make_sessions"
+        ) from error
 
 
 def write(path: Path, records: Iterable[StoredSession]) -> int:
@@ -61,38 +76,34 @@ def write(path: Path, records: Iterable[StoredSession]) -> int:
     return count
 
 
-def files(path: Path) -> list[Path]:
+def files(path: str | os.PathLike) -> list[str]:
     """The ArrayRecord files of a folder in order, or the one file that `path` is.
 
     Raises:
         ValueError: there is none.
     """
-    found = [path] if path.is_file() else sorted(path.glob("*.arrayrecord"))
+    place = Path(path)
+    if place.is_file():
+        return [str(place)]
+    found = sorted(str(file) for file in place.glob("*") if file.suffix in _SUFFIXES)
     if not found:
         raise ValueError(
-            f"path: got {path}, wanted a folder with *.arrayrecord files; "
-            "make one with python -m experiments.make_sessions"
+            f"data: got {str(path)!r}, wanted an ArrayRecord file or a folder of *{_SUFFIXES[0]}; "
+            "make sessions with `python -m experiments.make_sessions`"
         )
     return found
 
 
-class _Decode(grain.transforms.Map):
-    """Bytes to the arrays of a batch; what is not an array stays behind."""
+def source(path: str | os.PathLike) -> grain.sources.ArrayRecordDataSource:
+    """Encoded sessions of a folder or a file, by number.
 
-    # pyrefly: ignore[bad-override]
-    def map(self, element: bytes) -> dict[str, np.ndarray]:
-        record = decode(element)
-        return {name: np.asarray(record[name], dtype) for name, dtype in ARRAYS.items()}
-
-
-def dataset(path: Path) -> grain.MapDataset:
-    """Sessions of a folder or a file as a Grain dataset of the arrays in `ARRAYS`."""
-    source = grain.sources.ArrayRecordDataSource([str(file) for file in files(path)])
-    return grain.MapDataset.source(source).map(_Decode())
+    Raises:
+        ValueError: there are none.
+    """
+    return grain.sources.ArrayRecordDataSource(files(path))
 
 
-def read(path: Path, index: int) -> tuple[StoredSession, dict]:
+def read(path: str | os.PathLike, index: int) -> tuple[StoredSession, dict]:
     """One session whole, and its metadata as a dict."""
-    source = grain.sources.ArrayRecordDataSource([str(file) for file in files(path)])
-    record = decode(source[index])
+    record = decode(source(path)[index])
     return record, json.loads(record["meta"])

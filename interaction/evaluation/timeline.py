@@ -9,7 +9,7 @@ import numpy as np
 
 from interaction.evaluation import lanes
 from interaction.evaluation.events import NOBODY, TURN_S, Event
-from interaction.evaluation.transcript import Conversation, Mark, Word
+from interaction.evaluation.transcript import Mark, SessionView, Word
 
 INK, FAINT, PAPER = "#22303c", "#8a97a3", "#ffffff"
 USER, MODEL = "#2f6db5", "#d9722e"
@@ -68,7 +68,7 @@ def set_words(words: Sequence[Word], seconds_per_character: float) -> list[tuple
     return placed
 
 
-def cut_staves(conversation: Conversation, duration: float) -> np.ndarray:
+def cut_staves(conversation: SessionView, duration: float) -> np.ndarray:
     """Times in seconds at which rows begin, and the end: in the middle of quiet where possible."""
     staves = max(1, int(np.ceil(duration / STAVE_S - 1e-6)))
     cuts = [0.0]
@@ -83,7 +83,7 @@ def cut_staves(conversation: Conversation, duration: float) -> np.ndarray:
     return np.asarray([*cuts, duration])
 
 
-def draw(conversation: Conversation, title: str = "") -> Any:  # noqa: ANN401 - matplotlib Figure
+def draw(conversation: SessionView, title: str = "") -> Any:  # noqa: ANN401 - matplotlib Figure
     """Draws a conversation.
 
     Args:
@@ -124,7 +124,7 @@ def draw(conversation: Conversation, title: str = "") -> Any:  # noqa: ANN401 - 
     return figure
 
 
-def save(conversation: Conversation, path: str | os.PathLike, title: str = "") -> None:
+def save(conversation: SessionView, path: str | os.PathLike, title: str = "") -> None:
     """Writes the picture of a conversation as PNG, SVG or PDF, by the path's suffix."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     draw(conversation, title).savefig(str(path))
@@ -164,7 +164,7 @@ def _draw_header(figure: Any, title: str, background: bool) -> None:  # noqa: AN
 
 def _draw_stave(
     axes: Any,  # noqa: ANN401
-    conversation: Conversation,
+    conversation: SessionView,
     start: float,
     right: float,
     end: float,

@@ -45,7 +45,7 @@ class Mark(NamedTuple):
     end_s: float
 
 
-class Conversation(NamedTuple):
+class SessionView(NamedTuple):
     """Everything that a picture or a table of one session shows; times on the user's clock."""
 
     user: np.ndarray  # float32[n]
@@ -105,7 +105,7 @@ def converse(
     decode: Callable[[Sequence[int]], str],
     events: Sequence[Event] = (),
     delegations: Sequence[Delegation] = (),
-) -> Conversation:
+) -> SessionView:
     """Puts both sides of a session on one clock and measures its delays.
 
     Args:
@@ -131,7 +131,7 @@ def converse(
         + _lane_rows(lanes)
     )
     rows.sort(key=lambda row: row.start_s)
-    return Conversation(
+    return SessionView(
         user, model, user_transcript, said, events, marks, rows, replies.step_s, lanes
     )
 

@@ -23,7 +23,7 @@ from interaction.types import Array, Params
 
 SLIDING, LONG = "sliding", "long"
 _FFN = ("gate", "up", "down")  # the experts' weights
-_LayerState = tuple[Array, dict[str, Cache] | None]  # x [b, t, d] and the ring caches by kind
+_LayerState = tuple[Array, dict[str, Cache]]  # x [b, t, d] and the ring caches by kind
 
 
 def run_layers(
@@ -32,11 +32,11 @@ def run_layers(
     bias: Array,
     positions: Positions,
     keys: Mapping[str, SequenceKeys | RingKeys],
-    caches: dict[str, Cache] | None = None,
+    caches: dict[str, Cache],
     *,
     at_once: int = 0,
     in_place: bool = False,
-) -> tuple[Array, dict[str, Cache] | None, BlockAux]:
+) -> tuple[Array, dict[str, Cache], BlockAux]:
     """Runs all layers.
 
     Args:
@@ -45,7 +45,7 @@ def run_layers(
       bias: float32[l, e], selection bias of the routers.
       positions: What to run on.
       keys: What the layers of each kind attend to.
-      caches: Ring caches of each kind; None where the keys are sequences.
+      caches: Ring caches of each kind; {} where the keys are sequences.
       at_once: Sessions that a layer takes at once, a divisor of b; 0 means all. Otherwise a
         group's activations are computed again in the backward pass.
       in_place: Whether stacked layers read their experts' weights where they are, instead of from
@@ -69,12 +69,11 @@ def run_layers(
 
         def sessions(rows: tuple) -> tuple[_LayerState, BlockAux]:
             (x, caches), turn, valid, keys = rows
-            cache = None if caches is None else caches[kind]
-            context = AttentionContext(keys, cache, index, window[kind])
+            context = AttentionContext(keys, caches.get(kind), index, window[kind])
             x, cache, aux = Block(cfg).apply(
                 {"params": params}, x, turn, valid, bias, context, experts
             )
-            return (x, None if caches is None else {**caches, kind: cache}), aux
+            return (x, caches if cache is None else {**caches, kind: cache}), aux
 
         rows = (state, turn, positions.valid, keys[kind])
         return sessions(rows) if not at_once else _map_sessions(sessions, rows, at_once)
@@ -108,7 +107,8 @@ def _stacked_experts(
     if kind not in stacks:
         return None
     count = local(cfg.experts, *EXPERTS)
-    return Experts(*stacks[kind], count, index * count)
+    gate, up, down = stacks[kind]
+    return Experts(gate, up, down, count, index * count)
 
 
 def _split_off_experts(backbone: Params) -> tuple[Params, dict[str, tuple]]:

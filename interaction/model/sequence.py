@@ -83,7 +83,7 @@ def encode(
     at_once = 0
     if platform() == "cpu" and axis_size(*AXES) == 1:
         at_once, backbone = math.gcd(b, CPU_SESSIONS), separate_layers(backbone)
-    x, _, aux = run_layers(cfg, backbone, bias, positions, keys, at_once=at_once)
+    x, _, aux = run_layers(cfg, backbone, bias, positions, keys, {}, at_once=at_once)
     if rank is not None:
         x = _take_positions(rank, x)
     return last_positions(config, x[:, :turns], n), x[:, turns:], aux

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from interaction.config import ModelConfig
 from interaction.model.ring_caches import init_caches, session_specs
-from interaction.model.turn_inputs import silent_outputs
+from interaction.model.turn_inputs import silent_mel, silent_outputs
 from interaction.modules import vocoder
 from interaction.modules.attention import Cache
 from interaction.ops import mel, ring
@@ -60,7 +60,7 @@ def init_state(config: ModelConfig, keys: Array) -> StreamState:
         text=silent.text,
         control=jnp.zeros(b, bool),
         tokens=jnp.full((b, speech.token_window), Special.SILENT, jnp.int32),
-        mel=silent.speech_mel,
+        mel=silent_mel(config, b),
         vocoder=vocoder.init_vocoder_state(b, config.vocoder, audio),
     )
 

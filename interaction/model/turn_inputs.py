@@ -54,13 +54,17 @@ def silent_outputs(config: ModelConfig, sessions: int) -> TurnOutputs:
       user_transcript int32[b, audio_positions], text int32[b], and speech_mel
       float32[b, speech_frames, m] at the floor of speech.
     """
-    audio = config.audio
-    mel = (sessions, audio.speech_frames, audio.mels)
     return TurnOutputs(
         user_transcript=jnp.full((sessions, config.audio_positions), Special.NONE, jnp.int32),
         text=jnp.full(sessions, Special.SILENT, jnp.int32),
-        speech_mel=jnp.full(mel, config.speech.mel_floor, jnp.float32),
+        speech_mel=silent_mel(config, sessions),
     )
+
+
+def silent_mel(config: ModelConfig, sessions: int) -> Array:
+    """Mel of a micro-turn without speech: float32[b, speech_frames, m] at the floor of speech."""
+    shape = (sessions, config.audio.speech_frames, config.audio.mels)
+    return jnp.full(shape, config.speech.mel_floor, jnp.float32)
 
 
 def one_earlier(first: Array, turns: Array | None) -> Array:

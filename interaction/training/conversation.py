@@ -128,6 +128,8 @@ def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, keys: Array) -
         TurnOutputs(transcript, batch["text"], speech),
         self_audio_gain=jnp.broadcast_to(gain, (b, n)),
     )
+    if inputs.self_audio is None:
+        return inputs
     return inputs._replace(self_audio=jitter_levels(config, inputs.self_audio, noise_keys))
 
 

@@ -5,7 +5,6 @@ the position counts them, so a run goes on with the same data on any number of p
 """
 
 import hashlib
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,10 +12,9 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from flax import serialization
 from jax.sharding import NamedSharding
 
-_SUFFIXES = (".arrayrecord", ".array_record")
+from interaction.data import records
 
 
 class InputPipeline(NamedTuple):
@@ -71,30 +69,6 @@ class InputPipeline(NamedTuple):
         self.batches.set_state(state["position"])
 
 
-def record_files(path: str) -> list[str]:
-    """ArrayRecord files at `path`: the file itself, or those in the folder, sorted.
-
-    Raises:
-      ValueError: nothing is there.
-    """
-    place = pathlib.Path(path)
-    if place.is_file():
-        return [str(place)]
-    files = sorted(str(file) for file in place.glob("*") if file.suffix in _SUFFIXES)
-    if not files:
-        raise ValueError(
-            f"data: got {path!r}, wanted an ArrayRecord file or a folder of *{_SUFFIXES[0]}; "
-            "make sessions with `python -m experiments.make_sessions`"
-        )
-    return files
-
-
-def parse(record: bytes) -> dict[str, np.ndarray]:
-    """Arrays of one stored session; the description in "meta" stays behind."""
-    fields = serialization.msgpack_restore(record)
-    return {name: value for name, value in fields.items() if name != "meta"}
-
-
 def local_rows(batch: int, where: NamedSharding) -> list[int]:
     """Rows of a batch that the devices of this process hold, ascending."""
     held = where.addressable_devices_indices_map((batch,)).values()
@@ -116,14 +90,14 @@ def make_input_pipeline(
     Raises:
       ValueError: no data, or fewer sessions than `batch`.
     """
-    source = grain.sources.ArrayRecordDataSource(record_files(path))
+    source = records.source(path)
     if len(source) < batch:
         raise ValueError(
             f"batch: got {batch}, wanted at most the {len(source)} sessions in {path!r}; "
             "make more sessions or lower it"
         )
     mine = range(batch) if rows is None else rows
-    sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(parse)
+    sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(records.arrays)
     places = grain.MapDataset.range(sys.maxsize // batch)  # rows that are read here, in order
     read = places.map(lambda at: sessions[at // len(mine) * batch + mine[at % len(mine)]])
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from interaction.compiled.costs import CHIPS, train_flops, turn_positions
+from interaction.compiled.costs import CHIPS, turn_positions
+from interaction.training.flops import train_flops
 from interaction.training.train_config import TrainConfig
 
 _RATE = 16_000  # Hz, of audio samples

@@ -15,7 +15,7 @@ import numpy as np
 from interaction.config import ModelConfig
 from interaction.data.tokenizer import load_tokenizer
 from interaction.model import session_state, streaming
-from interaction.model.turn_inputs import silent_outputs
+from interaction.model.turn_inputs import silent_mel
 from interaction.training import features
 from interaction.training.objective import Batch
 from interaction.types import Array, Chunk, Params, Special
@@ -101,7 +101,7 @@ def free_running_mel(config: ModelConfig, speech: Params, batch: Batch, key: Arr
     """
     b, n = batch["text"].shape
     hidden = jnp.zeros((b, config.transformer.dim))
-    silence = silent_outputs(config, b).speech_mel
+    silence = silent_mel(config, b)
     keys = jax.random.split(key, (n, b))
 
     def turn(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:

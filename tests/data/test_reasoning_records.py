@@ -7,13 +7,13 @@ import pytest
 
 from interaction.data import reasoning_records, reasoning_tokens, records, timing
 from interaction.data.delegation_sessions import TEXT_SLOTS
-from interaction.data.sessions import Record
+from interaction.data.sessions import StoredSession
 from interaction.types import Special
 
 TURNS = 12
 
 
-def _record(number: int, prefilled: int) -> Record:
+def _record(number: int, prefilled: int) -> StoredSession:
     """Everything in it says whose it is, and which micro-turn's."""
     turns = np.arange(TURNS) + 100 * number
     slots = np.arange(0, TURNS * TEXT_SLOTS, 5)

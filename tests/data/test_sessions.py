@@ -10,7 +10,7 @@ from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
 
 SPLITS = ("train", "heldout")
-Made = dict[str, list[tuple[sessions.Record, dict]]]
+Made = dict[str, list[tuple[sessions.StoredSession, dict]]]
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +156,14 @@ def test_records_round_trip(tmp_path: Path, made: Made) -> None:
     originals = [record for record, _ in made["train"][:3]]
     assert records.write(path, originals) == 3
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    dataset = records.dataset(tmp_path)
-    assert len(dataset) == 3
+    source = records.source(tmp_path)
+    assert len(source) == 3
     for index, original in enumerate(originals):
-        assert set(dataset[index]) == set(records.ARRAYS)
+        found = records.arrays(source[index])
+        assert set(found) == set(records.ARRAYS)
         for name, dtype in records.ARRAYS.items():
-            assert dataset[index][name].dtype == dtype
-            np.testing.assert_array_equal(dataset[index][name], original[name])
+            assert found[name].dtype == dtype
+            np.testing.assert_array_equal(found[name], original[name])
         assert records.read(path, index)[1] == json.loads(original["meta"])
 
 

@@ -21,7 +21,7 @@ from interaction.evaluation.events import reply_time
 from interaction.evaluation.rollout import to_float
 from interaction.evaluation.spans import aloud, read_spans
 from interaction.evaluation.talk import TAIL_S
-from interaction.model.control_tokens import spoken
+from interaction.model.control_tokens import spoken_tokens
 from interaction.types import Special
 
 TURNS = 150
@@ -421,7 +421,7 @@ def test_spans_mute_what_the_step_mutes() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         text = rng.integers(0, Special.COUNT + 4, 60).astype(np.int32)
-        np.testing.assert_array_equal(aloud(text), np.asarray(spoken(text[None]))[0])
+        np.testing.assert_array_equal(aloud(text), np.asarray(spoken_tokens(text[None])[0])[0])
     word = Special.COUNT
     text = [Special.DELEGATE, word, Special.END_DELEGATE, Special.UPDATE, word, Special.SILENT]
     first, second = read_spans(np.asarray(text))

@@ -11,11 +11,11 @@ import pytest
 
 from experiments import bench_train
 from interaction import presets
-from interaction.compiled.costs import train_flops
 from interaction.compiled.device_memory import Memory, hbm
 from interaction.config import ModelConfig
 from interaction.distributed import sharding
 from interaction.model import sequence, turn_inputs
+from interaction.training.flops import train_flops
 from interaction.training.speech import flow_rows
 from interaction.types import Special
 from tests.support import random_params

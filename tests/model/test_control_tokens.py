@@ -26,13 +26,13 @@ def test_spans_are_muted_and_nothing_else() -> None:
         SILENT,
         SILENT,
     ]
-    np.testing.assert_array_equal(control_tokens.spoken(jnp.array([text])), [spoken])
+    np.testing.assert_array_equal(control_tokens.spoken_tokens(jnp.array([text]))[0], [spoken])
 
 
 def test_a_span_that_is_never_closed_ends_with_its_words() -> None:
     text = [DELEGATE, WORD, SILENT, WORD, DELEGATE, WORD, HOLD, WORD]
     spoken = [SILENT, SILENT, SILENT, WORD, SILENT, SILENT, HOLD, WORD]
-    np.testing.assert_array_equal(control_tokens.spoken(jnp.array([text])), [spoken])
+    np.testing.assert_array_equal(control_tokens.spoken_tokens(jnp.array([text]))[0], [spoken])
 
 
 def test_token_by_token_equals_whole_sessions() -> None:
@@ -40,8 +40,8 @@ def test_token_by_token_equals_whole_sessions() -> None:
     inside = jnp.zeros(64, bool)
     tokens = []
     for turn in range(40):
-        token, inside = control_tokens.spoken_token(jnp.asarray(text[:, turn]), inside)
-        tokens.append(token)
+        token, inside = control_tokens.spoken_tokens(jnp.asarray(text[:, turn : turn + 1]), inside)
+        tokens.append(token[:, 0])
     np.testing.assert_array_equal(
-        control_tokens.spoken(jnp.asarray(text)), np.stack(tokens, axis=1)
+        control_tokens.spoken_tokens(jnp.asarray(text))[0], np.stack(tokens, axis=1)
     )

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from interaction.ops.attention import KEYS, QUERIES, attention_batch, attention_long, window_mask
+from interaction.ops.attention import (
+    KEYS,
+    QUERIES,
+    attention_batch,
+    attention_blockwise,
+    window_mask,
+)
 
 Inputs = tuple[tuple, tuple]  # (q, k, v, sink), (query order, key order, key valid)
 
@@ -41,7 +47,7 @@ def at_once(window: int, places: tuple, q: jax.Array, k: jax.Array, v: jax.Array
 def in_blocks(  # noqa: ANN201
     window: int, places: tuple, q: jax.Array, k: jax.Array, v: jax.Array, sink: jax.Array
 ):
-    return attention_long(q, k, v, *places, window, sink)
+    return attention_blockwise(q, k, v, *places, window, sink)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -115,7 +121,7 @@ def test_padding_may_be_nan() -> None:
 def test_same_bits_in_any_part_of_the_session() -> None:
     valid = random_valid(1, 2 * S, 0.8)
     (q, k, v, sink), (_, order, _) = make(valid, (4, 2), 16)
-    run = jax.jit(attention_long, static_argnames="window")
+    run = jax.jit(attention_blockwise, static_argnames="window")
     whole = run(q, k, v, order, order, valid, 700, sink)
     for start in (0, 333, 1024):
         part = slice(start, start + S)
@@ -165,7 +171,7 @@ def test_memory_grows_with_the_sequence_not_with_its_square() -> None:
     def temporary(t: int) -> int:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array, order: jax.Array) -> jax.Array:
             valid, sink = jnp.ones((1, t), bool), jnp.zeros(h)
-            return jnp.sum(attention_long(q, k, v, order, order, valid, window, sink) ** 2)
+            return jnp.sum(attention_blockwise(q, k, v, order, order, valid, window, sink) ** 2)
 
         shapes = [jax.ShapeDtypeStruct((1, t, n, dim), jnp.float32) for n in (h, g, g)]
         order = jax.ShapeDtypeStruct((1, t), jnp.uint32)

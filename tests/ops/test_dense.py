@@ -10,7 +10,7 @@ from interaction import presets
 from interaction.distributed import sharding
 from interaction.modules.speech_out import SpeechCondition
 from interaction.ops import dmel
-from interaction.ops.attention import LONG, attention_long
+from interaction.ops.attention import BLOCKWISE_FROM, attention_blockwise
 from tests import golden
 from tests.support import random_params
 
@@ -38,10 +38,13 @@ def test_float32_products_are_exact() -> None:
         return jnp.sum(dmel.bag_of_embeddings(table, jnp.zeros((2, 3, 4), jnp.int32)) ** 2)
 
     def attended(q: jax.Array) -> jax.Array:
-        order, valid = jnp.zeros((1, LONG), jnp.uint32), jnp.ones((1, LONG), bool)
-        return jnp.sum(attention_long(q, q, q, order, order, valid, 8, jnp.zeros(2)))
+        order, valid = (
+            jnp.zeros((1, BLOCKWISE_FROM), jnp.uint32),
+            jnp.ones((1, BLOCKWISE_FROM), bool),
+        )
+        return jnp.sum(attention_blockwise(q, q, q, order, order, valid, 8, jnp.zeros(2)))
 
-    for slope, shape in ((embedded, (4, 5, 6)), (attended, (1, LONG, 2, 4))):
+    for slope, shape in ((embedded, (4, 5, 6)), (attended, (1, BLOCKWISE_FROM, 2, 4))):
         traced = jax.make_jaxpr(jax.grad(slope))(jnp.zeros(shape))
         assert "dot_general" in str(traced) and not rounded_products(traced.jaxpr)
 
@@ -51,7 +54,7 @@ def test_a_table_is_read_rounded_and_learns_in_float32() -> None:
     places = jnp.zeros(3072, jnp.int32)  # as bfloat16 a sum of ones ends at 256
 
     def read(table: jax.Array) -> jax.Array:
-        return sharding.whole({"table": table}, "text_in", "bfloat16")["table"]
+        return sharding.gather_and_cast({"table": table}, "text_in", "bfloat16")["table"]
 
     found = jax.jit(read)(table)
     assert found.dtype == jnp.float32
@@ -72,7 +75,7 @@ def test_speech_is_conditioned_alike_in_training_and_in_the_step() -> None:
 
     @jax.jit
     def run(params: dict) -> tuple[jax.Array, jax.Array]:
-        weights = sharding.whole(params["condition"], "condition", "bfloat16")
+        weights = sharding.gather_and_cast(params["condition"], "condition", "bfloat16")
         return SpeechCondition(config).apply({"params": weights}, hidden, tokens, prefix)
 
     for trained, live in zip(run(params), run(served), strict=True):

@@ -59,7 +59,7 @@ def _reasoning(batch: Batch) -> jax.Array:
 LOSS = jax.jit(reasoning.reasoning_objective(CONFIG).loss)
 
 
-def _aux(batch: Batch) -> reasoning.Aux:
+def _aux(batch: Batch) -> reasoning.ReasoningAux:
     params = random_params(CONFIG)
     buffers = {"router_bias": params["router_bias"]}
     totals = reasoning.reasoning_totals(CONFIG, batch)

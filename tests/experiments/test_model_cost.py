@@ -1,4 +1,4 @@
-"""The report's counts against what is traced, lowered and allocated."""
+"""Counted costs against what is traced, lowered and allocated."""
 
 import dataclasses
 import json
@@ -19,10 +19,11 @@ from interaction.distributed import experts
 from interaction.model import session_state, streaming
 from interaction.model.parameters import init_model_params
 from interaction.model.sequence import forward
-from interaction.model.turn_inputs import TurnInputs, blank_inputs
+from interaction.model.turn_inputs import TurnInputs, assemble, silent_outputs
 from interaction.ops import dense
 from interaction.ops.attention import window_mask
 from interaction.presets import PRESETS
+from interaction.training import flops
 from interaction.types import Array, Chunk
 
 
@@ -70,7 +71,8 @@ def config(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
 
 
 def inputs(config: ModelConfig, turns: int, everything: bool) -> TurnInputs:
-    turn = blank_inputs(config, 1)
+    mel = jnp.zeros((1, 1, config.audio.user_frames, config.audio.mels))
+    turn = assemble(config, mel, silent_outputs(config, 1), None, jnp.ones((1, 1)))
     if everything:
         text = jnp.zeros((1, 1, config.text_slots), jnp.int32)
         frame = jnp.zeros((1, 1, config.frame_size, config.frame_size, 3))
@@ -100,13 +102,13 @@ def test_train_flops_are_three_forwards(config: ModelConfig, everything: bool) -
     traced = jax.make_jaxpr(lambda *args: forward(config, *args))(
         params["backbone"], params["router_bias"], inputs(config, turns, everything)
     )
-    flops = costs.train_flops(config, turns, text=everything, frame=everything)
+    counted = flops.train_flops(config, turns, text=everything, frame=everything)
     cfg = config.transformer
     tokens = turns * costs.turn_positions(config, everything, everything)
     # `forward` takes all pairs and masks: what windows leave is checked below.
     every_pair = 4 * cfg.layers * cfg.heads * cfg.head_dim * tokens**2
     speech = {"attention", "speech condition", "speech flow"}
-    products = sum(count for part, count in flops.items() if part not in speech)
+    products = sum(count for part, count in counted.items() if part not in speech)
     assert products / 3 + every_pair == product_flops(traced.jaxpr)
 
 
@@ -120,8 +122,8 @@ def test_forward_flops_against_xla(monkeypatch: pytest.MonkeyPatch) -> None:
         params["backbone"], params["router_bias"], inputs(config, turns, False)
     )
     found = lowered.cost_analysis()["flops"]
-    flops = costs.train_flops(config, turns)
-    backbone = sum(count for part, count in flops.items() if not part.startswith("speech")) / 3
+    counted = flops.train_flops(config, turns)
+    backbone = sum(count for part, count in counted.items() if not part.startswith("speech")) / 3
     assert backbone == pytest.approx(found, rel=0.03)
 
 
@@ -134,10 +136,10 @@ def test_pairs_that_windows_leave(tokens: int, window: int) -> None:
     cfg = dataclasses.replace(config.transformer, window=window, long_window=window)
     config = dataclasses.replace(config, transformer=cfg, audio_positions=1, text_slots=1)
     # One micro-turn of two positions has three pairs; longer sessions follow the mask.
-    assert costs._windowed(tokens, window) == causal.sum()
-    flops = costs.train_flops(config, turns=1)["attention"]
+    assert costs.windowed(tokens, window) == causal.sum()
+    counted = flops.train_flops(config, turns=1)["attention"]
     pairs = 3 if window > 1 else 2
-    assert flops == 3 * 4 * cfg.layers * cfg.heads * cfg.head_dim * pairs
+    assert counted == 3 * 4 * cfg.layers * cfg.heads * cfg.head_dim * pairs
 
 
 def test_bytes_are_those_of_real_arrays() -> None:
@@ -209,21 +211,21 @@ def test_sessions_that_fit(preset: str) -> None:
 
 def test_train_rate() -> None:
     config, place = PRESETS["small"](), costs.slice_of("v5p-2048")
-    rate = costs.train_rate(config, place, turns=1_500, mfu=0.33)
-    per_token = sum(costs.train_flops(config, 1_500).values()) / (3 * 1_500)
+    rate = flops.train_rate(config, place, turns=1_500, mfu=0.33)
+    per_token = sum(flops.train_flops(config, 1_500).values()) / (3 * 1_500)
     assert rate.tokens == pytest.approx(0.33 * 1_024 * 459e12 / per_token)
     assert rate.audio == pytest.approx(rate.tokens / 15)
     assert per_token == pytest.approx(6 * costs.parameter_counts(config).active, rel=0.03)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "interaction.report", *arguments]
+    command = [sys.executable, "-m", "experiments.model_cost", *arguments]
     root = pathlib.Path(__file__).parents[1]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
 
 
 def test_command(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "report.json"
+    path = tmp_path / "cost.json"
     done = run("--preset=small", f"--json={path}")
     assert done.returncode == 0, done.stderr
     assert "modelled" in done.stdout
