@@ -41,8 +41,10 @@ def abstract_params(model: ModelConfig) -> Params:
 
 
 def parameters(preset: str) -> str:
-    """Path, dtype, shape and mesh axes of each parameter, and counts by part."""
-    params = abstract_params(PRESETS[preset]())
+    """Path, dtype as served, shape and mesh axes of each parameter, and counts by part."""
+    config = PRESETS[preset]()
+    cast = functools.partial(sharding.cast_params, dtype=config.transformer.dtype)
+    params = jax.eval_shape(cast, abstract_params(config))
     leaves, specs = flatten(params), sharding.param_specs(params)
     flat = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
     axes = {name: _axes(spec) for name, spec in zip(leaves, flat, strict=True)}

@@ -9,6 +9,7 @@ import numpy as np
 
 from interaction.config import AudioConfig, ModelConfig, VocoderConfig
 from interaction.distributed.collectives import SEQUENCE, axis_size
+from interaction.distributed.sharding import gather_and_cast
 from interaction.modules import vocoder
 from interaction.ops import mel, source_filter
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
@@ -229,7 +230,8 @@ def vocoder_objective(model: ModelConfig) -> Objective:
         crops = pick_crops(pcm, length, _CROPS_PER_SESSION, audio.speech_hop, crop_key)
         gain = jax.random.uniform(gain_key, (crops.shape[0], 1), minval=-_GAIN, maxval=_GAIN)
         crops = crops * jnp.exp(gain)
-        value, metrics = crop_loss(params["vocoder"], crops, loss_key, cfg, audio)
+        weights = gather_and_cast(params["vocoder"], "vocoder", model.transformer.dtype)
+        value, metrics = crop_loss(weights, crops, loss_key, cfg, audio)
         share = len(pcm) / totals["sessions"] / axis_size(SEQUENCE)
         return value * share, {name: metric * share for name, metric in metrics.items()}
 

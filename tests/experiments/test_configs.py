@@ -15,7 +15,7 @@ from interaction.distributed.collectives import SESSIONS
 from interaction.training.objective import find_objective
 from interaction.training.train_config import TrainConfig
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "experiments/configs").glob("*.py"))
 
 

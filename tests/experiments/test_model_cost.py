@@ -220,7 +220,7 @@ def test_train_rate() -> None:
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "experiments.model_cost", *arguments]
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
 
 
