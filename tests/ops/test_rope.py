@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from interaction.ops import rope
+from tests.support import jit_unoptimised
 
 SHAPES = [(16, 10_000.0), (64, 10_000.0), (128, 1e6)]
 
 
 def turn(x: np.ndarray, positions: np.ndarray, base: float) -> jax.Array:
-    turned = rope.rope_turn(jnp.asarray(positions, jnp.uint32), x.shape[-1], base)
-    return rope.rotate(jnp.asarray(x), turned)
+    @jit_unoptimised
+    def run(x: jax.Array, positions: jax.Array) -> jax.Array:
+        return rope.rotate(x, rope.rope_turn(positions, x.shape[-1], base))
+
+    return run(x, positions.astype(np.uint32))
 
 
 @pytest.mark.parametrize(("dim", "base"), SHAPES)
