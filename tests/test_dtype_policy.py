@@ -82,7 +82,7 @@ def test_hardly_any_product_of_a_large_step_is_in_float32() -> None:
     traced = golden.trace_step(config, {}, 1)
     products = _products(traced.jaxpr, 1)
     exact = sum(size for kinds, size in products if "float32" in kinds)
-    assert exact < 0.0 * sum(size for _, size in products)  # measured: 0.0061
+    assert exact < 0.02 * sum(size for _, size in products)  # measured: 0.0069
 
 
 def test_rounding_the_speech_head_is_not_heard() -> None:
