@@ -38,7 +38,7 @@ from interaction.training.objective import find_objective
 from interaction.training.optimizer import make_optimizer
 from interaction.training.state import abstract_state, make_train_step
 from interaction.types import Chunk
-from pallas_kernels.tpu_schedule import CHIPS as CLOCKS
+from pallas_kernels.chips import TPUS
 
 TRAIN, STEP = "train", "step"
 INPUTS = ("text", "frame")  # that a chunk of the step may have beside audio
@@ -296,7 +296,7 @@ def figures(request: Request) -> dict[str, Any]:
         "hbm_by_kind": {kind: size * share for kind, size in memory.by_kind.items()},
         "collectives": [exchange._asdict() for exchange in compiled.collectives(text)],
         "kernels": {name: kernel._asdict() for name, kernel in compiled.kernels(text).items()},
-        "estimate": {"seconds": estimate.cycles / CLOCKS[chip].clock, **estimate._asdict()},
+        "estimate": {"seconds": estimate.cycles / TPUS[chip].clock_hz, **estimate._asdict()},
         "compile_s": round(time.monotonic() - started, 1),
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
