@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.gather_gemv import Scales, gather_gemv
 from pallas_kernels.gather_gemv.active import active_experts
 from pallas_kernels.gather_gemv.kernel_tpu import MAX_TOKENS, ffn_block, gather_gemv_tpu
-from pallas_kernels.tpu import Chip
+from pallas_kernels.tpu import TpuTarget
 
 Array, Rng = jax.Array, np.random.Generator
 
@@ -257,7 +257,7 @@ def test_active_experts(ids: list[int], num_experts: int) -> None:
 
 def test_blocks_fit_the_chip() -> None:
     bfloat16 = jnp.dtype("bfloat16")
-    v4, v5p = Chip("v4", 4, 16 << 20, 1), Chip("v5p", 5, 64 << 20, 2)
+    v4, v5p = TpuTarget("v4", 4, 16 << 20, 1), TpuTarget("v5p", 5, 64 << 20, 2)
 
     def shaped(d: int, f: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((8, d, f), bfloat16)
