@@ -60,7 +60,7 @@ def window(rows: Slices, first: jax.Array, length: int) -> Slices:
     """
     begin = jnp.clip(first - rows.expert, 0, rows.sizes)
     end = jnp.clip(first + length - rows.expert, 0, rows.sizes)
-    place = jnp.clip(rows.expert + begin - first, 0, length)  # of an empty slice: not used
+    place = jnp.clip(rows.expert + begin - first, 0, length)  # unused if the slice is empty
     return Slices(end - begin, rows.home + begin, place)
 
 

@@ -39,7 +39,7 @@ def _bundles() -> str:
     return "\n".join(rows)
 
 
-def test_bundles_are_cycles_stalls_included_and_one_branch_of_two_runs() -> None:
+def test_a_bundle_or_stall_is_a_cycle_and_one_of_two_branches_runs() -> None:
     kernel = tpu_schedule.parse_bundles(_bundles())
     assert kernel.cycles == 50 - 10
     assert kernel.loops == (Loop(1, 5, 40 - 10),)
@@ -49,7 +49,7 @@ def test_bundles_are_cycles_stalls_included_and_one_branch_of_two_runs() -> None
     assert kernel.total(7) == 10 + 7 * 30
 
 
-def test_branches_on_unlike_conditions_both_run() -> None:
+def test_branches_on_independent_conditions_both_run() -> None:
     text = _bundles().replace("(%p1_p2) target", "(%p7_p2) target")
     assert tpu_schedule.parse_bundles(text).cycles == 50
 
@@ -201,7 +201,7 @@ def test_visits_are_pairs_of_groups_and_row_tiles() -> None:
 
 
 @pytest.mark.parametrize("cores", [1, 2])
-def test_product_moves_what_a_walk_of_its_grid_moves(cores: int) -> None:
+def test_bytes_of_a_product_equal_a_simulation_of_its_grid(cores: int) -> None:
     sizes, k, n, (tm, tk, tn) = np.array([3, 0, 6, 7]), 24, 40, (4, 8, 16)
     pairs = [(0, 0), (2, 0), (2, 1), (2, 2), (3, 2), (3, 3)]
     columns = [[0, 1, 2]] if cores == 1 else [[0, 1], [2]]
@@ -227,7 +227,7 @@ def test_product_moves_what_a_walk_of_its_grid_moves(cores: int) -> None:
     assert work.flops == 2 * 16 * 24 * 40
 
 
-def test_weight_gradient_holds_a_block_over_a_groups_rows() -> None:
+def test_weight_gradient_writes_a_block_once_per_group() -> None:
     sizes = np.array([8, 8])
     work = programs.product_work("to_rhs", sizes, 16, 32, (4, 16, 16), 1)
     lhs, grad, out = 2 * 16 * 16, 16 * 32, 2 * 16 * 32  # lhs per column tile, the others once
@@ -242,7 +242,7 @@ def _windows(experts: int, d: int, f: int, block: int) -> tuple[Window, ...]:
 
 
 @pytest.mark.parametrize(("chip", "cores"), [("v5p", 2), ("v6e", 1)])
-def test_layer_streams_each_chosen_expert_once(chip: str, cores: int) -> None:
+def test_layer_reads_each_chosen_expert_once(chip: str, cores: int) -> None:
     layer = shapes.PRESETS["small"]
     kernel = Kernel(100, (), windows=_windows(layer.experts, layer.dim, layer.ffn, 512))
     program = Program("gather_gemv", "tpu", chip, "small", 16)
@@ -274,7 +274,7 @@ def test_tile_is_read_from_windows_of_both_orientations() -> None:
     assert programs.product_tile("to_rhs", 1024, 512, kernel) == (16, 256, 128)
 
 
-def test_every_program_has_a_key_and_a_request_of_its_own() -> None:
+def test_every_program_has_a_unique_key_and_a_valid_request() -> None:
     chips = list(TPUS)
     found = programs.layers(chips) + programs.tiles(chips) + programs.training(chips)
     found += programs.pinned_layers("v6e", lambda matrix, tokens: (16, 1024, 512))

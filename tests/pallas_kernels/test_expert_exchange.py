@@ -1,4 +1,4 @@
-"""The expert exchange on one to eight (fake) devices against float64 and the plain form."""
+"""The expert exchange on one to eight fake devices against float64 and the reference."""
 
 import functools
 
@@ -73,7 +73,7 @@ def test_chunks_change_no_bit(devices: int, method: str, chunk_rows: int) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_axes_as_one(method: str) -> None:
+def test_two_axes_used_as_one(method: str) -> None:
     problem, axes = Problem(24, 3), ("expert", "tensor")
     mesh = jax.make_mesh((4, 2), axes, axis_types=(AxisType.Explicit,) * 2)
     spec = P(axes)
@@ -119,7 +119,7 @@ def test_extreme_loads(load, method: str) -> None:  # noqa: ANN001
     [
         (0, 3, 8, 4, None),  # no tokens
         (4, 0, 8, 4, None),  # no choices
-        (4, 1, 4, 4, "all_gather"),  # one token and one expert a device
+        (4, 1, 4, 4, "all_gather"),  # one token and one expert per device
         (14, 5, 6, 2, "all_to_all"),  # odd sizes; more choices than experts on a device
         (4, 5, 4, 4, "all_gather"),  # more choices than experts, so that some are repeated
     ],

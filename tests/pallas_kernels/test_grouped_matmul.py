@@ -1,4 +1,4 @@
-"""Values, gradients, bits, limits and refusals of the grouped matrix multiplication."""
+"""`grouped_matmul` against NumPy in float64; batch invariance, block sizes, refused arguments."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ def check(
         have = np.asarray(have, np.float64)
         error = np.max(np.abs(have - want), initial=0)
         assert error <= LIMIT[dtype] * np.max(np.abs(want), initial=0), name
-        assert not have[want == 0].any(), name  # rows of no group and empty groups, exactly
+        assert not have[want == 0].any(), name  # exactly zero without a group or rows
 
 
 @st.composite
@@ -121,7 +121,7 @@ def test_values_and_gradients(implementation: str, dtype: DTypeLike, data: st.Da
 @pytest.mark.parametrize(
     "sizes", [(50, 60, 40), (-5, 20, 30), (20, -(2**31), 2**31 - 1), (2**31 - 1,) * 3, (0, -1, 7)]
 )
-def test_sizes_that_do_not_fit_are_cut_at_run_time(implementation: str, sizes: ArrayLike) -> None:
+def test_invalid_sizes_are_clipped_at_run_time(implementation: str, sizes: ArrayLike) -> None:
     lhs, rhs, grad = operands(100, 48, 32, 3, jnp.float32)
     check(implementation, jnp.float32, lhs, rhs, sizes, grad)
 
@@ -232,7 +232,7 @@ def test_a_split_contraction() -> None:
         assert np.max(np.abs(have - want)) <= 1e-5 * np.max(np.abs(want))
 
 
-def test_no_races_and_nothing_read_that_was_not_written(capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_races_and_no_reads_of_uninitialised_memory(capfd: pytest.CaptureFixture[str]) -> None:
     lhs, rhs, grad = operands(300, 64, 256, 3, jnp.float32)
     sizes = (130, 0, 100)
     interpret = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
@@ -343,7 +343,7 @@ def test_refusals(
         (np.array([1.0, 1.0], np.float32), r"group_sizes is float32"),
     ],
 )
-def test_known_sizes_that_do_not_fit_are_refused(sizes: jax.Array, message: str) -> None:
+def test_invalid_concrete_sizes_are_refused(sizes: jax.Array, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grouped_matmul(jnp.zeros((3, 4)), jnp.zeros((2, 4, 5)), sizes)
 
