@@ -26,7 +26,7 @@ from pallas_kernels.implementation import platform
 _FEW = 128
 _FEW_ON_CPU = 32
 # A device has room for as many rows as may come, n times its even share, where those are few bytes;
-# otherwise for some even shares, within some bytes, and takes the rest in further rounds. The rows
+# otherwise for some even shares, within some bytes, and takes the rest in further chunks. The rows
 # of its own tokens, which are as many as one even share, it holds whole.
 _FEW_BYTES = 1 << 26
 _EVEN_SHARES = 2
@@ -129,12 +129,12 @@ def _exchanged(x: Array, chosen: Array, weights: Array, experts: Experts) -> Arr
         *tokens,
         num_experts=devices * experts.count,
         axis=EXPERTS,
-        room=room_for(tokens[1].size, devices, d * x.dtype.itemsize),
+        chunk_rows=chunk_rows_for(tokens[1].size, devices, d * x.dtype.itemsize),
     )
     return gather(out, TENSOR, dim=0)[:t]
 
 
-def room_for(pairs: int, devices: int, row_bytes: int) -> int | None:
+def chunk_rows_for(pairs: int, devices: int, row_bytes: int) -> int | None:
     """Rows that a device takes at a time, None for any number, where each device sends `pairs`."""
     if devices * pairs * row_bytes <= _FEW_BYTES:
         return None
