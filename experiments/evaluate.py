@@ -36,7 +36,7 @@ from experiments.compilation_cache import use_compilation_cache
 from interaction.data.delegation_sessions import make_delegation_session
 from interaction.data.domain import answer_words
 from interaction.data.held_out import make_held_out_session
-from interaction.data.sessions import Record, make_session
+from interaction.data.sessions import StoredSession, make_session
 from interaction.evaluation import summary
 from interaction.evaluation.continuous import compare_continuous, continuous_table
 from interaction.evaluation.delegation import score_delegations
@@ -71,7 +71,7 @@ def run(
     """Evaluates a model and returns every figure, ready for JSON."""
     began = time.perf_counter()
 
-    def make(index: int) -> Record:
+    def make(index: int) -> StoredSession:
         if held_out_only:
             return make_held_out_session(seed, index)
         return make_session((seed, index), split)
@@ -123,7 +123,7 @@ def run_continuous(
     """Evaluates a model on long sessions and on their parts as fresh ones; ready for JSON."""
     began = time.perf_counter()
 
-    def make(index: int) -> Record:
+    def make(index: int) -> StoredSession:
         turns = TALK_TURNS + TAIL_TURNS
         return make_session((seed, index), split, turns=turns, tail=TAIL_TURNS)
 
