@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from interaction.evaluation.joined import PLACES, place_name
 from interaction.evaluation.rollout import Listener
-from interaction.evaluation.run import Evaluation, Record, evaluate
+from interaction.evaluation.run import Evaluation, StoredSession, evaluate
 from interaction.evaluation.scoring import SessionScore
 from interaction.evaluation.summary import BY_ENGINE, rates_by_session, rows
 
@@ -27,7 +27,7 @@ class Compared(NamedTuple):
 
 def compare_continuous(
     model: Listener,
-    make_record: Callable[[int], Record],
+    make_record: Callable[[int], StoredSession],
     sessions: int,
     joined: int,
     seed: int,

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from interaction.data import Record, domain, make_session, records, voices
+from interaction.data import StoredSession, domain, make_session, records, voices
 from interaction.data.domain import asides
 from interaction.data.held_out import deal_form, make_held_out_session
 
@@ -81,7 +81,7 @@ def test_training_never_has_them() -> None:
         assert not held_out & {event["text"] for event in meta["events"]}
 
 
-def make_words(record: Record) -> str:
+def make_words(record: StoredSession) -> str:
     return json.loads(record["meta"])["events"][0]["text"]
 
 
