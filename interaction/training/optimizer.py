@@ -44,7 +44,7 @@ def scale_by_adamw(config: TrainConfig) -> optax.GradientTransformation:
     A parameter that no gradient has ever reached has moments of zero. Adam does not move it, and
     it is not decayed either: weights that were imported, or wait for their data, stay as they are.
     This is decided for a whole array, on a mesh as well. Once a gradient has come, decay goes on in
-    steps without one, as Adam's own movement does.
+    steps without one, as Adam's own movement does, until the moments have faded to zero.
     """
     adam = optax.scale_by_adam(config.beta1, config.beta2)
 
