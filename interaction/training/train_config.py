@@ -32,7 +32,7 @@ class TrainConfig:
     warmup: int = 200  # steps
     schedule: str = "cosine"  # to 0; "wsd": flat, then linear to 0; "constant"
     decay_fraction: float = 0.3  # of `steps`, the falling part of "wsd"
-    weight_decay: float = 0.05  # of matrices only
+    weight_decay: float = 0.05  # of matrices that have had a gradient
     beta1: float = 0.9
     beta2: float = 0.98
     grad_clip: float = 1.0  # largest global norm, 0 means no clipping

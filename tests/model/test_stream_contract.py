@@ -7,13 +7,14 @@ import pytest
 
 from interaction import presets
 from interaction.model import session_state, streaming
+from interaction.model.heads import Outputs
 from interaction.model.sequence import forward
 from interaction.model.turn_inputs import Arrivals, TurnInputs
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel
-from interaction.training import conversation, features
-from interaction.types import Array, Chunk, Special
+from interaction.training import conversation, features, speech as training_speech
+from interaction.types import Array, Chunk, Params, Special
 from tests.contract import StreamPart, verify_stream_contract
 from tests.support import random_params
 
@@ -113,7 +114,7 @@ def turns() -> tuple:
 
 
 def test_forward_equals_steps(turns: tuple) -> None:
-    """C8: logits, transcription, speech conditions and losses of a session and of its steps."""
+    """C8: logits, transcription, speech conditions and all losses of a session and of its steps."""
     pcm, inputs, text, speech = turns
     params = random_params(CONFIG)
     whole = jax.jit(forward, static_argnums=0)(
@@ -122,7 +123,7 @@ def test_forward_equals_steps(turns: tuple) -> None:
     listen = jax.jit(streaming.listen, static_argnums=0)
     state = session_state.init_state(CONFIG, session_state.session_keys(jnp.arange(2)))
     samples = CONFIG.audio.turn_samples
-    logits = []
+    stepped = []
     for n in range(TURNS):
         chunk = Chunk(
             pcm[:, n * samples : (n + 1) * samples],
@@ -136,19 +137,45 @@ def test_forward_equals_steps(turns: tuple) -> None:
             got, wanted = getattr(out, name)[:, 0], getattr(whole, name)[:, n]
             # measured: 3.6e-6
             np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=f"{name}, micro-turn {n}")
-        logits.append(out.text_logits)
+        stepped.append(out)
         np.testing.assert_array_equal(
             state.user_transcript, jnp.argmax(out.transcript_logits[:, 0], axis=-1)
         )
         tokens = jnp.concatenate([state.tokens[:, 1:], text[:, n : n + 1]], axis=1)
         frames = jnp.asarray(speech[:, n])
         state = state._replace(text=jnp.asarray(text[:, n]), tokens=tokens, mel=frames)
-    words = jnp.asarray(text != Special.SILENT)
-    losses = [
-        conversation.negative_log_likelihood(each, jnp.asarray(text)) / jnp.sum(words)
-        for each in (whole.text_logits, jnp.concatenate(logits, axis=1))
-    ]
-    np.testing.assert_allclose(*losses, rtol=2e-6)  # measured: equal
+    parts = jax.tree.map(lambda *turns: jnp.concatenate(turns, axis=1), *(s[:3] for s in stepped))
+    reports = jax.tree.map(lambda *turns: sum(turns), *(out.aux for out in stepped))
+    run = jax.jit(_losses)
+    wanted, got = (run(params, out, text, speech) for out in (whole, Outputs(*parts, reports)))
+    for name, loss in wanted.items():
+        assert loss > 0, name
+        np.testing.assert_allclose(got[name], loss, rtol=2e-6, err_msg=name)  # measured: equal
+
+
+def _losses(params: Params, outputs: Outputs, text: Array, speech: Array) -> dict[str, Array]:
+    """Every loss of the text and speech that were forced, and of a transcript."""
+    batch = {"text": text}
+    heard = np.random.default_rng(2).integers(
+        0, CONFIG.vocab, (*text.shape, CONFIG.audio_positions)
+    )
+    flow = training_speech.flow_loss(
+        CONFIG,
+        params["speech"],
+        outputs.hidden,
+        batch,
+        speech,
+        training_speech.flow_totals(batch),
+        jax.random.split(jax.random.key(0), len(text)),
+    )
+    return {
+        "text": conversation.negative_log_likelihood(outputs.text_logits, batch["text"]),
+        "user_transcript": conversation.negative_log_likelihood(
+            outputs.transcript_logits, jnp.asarray(heard)
+        ),
+        "router_z": jnp.sum(outputs.aux.router_z),
+        "flow": flow,
+    }
 
 
 def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:

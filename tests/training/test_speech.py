@@ -74,3 +74,25 @@ def test_own_guess_stands_before_a_micro_turn_that_goes_on(monkeypatch: pytest.M
     value = loss(frames)
     assert loss(frames.at[:, 2].add(1.0)) == value
     assert loss(frames.at[:, 3].add(1.0)) != value
+
+
+def test_the_condition_is_the_hidden_state_of_the_same_micro_turn() -> None:
+    """Only what is said depends on a hidden state, and on that of its own micro-turn alone."""
+    spoken = (2, 5)
+    batch, params = _batch(spoken), random_params(CONFIG)["speech"]
+    totals, keys = speech.flow_totals(batch), jax.random.split(jax.random.key(3), 2)
+    mel = features.speech_mel(batch, CONFIG)
+
+    def loss(hidden: jax.Array) -> jax.Array:
+        return speech.flow_loss(CONFIG, params, hidden, batch, mel, totals, keys)
+
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((2, 8, CONFIG.transformer.dim)).astype(np.float32)
+    run = jax.jit(jax.value_and_grad(loss))
+    value, gradient = run(hidden)
+    wanted = np.isin(np.arange(8), spoken)
+    np.testing.assert_array_equal(np.any(gradient != 0, axis=(0, 2)), wanted)
+    for turn in range(8):
+        moved = hidden.copy()
+        moved[:, turn] += 1.0
+        assert (run(moved)[0] != value) == wanted[turn], turn
