@@ -9,7 +9,7 @@ TEXT, FLOW = 0, 1  # uses
 
 
 def turn_keys(keys: Array, clock: Array, use: int) -> Array:
-    """Keys of one use at one micro-turn.
+    """Keys of one use at one micro-turn: fold_in(fold_in(key, clock), use).
 
     Args:
       keys: Typed PRNG keys [b] of the sessions.
