@@ -46,7 +46,7 @@ __all__ = ["NotFiniteError", "train"]
 def train(
     config: TrainConfig, objective: Objective, stop: threading.Event | None = None
 ) -> TrainState:
-    """Trains until `config.steps`, `config.minutes` or `stop`; then saves the state.
+    """Trains until `config.steps`, `config.minutes` or `stop`; then saves and returns the state.
 
     A later call with the same folder continues from the newest undamaged checkpoint, bit for bit as
     if training had never stopped.
@@ -55,9 +55,6 @@ def train(
       config: Configuration of the run.
       objective: The task.
       stop: Ends the training when it is set; None means never.
-
-    Returns:
-      The state after the last step.
 
     Raises:
       ValueError: There are no data, the devices do not form the mesh, or the checkpoints are
@@ -87,7 +84,9 @@ def train(
     bar = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, disable=not first)
     window: list[Metrics] = []  # metrics of the steps since the last log, on the device
     compiling, done, saved = "compile", step >= config.steps, time.monotonic()
-    try:
+    with contextlib.ExitStack() as closing:  # closes all of them even if one fails
+        for close in (clock.close, checkpoints.close, report.close, profiler.close, bar.close):
+            closing.callback(close)
         while not done:
             with clock.lost("data"):
                 batch = pipeline.take(where)
@@ -107,8 +106,8 @@ def train(
             profiler.step(traced, metrics)
             if done or due or step % config.log_every == 0:
                 means = fetch(window, step, state)
-                means["learning_rate"] = float(np.asarray(schedule(step - 1)))
-                means |= clock.figures(len(window))
+                rate = {"learning_rate": float(np.asarray(schedule(step - 1)))}
+                means |= rate | clock.figures(len(window))
                 means |= speeds(config, batch, state.params, means["step_s"])
                 report.write(step, time.monotonic() - began, means)
                 bar.set_postfix(brief(means), refresh=False)
@@ -122,10 +121,6 @@ def train(
                 with clock.lost("samples"):
                     shown = samples(objective, state, batch, mesh)
                     report.samples(step, time.monotonic() - began, shown)
-    finally:
-        with contextlib.ExitStack() as closing:  # closes all of them even if one fails
-            for close in (clock.close, checkpoints.close, report.close, profiler.close, bar.close):
-                closing.callback(close)
     return state
 
 
