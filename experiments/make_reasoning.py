@@ -1,11 +1,12 @@
-"""Makes records for the background model out of sessions with errands.
+r"""Makes records for training the background model from sessions with tool requests.
 
-    python -m experiments.make_branches --sessions=data/errands --out=data/delegation
-    python -m experiments.make_branches --sessions=data/errands --out=data/rehearsals --rehearsals=4
+    python -m experiments.make_reasoning --sessions=data/delegation_sessions --out=data/delegation
+    python -m experiments.make_reasoning --sessions=data/delegation_sessions \
+        --out=data/short_records --short_records=4
 
-The first makes whole records, some of them led in by other talk; the second short ones of imagined
-requests. A record depends on the seed and the sessions alone. The folder appears when it is
-complete.
+The first command makes whole records, some of them preceded by another conversation; the second
+makes short records of synthetic requests. A record depends only on the seed and the sessions. The
+folder appears when it is complete.
 """
 
 from pathlib import Path
@@ -14,12 +15,14 @@ from absl import app, flags
 
 from interaction.data import reasoning_records
 
-_SESSIONS = flags.DEFINE_string("sessions", None, "Folder of make_sessions.", required=True)
+_SESSIONS = flags.DEFINE_string("sessions", None, "Folder from make_sessions.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Of who leads in, and of what is imagined.", lower_bound=0)
-_PRECEDED = flags.DEFINE_float("preceded", 0.5, "Share of whole records that are led in.", 0.0, 1.0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of all random choices.", lower_bound=0)
+_PRECEDED = flags.DEFINE_float(
+    "preceded", 0.5, "Share of whole records that another conversation precedes.", 0.0, 1.0
+)
 _SHORT_RECORDS = flags.DEFINE_integer(
-    "short_records", 0, "Short records of a session.", lower_bound=0
+    "short_records", 0, "Short records per session; 0 makes whole records.", lower_bound=0
 )
 
 

@@ -1,4 +1,4 @@
-r"""Makes the recorded user that the demo listens to: a minute of a voice that training never hears.
+r"""Makes the recorded user of the demo: a minute with a voice that training does not have.
 
 python -m experiments.make_recording --out=experiments/assets/user.flac
 """
@@ -19,27 +19,34 @@ from interaction.data.voices import Voice
 
 USER = Voice("espeak", "en-us+belinda", 150, 50)
 OTHER = Voice("espeak", "en-gb-x-rp+Hugo", 165, 40)
-LEVEL = 0.1  # root mean square of the user's speech
-PEAK = 0.8  # its loudest sample, at most
-OTHER_DB = -23.0  # of the background speaker, below the user
-NOISE_DB = -32.0  # of the room, below the user
-GAP_S = 0.8  # between an answer's end and what the user says next
-THINKS_S = 0.6  # that a background model takes beside its tool
-TIME = "4:05"  # that `clock` tells
+LEVEL = 0.1  # root mean square of the user's speech, full scale is 1
+PEAK = 0.8  # largest magnitude of a sample of the user's speech
+OTHER_DB = -23.0  # level of the background speaker relative to the user, dB
+NOISE_DB = -32.0  # level of the room's noise relative to the user, dB
+GAP_S = 0.8  # time between the end of an answer and the user's next words, s
+REASONING_S = 0.6  # assumed time of the background model beside its tool, s
+TIME = "4:05"  # the time that the tool `clock` tells
 
 
 class Script:
     """The user's side under construction, timed as if every answer came on time."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[int, np.ndarray]] = []
-        self.events: list[dict[str, Any]] = []
-        self.notes: list[dict[str, Any]] = []
+        self.parts: list[tuple[int, np.ndarray]] = []  # first sample, PCM float32[samples]
+        self.events: list[dict[str, Any]] = []  # annotations of what the user does
+        self.notes: list[dict[str, Any]] = []  # annotations of the delegations
         self.prices = tool_requests.draw_prices(np.random.default_rng(0))
-        self.now = 0.8  # seconds, when the user speaks next
+        self.now = 0.8  # time at which the user speaks next, s
 
     def say(self, text: str, at: float, voice: Voice = USER, gain_db: float = 0.0) -> Clip:
-        """Adds speech at a time in seconds."""
+        """Adds speech.
+
+        Args:
+          text: Words.
+          at: Time of its start, s.
+          voice: Who speaks.
+          gain_db: Level relative to the user, dB.
+        """
         clip = clips.user_clip(text, voice)
         gain = min(LEVEL / clips.level(clip.pcm), PEAK / float(np.abs(clip.pcm).max()))
         gain *= 10 ** (gain_db / 20)
@@ -47,13 +54,23 @@ class Script:
         return clip
 
     def event(self, kind: str, form: str, start: float, end: float, text: str) -> dict[str, Any]:
-        """Notes what is heard."""
+        """Adds and returns the annotation of an event; times in seconds."""
         entry = {"kind": kind, "form": form, "start_s": start, "end_s": end, "text": text}
         self.events.append(entry)
         return entry
 
     def ask(self, name: str, kind: str = "request", pause: float = 0.0, **slots: str) -> float:
-        """Asks at `now`, pausing where the form allows it; returns when the answer starts."""
+        """Lets the user ask something that needs no tool, at `now`.
+
+        Args:
+          name: Name of the request form.
+          kind: Kind of the event.
+          pause: Pause inside the request, where the form has one, s.
+          **slots: Words for the slots of the form.
+
+        Returns:
+          Time at which the answer starts, s.
+        """
         form = domain.form(name)
         parts = form.parts(slots) if pause else [form.text(slots)]
         start = at = self.now
@@ -69,7 +86,7 @@ class Script:
         return self.answer(entry, form.intent.answer(slots))
 
     def answer(self, entry: dict[str, Any], text: str) -> float:
-        """Leaves room for the answer to an event; returns when it starts."""
+        """Leaves time for the answer to an event; returns the time of its start, s."""
         clip = clips.assistant_clip(text)
         first = timing.answer_turn(round(entry["end_s"] * RATE))
         begun = timing.TURN * (first + 1) / RATE
@@ -82,10 +99,19 @@ class Script:
         self.now = begun + clip.seconds + GAP_S
         return begun
 
-    # What takes a tool.
+    # Requests that need a tool.
 
     def tool_request(self, name: str, tool_s: float, **slots: str) -> dict[str, Any]:
-        """Asks for something that takes a tool; returns the delegation's note."""
+        """Lets the user ask for something that needs a tool, at `now`.
+
+        Args:
+          name: Name of the tool request.
+          tool_s: Duration of the tool call, s.
+          **slots: Words for the slots of the request.
+
+        Returns:
+          The annotation of the delegation.
+        """
         tool_request = next(one for one in tool_requests.TOOL_REQUESTS if one.name == name)
         note = {
             "number": len(self.notes) + 1,
@@ -94,22 +120,22 @@ class Script:
         }
         note |= {"updates": [], "cancelled_s": -1.0, "tool_s": tool_s}
         text = " ".join(tool_request.parts(tool_request.templates[0], slots))
-        entry = self.tell(note, "tool_request", name, text, tool_request.hold)
-        self.hand_over(note, tool_request, slots, entry, tool_request.request.format(**slots))
+        entry = self.speak_about(note, "tool_request", name, text, tool_request.hold)
+        self.delegate(note, tool_request, slots, entry, tool_request.request.format(**slots))
         self.notes.append(note)
         return note
 
-    def tell(
+    def speak_about(
         self, note: dict[str, Any], kind: str, form: str, text: str, answer: str
     ) -> dict[str, Any]:
-        """Says something about a delegation at `now`, with the short answer to it."""
+        """Adds speech about a delegation at `now`, and the short answer to it."""
         end = self.now + self.say(text, self.now).seconds
         entry = self.event(kind, form, self.now, end, text)
         entry |= {"delegation": note["number"], "held_out": note["held_out"]}
         self.answer(entry, answer)
         return entry
 
-    def hand_over(
+    def delegate(
         self,
         note: dict[str, Any],
         tool_request: tool_requests.ToolRequest,
@@ -117,7 +143,7 @@ class Script:
         entry: dict[str, Any],
         words: str,
     ) -> None:
-        """Leaves room for the span, and notes what comes of it."""
+        """Leaves time for the span of the delegation, and annotates its call and result."""
         closed = entry["answer_end_turn"] + len(load_tokenizer().encode(words)) + 1
         self.now = max(self.now, timing.TURN * (closed + 2) / RATE + GAP_S / 2)
         call = tool_request.call(slots)
@@ -129,48 +155,48 @@ class Script:
         note |= {"said": tool_request.answer(slots, result), "slots": slots}
 
     def update(self, note: dict[str, Any], **better: str) -> None:
-        """Corrects a request that runs."""
+        """Lets the user correct a running delegation."""
         tool_request = next(
             one for one in tool_requests.TOOL_REQUESTS if one.name == note["tool_request"]
         )
         slots = note["slots"] | better
         words = tool_request.fix.format(**slots)
         text = f"{tool_requests.FIXERS[1]} {words}"
-        entry = self.tell(
+        entry = self.speak_about(
             note, "tool_request_update", "tool_request_update", text, tool_requests.OKAY
         )
         note["updates"].append({"end_s": entry["end_s"], "words": words})
-        self.hand_over(note, tool_request, slots, entry, words)
+        self.delegate(note, tool_request, slots, entry, words)
 
     def cancel(self, note: dict[str, Any]) -> None:
-        """Takes a request back."""
+        """Lets the user cancel a running delegation."""
         text = tool_requests.CANCELS[0]
-        entry = self.tell(
+        entry = self.speak_about(
             note, "tool_request_cancel", "tool_request_cancel", text, tool_requests.OKAY
         )
         note["cancelled_s"] = entry["end_s"]
 
-    def hear(self, note: dict[str, Any]) -> None:
-        """Waits until the result has been said."""
-        done = (note["closed"] + 1) * timing.TURN / RATE + note["tool_s"] + THINKS_S
+    def wait_for_result(self, note: dict[str, Any]) -> None:
+        """Moves `now` behind the words of the result."""
+        done = (note["closed"] + 1) * timing.TURN / RATE + note["tool_s"] + REASONING_S
         said = max(self.now - GAP_S, done) + clips.assistant_clip(note["said"]).seconds + 0.4
         self.now = max(self.now, said + GAP_S)
 
     def interrupt(self, onset: float) -> None:
-        """Ends the last answer at an interruption, and lets the user speak there."""
-        asked = next(entry for entry in reversed(self.events) if entry.get("answer"))
-        stop = asked["answer_end_turn"] = timing.stop_turn(int(onset * RATE))
-        asked["answer_end_s"] = timing.TURN * (stop + 1) / RATE
+        """Ends the last answer at an interruption at `onset` seconds, and moves `now` there."""
+        answered = next(entry for entry in reversed(self.events) if entry.get("answer"))
+        stop = answered["answer_end_turn"] = timing.stop_turn(int(onset * RATE))
+        answered["answer_end_s"] = timing.TURN * (stop + 1) / RATE
         self.now = onset
 
     def aside(self, kind: str, text: str, at: float, voice: Voice = USER, db: float = 0.0) -> float:
-        """Says something that wants no answer; returns its end."""
+        """Adds speech at `at` seconds that needs no answer; returns the time of its end, s."""
         end = at + self.say(text, at, voice, db).seconds
         self.event(kind, kind, at, end, text)
         return end
 
     def finish(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """The mix, float32[n], and its annotation."""
+        """The mixed PCM, float32[samples] at 16 kHz, and its annotation."""
         turns = int(np.ceil(self.now * RATE / timing.TURN))
         pcm = acoustics.noise(
             np.random.default_rng(0), "pink", turns * timing.TURN, LEVEL * 10 ** (NOISE_DB / 20)
@@ -185,22 +211,26 @@ class Script:
 
 
 def compose() -> tuple[np.ndarray, dict[str, Any]]:
-    """Small talk while a timer runs, a correction, a cancellation; and what else users do.
+    """The recording: other requests while a timer runs, a correction and a cancellation.
 
-    That is a pause, a backchannel, an interruption, others, silence, a stop, a farewell.
+    It also has a pause, a backchannel, interruptions, another speaker, silence, a stop and a
+    farewell.
+
+    Returns:
+      PCM float32[samples] at 16 kHz, and its annotation.
     """
     script = Script()
     bell = script.tool_request("timer", 0.0, n="eight", unit="seconds")
     script.ask("capital.1", country="japan")
     script.ask("repeat3.1", "pause_request", pause=0.9, a="purple", b="tiger", c="window")
-    script.hear(bell)
+    script.wait_for_result(bell)
     begun = script.ask("count.1", n="ten")
     script.aside("backchannel", "uh huh", begun + 1.3)
     price = script.tool_request("price", 4.0, item="butter")
     script.update(price, item="pepper")
     end = script.aside("background", "anna can you pass me the salt", script.now, OTHER, OTHER_DB)
     script.now = end
-    script.hear(price)
+    script.wait_for_result(price)
     begun = script.ask("story.1", hero="dragon")
     script.interrupt(begun + 1.7)
     script.ask("sum.1", "interrupt_request", a="two", b="three")
@@ -217,7 +247,9 @@ def compose() -> tuple[np.ndarray, dict[str, Any]]:
 
 def define_flags() -> None:
     """Defines the command line; not on import, so that commands can be imported together."""
-    flags.DEFINE_string("out", "experiments/assets/user.flac", "Recording; annotated in .json.")
+    flags.DEFINE_string(
+        "out", "experiments/assets/user.flac", "Recording; its annotation is beside it in .json."
+    )
 
 
 def main(argv: list[str]) -> None:

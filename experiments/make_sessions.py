@@ -1,10 +1,12 @@
-"""Makes full-duplex training or held-out sessions with espeak-ng and flite.
+r"""Makes full-duplex training or held-out sessions with espeak-ng and flite.
 
     python -m experiments.make_sessions --out=data/train --sessions=16000
     python -m experiments.make_sessions --out=data/heldout --sessions=300 --seed=1 --split=heldout
-    python -m experiments.make_sessions --out=data/errands --sessions=8000 --errands=0.6
+    python -m experiments.make_sessions --out=data/delegation_sessions --sessions=8000 \
+        --tool_requests=0.6
 
-Session i depends on the seed, the split and i alone. The folder appears when it is complete.
+Session i depends only on the flags seed, split, turns and tool_requests, and on i. The folder
+appears when it is complete.
 """
 
 import collections
@@ -23,16 +25,16 @@ from interaction.data import delegation_sessions, domain, records, sessions, voi
 
 OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
 SESSIONS = flags.DEFINE_integer("sessions", 16_000, "Number of sessions.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the whole set.", lower_bound=0)
-SPLIT = flags.DEFINE_enum("split", "train", voices.SPLITS, "Voices and combinations to use.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of all sessions.", lower_bound=0)
+SPLIT = flags.DEFINE_enum("split", "train", voices.SPLITS, "Voices and word combinations to use.")
 PROCESSES = flags.DEFINE_integer(
     "processes", os.cpu_count(), "Processes that synthesise and mix.", lower_bound=1
 )
-TURNS = flags.DEFINE_integer("turns", 80, "Micro-turns of 200 ms in a session.", lower_bound=20)
+TURNS = flags.DEFINE_integer("turns", 80, "Micro-turns of a session, 200 ms each.", lower_bound=20)
 TOOL_REQUESTS = flags.DEFINE_float(
     "tool_requests", 0.0, "Share of sessions with requests for the background model.", 0.0, 1.0
 )
-_SHARD = 100  # sessions of a file
+_SHARD = 100  # sessions per file
 
 
 def make(
@@ -46,7 +48,7 @@ def make(
 
 
 def _shard(job: tuple[str, int, int, int, str, int, float]) -> collections.Counter:
-    """Writes sessions [start, stop) to one file; returns what is in it."""
+    """Writes sessions [start, stop) to one file; returns counts of their events."""
     path, start, stop, seed, split, turns, tool_requests = job
     counts: collections.Counter = collections.Counter()
 
@@ -65,7 +67,7 @@ def _shard(job: tuple[str, int, int, int, str, int, float]) -> collections.Count
 
 
 def main(_: list[str]) -> None:
-    """Makes the set in a temporary folder beside it, then renames."""
+    """Makes the sessions in a temporary folder, which is then renamed."""
     out = Path(OUT.value)
     if out.exists():
         raise ValueError(f"--out: got {out}, wanted a new folder; remove it or name another")

@@ -1,4 +1,4 @@
-"""The background model of the demo, second leg: whole talks, requests late in them as well."""
+"""The background model of the demo, second stage: whole sessions, with late requests as well."""
 
 from interaction.presets import background_demo
 from interaction.training.train_config import TrainConfig

@@ -1,4 +1,4 @@
-"""The background model of the demo, first leg: calls, after little talk, on the demo's backbone."""
+"""The background model of the demo, first stage: short records, from the demo's backbone."""
 
 from interaction.presets import background_demo
 from interaction.training.train_config import TrainConfig

@@ -1,4 +1,4 @@
-"""The conversation: when to speak and what to say, learnt from what the user is heard to say."""
+"""The backbone of the demo, second stage: when to speak and what to say."""
 
 from interaction.training.train_config import TrainConfig
 

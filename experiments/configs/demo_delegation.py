@@ -1,4 +1,4 @@
-"""The conversation, third leg: what to hand over, and to say results when they come."""
+"""The backbone of the demo, third stage: which requests to delegate, and how to say results."""
 
 from interaction.training.train_config import TrainConfig
 

@@ -1,4 +1,4 @@
-"""The flow head, second leg: words that only errands have."""
+"""The flow head of the demo, second stage: sessions with tool requests, which have more words."""
 
 from interaction.training.train_config import TrainConfig
 

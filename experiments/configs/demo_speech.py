@@ -1,4 +1,4 @@
-"""The flow head alone: it needs no backbone to learn to speak."""
+"""The flow head of the demo, first stage, trained without the backbone."""
 
 from interaction.training.train_config import TrainConfig
 

@@ -1,4 +1,4 @@
-"""The conversation, first leg."""
+"""The backbone of the demo, first stage."""
 
 from interaction.training.train_config import TrainConfig
 

@@ -1,4 +1,4 @@
-"""The flow head's training."""
+"""Training of the flow head."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def test_spliced_windows_keep_their_newer_half() -> None:
 
 
 def _batch(spoken: tuple[int, ...]) -> dict[str, jax.Array]:
-    """Two sessions that speak in the given ones of 8 micro-turns, fewer than there is room for."""
+    """Two sessions of 8 micro-turns with speech in `spoken`, fewer than a batch has room for."""
     rng = np.random.default_rng(0)
     turns = 8
     model = rng.integers(-9_000, 9_000, (2, turns * CONFIG.audio.turn_samples))
@@ -50,16 +50,16 @@ def test_flow_loss_of_silent_micro_turns_is_not_counted() -> None:
     params = jax.tree.map(jnp.zeros_like, random_params(CONFIG)["speech"])
     loss, mel = _loss(params, batch), features.speech_mel(batch, CONFIG)
     value = loss(mel)
-    # Guess and estimate are zero: each misses by the power of the standardised mel, over all
-    # speaking rows and over the one that trains the flow; measured: 0.0002 apart.
+    # Guess and estimate are zero, so each error is the power of the standardised mel: one over all
+    # rows with speech, one over the row that trains the flow. Measured: 0.0002 apart.
     target = (np.asarray(mel[:, 2:4]) - CONFIG.speech.mel_mean) / CONFIG.speech.mel_std
     assert abs(value / (2 * np.mean(np.square(target))) - 1) < 0.1
     assert loss(mel.at[:, 6].add(3.0)) == value
     assert loss(mel.at[:, 3].add(1.0)) != value
 
 
-def test_own_guess_stands_before_a_micro_turn_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stood two micro-turns back matters through the guess, unless silence lies between."""
+def test_own_guess_precedes_a_micro_turn_that_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames two micro-turns back matter through the guess, unless silence lies between."""
     params = random_params(CONFIG)["speech"]
     alone, running = _batch((4,)), _batch((4, 5))
     mel = {id(batch): features.speech_mel(batch, CONFIG) for batch in (alone, running)}
