@@ -105,12 +105,12 @@ def test_sizes_are_multiples_of_256(preset: str) -> None:
 @pytest.mark.parametrize("preset", sorted(LIVE))
 def test_background_reads_the_record_of_its_live_model(preset: str) -> None:
     config, live = PRESETS[preset](), PRESETS[LIVE[preset]]()
-    own = ("transformer", "speech", "vocoder", "hears_self_audio")
+    own = ("transformer", "speech", "vocoder", "self_audio")
     for field in dataclasses.fields(config):
         if field.name not in own:
             assert getattr(config, field.name) == getattr(live, field.name)
     assert config.transformer.long_window > live.transformer.long_window
-    assert live.hears_self_audio and not config.hears_self_audio
+    assert live.self_audio and not config.self_audio
 
 
 @pytest.mark.parametrize("preset", ["background_base", "background_small"])

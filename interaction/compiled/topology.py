@@ -1,4 +1,4 @@
-"""TPU slices by the name they are rented under, described by libtpu on a machine without one."""
+"""TPU slices by their names at cloud providers, described by libtpu on machines without a TPU."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-# Chips -> shape of the standard slice; chips with three-dimensional and two-dimensional networks.
+# Number of chips -> shape of the standard slice; three- and two-dimensional networks.
 _TORUS = {
     1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8",
     256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16",
@@ -21,8 +21,8 @@ _GRID = {
 
 class _Generation(NamedTuple):
     shapes: Mapping[int, str]
-    counted: int  # what N of its slices' names counts in a chip: cores, or the chip itself
-    devices: int  # of JAX in a chip
+    counted: int  # count of a chip in the number of a slice's name: cores, or 1 for the chip
+    devices: int  # JAX devices in a chip
 
 
 _GENERATIONS = {
@@ -42,36 +42,36 @@ class Slice(NamedTuple):
 
     @property
     def chips(self) -> int:
-        """Chips in it."""
+        """Number of chips."""
         return math.prod(int(size) for size in self.shape.split("x"))
 
     @property
     def devices_per_chip(self) -> int:
-        """JAX devices that share a chip and its HBM."""
+        """Number of JAX devices that share a chip and its HBM."""
         return _GENERATIONS[self.chip].devices
 
     @property
     def devices(self) -> int:
-        """JAX devices in it."""
+        """Number of JAX devices."""
         return self.chips * self.devices_per_chip
 
 
 def find_slice(name: str) -> Slice:
-    """The slice behind a name.
+    """The slice of a name.
 
     Args:
-      name: Of an accelerator, "v5p-64" (v4, v5p and tpu7x count cores, two a chip; v5e and v6e
-        count chips), or a generation and a shape, "v5p:4x4x2".
+      name: Name of an accelerator, "v5p-64" (v4, v5p and tpu7x count cores, two per chip; v5e and
+        v6e count chips), or a generation and a shape, "v5p:4x4x2".
 
     Raises:
-      ValueError: No such generation, size or shape.
+      ValueError: The generation, size or shape is unknown.
     """
     chip, _, rest = name.replace("-", ":", 1).partition(":")
     generation = _GENERATIONS.get(chip)
     if generation is None:
         raise ValueError(
             f"topology: got {name!r}, wanted one of {', '.join(_GENERATIONS)} with a size or a "
-            "shape, such as v5p-64 or v5p:2x4x4"
+            "shape, such as v5p-64 or v5p:2x4x4; correct the name"
         )
     dimensions = len(generation.shapes[1].split("x"))
     if re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), rest):
@@ -81,15 +81,15 @@ def find_slice(name: str) -> Slice:
         counted = "cores" if generation.counted > 1 else "chips"
         raise ValueError(
             f"topology: got {name!r}, wanted {chip}-N with N {counted} among {', '.join(sizes)}, "
-            f"or {chip}:{generation.shapes[4]}"
+            f"or {chip}:{generation.shapes[4]}; correct the name"
         )
     return Slice(chip, sizes[rest])
 
 
 def use_libtpu() -> None:
-    """Lets libtpu load on a machine without a TPU; what the environment sets already stays."""
+    """Lets libtpu load on a machine without a TPU; does not overwrite environment variables."""
     for name, value in {
-        # Without these libtpu asks the cloud where it runs, or waits for another process.
+        # Without these libtpu queries the cloud's metadata, or waits for another process.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
@@ -97,7 +97,7 @@ def use_libtpu() -> None:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     }.items():
         os.environ.setdefault(name, value)
-    # libtpu is asked to compile; whatever runs, runs on the CPU.
+    # libtpu only compiles; programs run on the CPU.
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
 
@@ -106,7 +106,7 @@ def topology(name: str) -> topologies.TopologyDescription:
     """Devices of a TPU slice to compile for, see `find_slice`.
 
     Raises:
-      ValueError: No such slice.
+      ValueError: The slice is unknown.
       RuntimeError: libtpu is not installed.
     """
     found = find_slice(name)
