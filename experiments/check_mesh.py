@@ -123,7 +123,7 @@ def train_on(mesh: Mesh, model: ModelConfig, params: Params, accumulate: int = 1
     key = jax.device_put(jax.random.key(2), sharding.replicated(mesh))
     losses, gradients = [], []
     # Read when the step is compiled.
-    with mock.patch.object(experts, "room_for", lambda pairs, *_: pairs):
+    with mock.patch.object(experts, "chunk_rows_for", lambda pairs, *_: pairs):
         for _ in range(TRAIN_STEPS):
             state, metrics = train_step(state, batch, key)
             losses.append(float(metrics["loss"]))

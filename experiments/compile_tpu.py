@@ -27,8 +27,8 @@ from absl import app, flags
 from jax.sharding import Mesh, NamedSharding
 
 from interaction.compiled import device_memory, hlo, topology
-from interaction.compiled.costs import CHIPS
 from interaction.compiled.hlo import Collective
+from interaction.compiled.slices import find_slice
 from interaction.config import REMAT, ModelConfig
 from interaction.distributed import sharding
 from interaction.distributed.collectives import DATA, EXPERT, FSDP, SESSIONS
@@ -40,7 +40,7 @@ from interaction.training.optimizer import make_optimizer
 from interaction.training.state import abstract_state, make_train_step
 from interaction.training.train_config import TrainConfig
 from interaction.types import Chunk
-from pallas_kernels.tpu_schedule import CHIPS as CLOCKS
+from pallas_kernels.chips import TPUS
 
 TRAIN, STEP = "train", "step"
 INPUTS = ("text", "frame")  # that a chunk of the step may have beside audio
@@ -257,11 +257,9 @@ def figures(request: Request) -> dict[str, Any]:
     Raises:
       ValueError: An unknown slice, a mesh or a batch that does not fit it.
     """
-    found = topology.find_slice(request.topology)
-    chip, share = found.chip, found.devices_per_chip
-    if chip not in CHIPS:
-        raise ValueError(f"--topology: the HBM of {chip} is not known, wanted {', '.join(CHIPS)}")
+    found = find_slice(request.topology)
     devices = topology.topology(request.topology).devices
+    chip, share = TPUS[found.chip.name], found.chip.devices
     config = PRESETS[request.preset]()
     remat = request.remat or config.transformer.remat
     request = request._replace(remat=remat)
@@ -276,10 +274,10 @@ def figures(request: Request) -> dict[str, Any]:
         **request._asdict(),
         "chips": found.chips,
         "devices": len(devices),
-        "hbm_capacity_bytes": CHIPS[chip].hbm,
+        "hbm_capacity_bytes": chip.hbm_bytes,
     }
     try:
-        done, memory = compile_program(program, mesh, CHIPS[chip].hbm // share)
+        done, memory = compile_program(program, mesh, chip.device_hbm_bytes)
     except DoesNotFitError as error:
         parts = {kind: size * share for kind, size in error.by_kind.items()}
         return row | {
@@ -298,7 +296,7 @@ def figures(request: Request) -> dict[str, Any]:
         "hbm_by_kind": {kind: size * share for kind, size in memory.by_kind.items()},
         "collectives": [exchange._asdict() for exchange in hlo.collectives(text)],
         "kernels": {name: kernel._asdict() for name, kernel in hlo.kernels(text).items()},
-        "estimate": {"seconds": estimate.cycles / CLOCKS[chip].clock, **estimate._asdict()},
+        "estimate": {"seconds": estimate.cycles / chip.clock_hz, **estimate._asdict()},
         "compile_s": round(time.monotonic() - started, 1),
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }

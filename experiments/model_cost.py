@@ -13,12 +13,10 @@ from absl import app, flags
 
 from interaction.compiled.costs import (
     LAYER_OVERHEAD,
-    Slice,
     kv_bytes,
     parameter_counts,
     serving_slices,
     sessions_that_fit,
-    slice_of,
     state_bytes,
     step_flops,
     step_flops_by_part,
@@ -27,6 +25,7 @@ from interaction.compiled.costs import (
     turns_per_second,
     weight_bytes,
 )
+from interaction.compiled.slices import Slice, find_slice
 from interaction.config import ModelConfig
 from interaction.presets import PRESETS
 from interaction.training.flops import train_flops, train_rate
@@ -68,12 +67,12 @@ def figures(
         "training_modelled": [
             {
                 "slice": name,
-                "chips": slice_of(name).chips,
+                "chips": find_slice(name).chips,
                 "tokens_per_s": rate.tokens,
                 "audio_s_per_s": rate.audio,
             }
             for name in train_slices
-            for rate in [train_rate(config, slice_of(name), turns, mfu)]
+            for rate in [train_rate(config, find_slice(name), turns, mfu)]
         ],
     }
 
@@ -90,7 +89,7 @@ def _step_row(config: ModelConfig, place: Slice, sessions: int, inputs: str) -> 
         "flops_ms": 1e3 * time.flops,
         "floor_ms": 1e3 * time.floor,
         "with_overhead_ms": 1e3 * time.with_overhead,
-        "hbm_used": used / place.hbm,
+        "hbm_used": used / place.hbm_bytes,
         "sessions_that_fit": sessions_that_fit(config, place),
     }
 

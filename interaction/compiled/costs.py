@@ -13,63 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from interaction.compiled.slices import Slice, find_slice
 from interaction.config import ModelConfig, SpeechConfig
 from interaction.distributed.sharding import cast_params
 from interaction.model import session_state
 from interaction.model.backbone import LONG, SLIDING
 from interaction.model.parameters import init_model_params
+from pallas_kernels.chips import CHIPS
 
 LAYER_OVERHEAD = 0.30e-3  # s per layer above the floor, as in today's servers of such models
 HBM_SHARE = 0.9  # share of a slice's memory that weights and sessions may take
 _TIME_WIDTH = 64  # width of the flow network's time features, see `FlowNet`
-
-
-class Chip(NamedTuple):
-    """Peak figures of one chip, as its vendor states them."""
-
-    flops: float  # bfloat16 FLOP/s
-    hbm_rate: float  # bytes/s
-    hbm: int  # bytes
-    devices: int  # JAX devices
-    cores: int  # cores as counted in the name of a slice
-
-
-CHIPS = {
-    "v5e": Chip(197e12, 0.82e12, 16 << 30, 1, 1),
-    "v5p": Chip(459e12, 2.77e12, 95 << 30, 1, 2),
-    "v6e": Chip(918e12, 1.64e12, 32 << 30, 1, 1),
-    "tpu7x": Chip(2_307e12, 7.38e12, 192 << 30, 2, 2),
-    "h200": Chip(989e12, 4.8e12, 141 * 10**9, 1, 1),
-}
-
-
-class Slice(NamedTuple):
-    """Some chips of one kind."""
-
-    name: str
-    chip: Chip
-    chips: int
-
-    @property
-    def hbm(self) -> int:
-        """Bytes of HBM."""
-        return self.chips * self.chip.hbm
-
-
-def slice_of(name: str) -> Slice:
-    """The slice of a name such as "v5p-64": 64 cores, which are 32 chips.
-
-    Raises:
-      ValueError: The chip is unknown, or the number of cores is not a multiple of a chip's.
-    """
-    kind, _, number = name.partition("-")
-    size = int(number) if number.isdecimal() else 0
-    if kind not in CHIPS or size < 1 or size % CHIPS[kind].cores:
-        raise ValueError(
-            f"slice: got {name!r}, wanted one of {'|'.join(CHIPS)}, '-' and a multiple of a chip's "
-            "cores, such as v5p-64 or v6e-32; correct the name"
-        )
-    return Slice(name, CHIPS[kind], size // CHIPS[kind].cores)
 
 
 class Counts(NamedTuple):
@@ -307,15 +261,15 @@ def step_time(
     config: ModelConfig, place: Slice, sessions: int, text: bool = False, frame: bool = False
 ) -> StepTime:
     """Roofline of a step whose bytes and FLOPs are divided evenly over a slice."""
-    hbm = step_bytes(config, sessions, text, frame) / (place.chips * place.chip.hbm_rate)
-    flops = sessions * step_flops(config, text, frame) / (place.chips * place.chip.flops)
+    hbm = step_bytes(config, sessions, text, frame) / (place.chips * place.chip.hbm_bytes_per_s)
+    flops = sessions * step_flops(config, text, frame) / (place.chips * place.chip.flops_per_s)
     floor = max(hbm, flops)
     return StepTime(floor, hbm, flops, floor + LAYER_OVERHEAD * config.transformer.layers)
 
 
 def sessions_that_fit(config: ModelConfig, place: Slice) -> int:
     """Number of sessions whose state fits with the weights into HBM_SHARE of the memory."""
-    free = HBM_SHARE * place.hbm - sum(weight_bytes(config).values())
+    free = HBM_SHARE * place.hbm_bytes - sum(weight_bytes(config).values())
     return max(int(free // state_bytes(config)), 0)
 
 
@@ -327,9 +281,9 @@ def serving_slices(config: ModelConfig, sessions: int) -> list[Slice]:
     """
     found = []
     for kind in ("v5p", "v6e", "tpu7x", "h200"):
-        size = CHIPS[kind].cores
-        while sessions_that_fit(config, slice_of(f"{kind}-{size}")) < sessions:
+        size = CHIPS[kind].slice_units
+        while sessions_that_fit(config, find_slice(f"{kind}-{size}")) < sessions:
             size *= 2
         sizes = (size,) if kind == "h200" else (size, 2 * size, 4 * size)
-        found += [slice_of(f"{kind}-{size}") for size in sizes]
+        found += [find_slice(f"{kind}-{size}") for size in sizes]
     return found

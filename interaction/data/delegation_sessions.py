@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -346,9 +346,21 @@ class DelegationSession(Session):
 
 
 def make_delegation_session(
-    seed: Sequence[int], split: str = "train", turns: int = 80
+    seed: Sequence[int],
+    split: str = "train",
+    turns: int = 80,
+    like: Mapping[str, Any] | None = None,
 ) -> StoredSession:
-    """Makes a session with errands and, in between, whatever else happens; see `make_session`."""
+    """Makes a session with errands and, in between, whatever else happens; see `make_session`.
+
+    Args:
+        seed: any integers >= 0.
+        split: `train` or `heldout`.
+        turns: length in micro-turns of 200 ms.
+        like: meta of another session, whose "prices" and "time" the tools tell in this one too.
+    """
     session = DelegationSession(np.random.default_rng(list(seed)), split, turns)
+    if like is not None:
+        session.prices, session.time = like["prices"], like["time"]
     session.talk("tool_request")
     return session.record(session.surroundings())

@@ -46,9 +46,10 @@ COMPOSITIONAL_FORMS = tuple(f for f in domain.FORMS if f.intent.held_out)
 class Session:
     """A session under construction; a scenario returns False if it no longer fits."""
 
-    def __init__(self, rng: np.random.Generator, split: str, turns: int) -> None:
+    def __init__(self, rng: np.random.Generator, split: str, turns: int, tail: int = 0) -> None:
         self.rng, self.split, self.turns = rng, split, turns
         self.samples = turns * timing.TURN
+        self.last_end = (turns - tail) * timing.TURN / RATE - LAST_END  # seconds
         self.voice = voices.draw_voice(rng, split)
         self.rms = 10 ** (float(rng.uniform(-25, -15)) / 20)
         self.user = np.zeros(self.samples, np.float32)
@@ -99,7 +100,7 @@ class Session:
 
     def fits(self, start: float, *lengths: float) -> bool:
         """Whether something of these lengths, begun at `start`, ends in time."""
-        return start + sum(lengths) < self.samples / RATE - LAST_END
+        return start + sum(lengths) < self.last_end
 
     def place(self, clip: Clip, start: float, rms: float | None = None) -> tuple[float, float]:
         """Adds the user's clip to the mix; returns its start and end in seconds."""
@@ -460,7 +461,11 @@ def _int16(pcm: np.ndarray) -> np.ndarray:
 
 
 def make_session(
-    seed: Sequence[int], split: str = "train", scenario: str | None = None, turns: int = 80
+    seed: Sequence[int],
+    split: str = "train",
+    scenario: str | None = None,
+    turns: int = 80,
+    tail: int = 0,
 ) -> StoredSession:
     """Makes one session; the same arguments give the same bits.
 
@@ -469,6 +474,7 @@ def make_session(
         split: `train`, or `heldout` with voices and word combinations that training never has.
         scenario: a name of `SCENARIOS` or `QUIET` that this session should show, first of all.
         turns: length in micro-turns of 200 ms.
+        tail: of these, how many at the end in which nobody speaks but the model.
 
     Returns:
         user int16[turns * 3200], model int16[turns * 3200] on the reply clock, text int32[turns],
@@ -482,7 +488,7 @@ def make_session(
         raise ValueError(
             f"scenario: got {scenario!r}, wanted one of {(*SCENARIOS, *QUIET)}; name one of them"
         )
-    session = Session(np.random.default_rng(list(seed)), split, turns)
+    session = Session(np.random.default_rng(list(seed)), split, turns, tail)
     quiet = scenario in QUIET or (scenario is None and session.rng.random() < QUIET_SHARE)
     if quiet:
         kind = scenario or session.pick(QUIET)

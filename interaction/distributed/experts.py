@@ -146,12 +146,12 @@ def _exchanged(x: Array, chosen: Array, weights: Array, experts: Experts) -> Arr
         *tokens,
         num_experts=devices * experts.count,
         axis=EXPERTS,
-        room=room_for(tokens[1].size, devices, d * x.dtype.itemsize),
+        chunk_rows=chunk_rows_for(tokens[1].size, devices, d * x.dtype.itemsize),
     )
     return gather(out, TENSOR, dim=0)[:t]
 
 
-def room_for(pairs: int, devices: int, row_bytes: int) -> int | None:
+def chunk_rows_for(pairs: int, devices: int, row_bytes: int) -> int | None:
     """Rows that a device takes in one chunk of the all-to-all; None: any number.
 
     Args:

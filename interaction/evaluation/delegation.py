@@ -79,6 +79,8 @@ class Judged(NamedTuple):
     said: str = ""
     value: float | None = None  # seconds, where there are some
     excluded: str = ""  # why it is not scored, "" if it is
+    place: float = 0.0  # when it was asked, as a share of the recording
+    later: bool = False  # its result is due after the end of the part in which it was asked
 
 
 class DelegationScore(NamedTuple):
@@ -174,6 +176,7 @@ def _handed_over(recording: Recording, case: _Case) -> list[Judged]:
     wanted = "" if fixed else note["request"]
     excluded = late if span is None else ""
     one = Judged("recall", span is not None, note["tool_request"], event.text, wanted, words)
+    one = one._replace(place=_place(recording, event))
     found = [one._replace(excluded=excluded)]
     if span is not None and not fixed:
         found.append(one._replace(measure="request", ok=words == wanted))
@@ -192,8 +195,9 @@ def _result(recording: Recording, case: _Case, said: Sequence[Said], measure: st
     audible = any(piece.utterance.sound_s(recording.spoken) is not None for piece in pieces)
     ok = text == wanted and audible and _called(one, note["call"])
     asked_s = max([case.event.end_s, *(update["end_s"] for update in note["updates"])])
+    due_s = asked_s + HANDED_OVER_S + note["tool_s"] + WORD_S * len(wanted.split())
     last_s = recording.spoken.duration_s - WORD_S * len(wanted.split())  # to begin it
-    excluded = ENDED if asked_s + HANDED_OVER_S + note["tool_s"] > last_s else ""
+    excluded = ENDED if due_s > recording.spoken.duration_s else ""
     if not ok and not excluded:
         begun_s = 0.0
         if pieces:
@@ -201,9 +205,15 @@ def _result(recording: Recording, case: _Case, said: Sequence[Said], measure: st
         elif one is not None and one.arrived >= 0:
             begun_s = reply_time(one.arrived)
         excluded = ENDED if begun_s > last_s else _cut(recording.events, pieces, wanted)
-    return Judged(
+    found = Judged(
         measure, ok, note["tool_request"], case.event.text, wanted, text, excluded=excluded
     )
+    later = due_s > note.get("part_end_s", due_s)
+    return found._replace(place=_place(recording, case.event), later=later)
+
+
+def _place(recording: Recording, event: Event) -> float:
+    return event.end_s / recording.spoken.duration_s
 
 
 def _called(delegation: Delegation | None, wanted: Mapping[str, Any]) -> bool:
@@ -234,6 +244,7 @@ def _timing(recording: Recording, case: _Case, said: Sequence[Said]) -> list[Jud
     response = find_response(events, list(events).index(case.event), recording.spoken)
     found = []
     blank = Judged("holding", response.start_s is not None, note["tool_request"], case.event.text)
+    blank = blank._replace(place=_place(recording, case.event))
     if response.start_s is not None:
         found.append(blank._replace(value=response.start_s - case.event.end_s))
     else:
@@ -281,9 +292,10 @@ def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said
     late = ENDED if not passed_on and until > recording.spoken.duration_s else ""
     text = " ".join([*(["<cancel>"] if passed_on else []), *told])
     ok = passed_on and dropped and not told
-    return Judged(
+    found = Judged(
         "cancel", ok, case.note["tool_request"], event.text, "<cancel>", text, excluded=late
     )
+    return found._replace(place=_place(recording, event))
 
 
 def _update(recording: Recording, case: _Case, event: Event, said: Sequence[Said]) -> Judged:
@@ -313,4 +325,4 @@ def _while_waiting(recording: Recording, index: int, said: Sequence[Said]) -> li
     elif not ok:
         excluded = _cut(recording.events, pieces, wanted)
     found = Judged("waiting", ok, event.kind, event.text, wanted, text, excluded=excluded)
-    return [found]
+    return [found._replace(place=_place(recording, event))]

@@ -74,6 +74,11 @@ class Event:
         return self.form.replace("/", ".").split(".")[0]
 
 
+def read_engine(meta: str) -> str:
+    """Name of the speech engine of a session's user; "" if the record's `meta` names no voice."""
+    return json.loads(meta).get("voice", "").split(":")[0]
+
+
 def parse_events(meta: str) -> list[Event]:
     """Reads the events of a session record's `meta`, in order of time.
 

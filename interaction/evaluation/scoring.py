@@ -65,6 +65,7 @@ class SessionScore(NamedTuple):
     responses: dict[int, Response]  # by index of the event
     idle_s: float  # time with nobody to react to
     false_starts: int  # utterances in that time
+    engine: str = ""  # speech engine of the user, "" if it is not known
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Lets a model talk to recorded users in real time, with a background agent and its tools."""
 
 import copy
+import dataclasses
 import datetime
 import json
 import pathlib
@@ -22,6 +23,7 @@ from interaction.engine.session_record import Model
 from interaction.evaluation.delegation import Recording
 from interaction.evaluation.delegation_history import Delegation, read_delegations
 from interaction.evaluation.events import TURN_S, parse_events
+from interaction.evaluation.joined import notes_at
 from interaction.evaluation.rollout import TURN, to_float
 from interaction.evaluation.scoring import Spoken
 from interaction.types import Reply
@@ -142,26 +144,30 @@ def call_seconds(notes: Sequence[Mapping[str, Any]], call: Mapping[str, Any]) ->
     return CALL_S
 
 
-def session_tools(meta: Mapping[str, Any]) -> list[Tool]:
+def session_tools(meta: Mapping[str, Any], turn: Callable[[], int] = lambda: 0) -> list[Tool]:
     """The demo's tools with the table, the time and the delays of a session.
 
     Args:
-      meta: Of an errand session: "prices", "time", "delegations".
+      meta: Of an errand session: "prices", "time", "delegations"; or of several, as `join_metas`
+        returns it: they have one table and one time, and calls take as long as the notes of the
+        part say that runs when they are made.
+      turn: Gives the micro-turn that runs.
     """
     rows = [Row(item, price, place) for item, (price, place) in meta["prices"].items()]
     hour, minute = map(int, meta["time"].split(":"))
     now = datetime.datetime(2000, 1, 1, hour, minute)
-    return [slow_tool(one, meta["delegations"]) for one in demo_tools(rows, now=lambda: now)]
+    tools = demo_tools(rows, now=lambda: now)
+    return [slow_tool(one, lambda: notes_at(meta, turn())) for one in tools]
 
 
-def slow_tool(tool: Tool, notes: Sequence[Mapping[str, Any]]) -> Tool:
+def slow_tool(tool: Tool, notes: Callable[[], Sequence[Mapping[str, Any]]]) -> Tool:
     """The same tool, which takes as long as the notes say; a timer takes its own time."""
     if tool.name == "timer":
         return tool
     slow, function = copy.copy(tool), tool.function
 
     def wait(**arguments: Any) -> Any:  # noqa: ANN401
-        time.sleep(call_seconds(notes, {"tool": tool.name, **arguments}))
+        time.sleep(call_seconds(notes(), {"tool": tool.name, **arguments}))
         return function(**arguments)
 
     slow.function = wait
@@ -169,6 +175,20 @@ def slow_tool(tool: Tool, notes: Sequence[Mapping[str, Any]]) -> Tool:
 
 
 # Many sessions.
+
+
+@dataclasses.dataclass
+class TurnCount:
+    """Counts the micro-turns of a talk when it is called after each."""
+
+    on_turn: Callable[[], object] | None  # is called after each as well
+    turns: int = 0
+
+    def __call__(self) -> None:
+        """Counts one."""
+        self.turns += 1
+        if self.on_turn is not None:
+            self.on_turn()
 
 
 def run_sessions(
@@ -186,7 +206,8 @@ def run_sessions(
     Args:
       model: Serves all of them.
       make_agent: Gives a session its agent, with the toolbox that it may use.
-      sessions: PCM of each user and the session's meta, as `make_delegation_session` makes them.
+      sessions: PCM of each user and the session's meta, as `make_delegation_session` makes them or
+        `join_users` and `join_metas` join them.
       seed: Session i samples with a seed made of this and i.
       folder: For the records, in which there is none yet.
       at_once: Conversations.
@@ -214,9 +235,10 @@ def run_sessions(
             time.sleep(TURN_S * index / at_once)
         user, meta = sessions[index]
         known = json.loads(meta)
-        tools = TimedToolbox(session_tools(known))
+        count = TurnCount(on_turn)
+        tools = TimedToolbox(session_tools(known, lambda: count.turns))
         path = folder / f"{index:05d}.session"
-        done = talk(model, make_agent(tools), user, seeds[index], path, tail_s, on_turn)
+        done = talk(model, make_agent(tools), user, seeds[index], path, tail_s, count)
         beside = {
             "meta": known,
             "calls": tools.seconds(),

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from interaction.compiled.costs import (
-    Slice,
     backbone_products,
     condition_products,
     flow_products,
@@ -11,6 +10,7 @@ from interaction.compiled.costs import (
     turns_per_second,
     windowed,
 )
+from interaction.compiled.slices import Slice
 from interaction.config import ModelConfig
 from interaction.training.speech import flow_rows
 
@@ -54,5 +54,5 @@ class TrainRate(NamedTuple):
 def train_rate(config: ModelConfig, place: Slice, turns: int, mfu: float) -> TrainRate:
     """Speed at a stated share of the FLOP/s, sessions of `turns` micro-turns of audio alone."""
     per_turn = sum(train_flops(config, turns).values()) / turns
-    rate = mfu * place.chips * place.chip.flops / per_turn
+    rate = mfu * place.chips * place.chip.flops_per_s / per_turn
     return TrainRate(rate * turn_positions(config), rate / turns_per_second(config))

@@ -8,23 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from interaction.compiled.costs import CHIPS, turn_positions
+from interaction.compiled.costs import turn_positions
 from interaction.training.flops import train_flops
 from interaction.training.train_config import TrainConfig
+from pallas_kernels.chips import chip_of_kind
 
 _RATE = 16_000  # Hz, of audio samples
 _UNSHOWN = ("learning_rate", "data_share", "good_s", "positions_per_s")  # on the progress bar
-# Kinds of devices -> chips. The FLOP/s of the H100 are those of the H200.
-_KINDS = {
-    "TPU v5 lite": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-    "TPU7x": "tpu7x",
-    "NVIDIA H200": "h200",
-    "NVIDIA H100 80GB HBM3": "h200",
-}
 
 
 class Report:
@@ -138,8 +128,8 @@ def speeds(
 
 def _peak(device: jax.Device) -> float:
     """FLOP/s of a device, 0 where it is not known."""
-    chip = CHIPS.get(_KINDS.get(device.device_kind, ""))
-    return chip.flops / chip.devices if chip else 0.0
+    chip = chip_of_kind(device.device_kind)
+    return chip.device_flops_per_s if chip else 0.0
 
 
 def _step_flops(

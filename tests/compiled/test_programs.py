@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from interaction.compiled import device_memory, hlo, topology
 from interaction.compiled.hlo import Collective, Kernel
-from interaction.compiled.topology import Slice
+from interaction.compiled.slices import find_slice
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install interaction[tpu]"
@@ -23,32 +23,34 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted", "devices"),
+    ("name", "chip", "shape", "chips", "devices"),
     [
-        ("v5p-64", Slice("v5p", "2x4x4"), 32),
-        ("v5p-2048", Slice("v5p", "8x8x16"), 1024),
-        ("v5p:4x4x2", Slice("v5p", "4x4x2"), 32),
-        ("v4-8", Slice("v4", "2x2x1"), 4),
-        ("v5e-16", Slice("v5e", "4x4"), 16),
-        ("v6e-64", Slice("v6e", "8x8"), 64),
-        ("v6e-1", Slice("v6e", "1x1"), 1),
-        ("tpu7x-16", Slice("tpu7x", "2x2x2"), 16),
-        ("tpu7x-2048", Slice("tpu7x", "8x8x16"), 2048),
+        ("v5p-64", "v5p", "2x4x4", 32, 32),
+        ("v5p-2048", "v5p", "8x8x16", 1024, 1024),
+        ("v5p:4x4x2", "v5p", "4x4x2", 32, 32),
+        ("v4-8", "v4", "2x2x1", 4, 4),
+        ("v5e-16", "v5e", "4x4", 16, 16),
+        ("v6e-64", "v6e", "8x8", 64, 64),
+        ("v6e-1", "v6e", "1x1", 1, 1),
+        ("tpu7x-16", "tpu7x", "2x2x2", 8, 16),
+        ("tpu7x-2048", "tpu7x", "8x8x16", 1024, 2048),
+        ("v6e-1024", "v6e", "", 1024, 1024),
+        ("h200-8", "h200", "", 8, 8),
     ],
 )
-def test_slices_by_name(name: str, wanted: Slice, devices: int) -> None:
-    found = topology.find_slice(name)
-    assert found == wanted
-    assert found.devices == devices
-    assert found.chips == devices // found.devices_per_chip
+def test_slices_by_name(name: str, chip: str, shape: str, chips: int, devices: int) -> None:
+    found = find_slice(name)
+    assert (found.chip.name, found.shape) == (chip, shape)
+    assert (found.chips, found.devices) == (chips, devices)
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("h100-8", "wanted one of v4, v5e, v5p, v6e, tpu7x"),
-        ("v5p-12", "N cores among 2, 8, 16"),
-        ("v6e-512", "N chips among 1, 4, 8"),
+        ("v9-8", "wanted one of v4, v5e, v5p, v6e, tpu7x"),
+        ("v5p-3", "N TensorCores, two a chip, or v5p:2x2x1"),
+        ("v5p-0", "N TensorCores"),
+        ("tpu7x--2", "N TensorCores"),
         ("v5p", "or v5p:2x2x1"),
         ("v5p:2x2", "or v5p:2x2x1"),
         ("v6e:2x2x1", "or v6e:2x2"),
@@ -56,7 +58,13 @@ def test_slices_by_name(name: str, wanted: Slice, devices: int) -> None:
 )
 def test_unknown_slices_name_the_choices(name: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        topology.find_slice(name)
+        find_slice(name)
+
+
+@pytest.mark.parametrize("name", ["h200-8", "v6e-512", "v5p-12"])
+def test_what_libtpu_has_no_shape_for_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no standard shape.*v5p:2x2x1"):
+        topology.topology(name)
 
 
 # What compilers for TPU write, cut short: an asynchronous gather in a loop of three trips that a

@@ -242,6 +242,18 @@ def test_users_cancel_and_correct(made: dict) -> None:
         assert sorted(updates) == sorted(noted)
 
 
+def test_sessions_may_have_the_table_of_another_one() -> None:
+    first = json.loads(make_delegation_session((12, 0), "heldout")["meta"])
+    alone = json.loads(make_delegation_session((12, 1), "heldout")["meta"])
+    like = json.loads(make_delegation_session((12, 1), "heldout", like=first)["meta"])
+    assert like["prices"] == first["prices"] != alone["prices"]
+    assert like["time"] == first["time"] != alone["time"]
+    for note in like["delegations"]:
+        assert note["result"] == tool_requests.true_result(
+            note["call"], first["prices"], first["time"]
+        )
+
+
 def test_every_word_is_a_token_of_its_own() -> None:
     tokenizer = load_tokenizer()
     for word in tool_requests.said_words():

@@ -144,6 +144,17 @@ def test_sessions_are_deterministic() -> None:
         np.testing.assert_array_equal(first[name], second[name])
 
 
+def test_nobody_speaks_in_the_tail_and_every_answer_ends() -> None:
+    """A session of 24 s in which the user's last words end 0.6 s before 16 s."""
+    for index in range(16):
+        record = make_session((13, index), "heldout", turns=120, tail=40)
+        for event in json.loads(record["meta"])["events"]:
+            if event["kind"] not in sessions.QUIET:
+                assert event["end_s"] < 15.4
+            assert event["answer_end_turn"] < 120
+        assert len(record["user"]) == 120 * timing.TURN and not record["model"][-2_000:].any()
+
+
 def test_unknown_names_are_errors() -> None:
     with pytest.raises(ValueError, match="scenario: got 'dance'"):
         make_session((0, 0), scenario="dance")

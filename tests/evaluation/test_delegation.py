@@ -226,6 +226,17 @@ def test_a_result_after_the_end_is_not_scored() -> None:
     assert figures["excluded"]["result_spoken_exact"] == {"the session ended": 1}
 
 
+def test_results_that_are_due_after_their_part_are_told_apart() -> None:
+    """Asked until 2.03 s, due within 4 s and the tool's 2 s, said in 4 words of 0.45 s: 9.83 s."""
+    for end_s, later in ((9.8, True), (9.9, False)):
+        made = asked()
+        made.notes[0]["part_end_s"] = end_s
+        judged = score_delegations(made.recording()).judged
+        result = next(one for one in judged if one.measure == "result")
+        assert result.later == later and not result.excluded
+        assert {round(one.place, 4) for one in judged} == {round(2.03 / reply_time(TURNS), 4)}
+
+
 def test_a_result_in_time_is_not_scored_where_a_late_one_is_not() -> None:
     made = asked()
     made.notes[0]["tool_s"] = 0.2 * TURNS - 6

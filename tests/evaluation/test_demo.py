@@ -3,9 +3,11 @@
 import functools
 import json
 import pathlib
+from unittest import mock
 
 import numpy as np
 import pytest
+from absl import app, flags
 
 import interaction
 from experiments import converse, evaluate, make_recording
@@ -13,6 +15,7 @@ from interaction.background.scripted import ScriptedAgent
 from interaction.data import clips
 from interaction.data.audio_file import read_audio, write_audio
 from interaction.data.domain import answer_words
+from interaction.data.held_out import deal_form, make_held_out_session
 from interaction.data.sessions import QUIET, SCENARIOS, make_session
 from interaction.data.tokenizer import load_tokenizer
 from interaction.engine.replay import replay
@@ -200,9 +203,61 @@ def test_evaluate_prints_and_fills_every_key(capsys: pytest.CaptureFixture) -> N
     figures = evaluate.run(Oracle(list(records.values())), 2, 5, 2, 2, "heldout")
     evaluate.show(figures)
     printed = capsys.readouterr().out
-    for key in (*evaluate.summary.ASKED, "asr_word_accuracy_generated"):
+    for key in (*evaluate.summary.TARGETS, "asr_word_accuracy_generated"):
         assert key in figures and key in printed
     json.dumps(figures)
+
+
+def test_evaluate_of_held_out_requests_shows_every_form(capsys: pytest.CaptureFixture) -> None:
+    records = [make_held_out_session(5, i) for i in range(6)]
+    figures = evaluate.run(Oracle(records), 6, 5, 6, 0, "heldout", held_out_only=True)
+    evaluate.show(figures, held_out_only=True)
+    printed = capsys.readouterr().out
+    assert figures["answer_exact"] == 1 and figures["counts"]["answer_exact"] == 6
+    combinations = figures["breakdown"]["answer_exact_by_combination"]
+    assert set(combinations) == {"held_out_combination"}
+    families = {deal_form(5, i).intent.name for i in range(6)}
+    assert set(figures["breakdown"]["answer_exact_by_form"]) == families
+    for name in families:
+        assert f"answer_exact, {name} " in printed
+    assert "answer_exact_by_form" not in printed and "stop_by_kind" not in printed
+
+
+def parsed(*given: str) -> flags.FlagValues:
+    """The command line of `evaluate`, beside the flags of the tests."""
+    values, real = flags.FlagValues(), flags.FLAGS
+    flags.FLAGS = values
+    try:
+        with mock.patch.multiple(
+            flags,
+            **{
+                name: functools.partial(getattr(flags, name), flag_values=values)
+                for name in ("DEFINE_string", "DEFINE_integer", "DEFINE_enum", "DEFINE_bool")
+            },
+        ):
+            evaluate.define_flags()
+    finally:
+        flags.FLAGS = real
+    values(["evaluate", *given])
+    return values
+
+
+def test_flags_of_evaluate_go_together() -> None:
+    joined = evaluate.joined_sessions
+    assert joined(parsed()) == joined(parsed("--held_out_only")) == 1
+    assert joined(parsed("--suite=continuous")) == evaluate.JOINED
+    assert joined(parsed("--suite=delegation")) == 1
+    assert joined(parsed("--suite=delegation", "--joined=6")) == 6
+    with pytest.raises(app.UsageError, match="--sessions: got 300, wanted a multiple of"):
+        joined(parsed("--suite=continuous", "--joined=7"))
+    with pytest.raises(app.UsageError, match="--joined: got 4 with --suite=conversation"):
+        joined(parsed("--joined=4"))
+    with pytest.raises(app.UsageError, match="--held_out_only: got it with --suite=delegation"):
+        joined(parsed("--held_out_only", "--suite=delegation"))
+    with pytest.raises(app.UsageError, match=r"--held_out_only: .* --split=train"):
+        joined(parsed("--held_out_only", "--split=train"))
+    with pytest.raises(app.UsageError, match="--split: got train"):
+        joined(parsed("--suite=delegation", "--split=train"))
 
 
 def test_words_over_time_joins_the_pieces_of_a_word() -> None:

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from experiments import compile_tpu
-from interaction.compiled.costs import slice_of
+from interaction.compiled.slices import find_slice
 from interaction.config import ModelConfig
 from interaction.distributed import sharding
 from interaction.distributed.collectives import SESSIONS
@@ -42,7 +42,7 @@ def test_mesh_and_batch_fit_the_model(path: pathlib.Path) -> None:
 
 def test_small_is_what_compile_tpu_compiles() -> None:
     """The command in docs/tpu_pods.md checks the very mesh and batch that the run has."""
-    config, slices = _config(ROOT / "experiments/configs/small.py"), slice_of("v5p-2048")
+    config, slices = _config(ROOT / "experiments/configs/small.py"), find_slice("v5p-2048")
     request = compile_tpu.Request("small", "train", "v5p-2048", {}, 0, 1_024, 1, None, ())
     request = compile_tpu.complete(request, config.model, slices.chips)
     assert (request.mesh, request.sessions) == (config.mesh, config.batch)
