@@ -92,17 +92,17 @@ class LocalRows:
             (self.total(len(rows)), *rows.shape[1:]), self._where, part
         )
 
-    def collect(self, spread: Array) -> Array:
+    def collect(self, array: Array) -> Array:
         """This process's rows of an array over the mesh, without waiting for the array.
 
         Args:
-          spread: [sessions, ...] of any dtype, of all processes.
+          array: [sessions, ...] of any dtype, of all processes.
 
         Returns:
           [rows, ...] in the same dtype.
         """
-        parts = {shard.device: shard.data for shard in spread.addressable_shards}
-        shape = (self.count(len(spread)), *spread.shape[1:])
+        parts = {shard.device: shard.data for shard in array.addressable_shards}
+        shape = (self.count(len(array)), *array.shape[1:])
         return jax.make_array_from_single_device_arrays(
             shape, self._here, [parts[device] for device in self._here.mesh.devices.flat]
         )

@@ -60,8 +60,8 @@ class Block(nn.Module):
         mixed, cache = self._attention(normed, turn, context)
         x = x + mixed
         normed = rms_norm(x, self._scale("ffn_norm", cfg.dim))
-        routed, aux = self._experts(normed, valid, bias, stacked)
-        return x + routed, cache, aux
+        expert_out, aux = self._experts(normed, valid, bias, stacked)
+        return x + expert_out, cache, aux
 
     def _scale(self, name: str, dim: int) -> Array:
         return self.param(name, nn.initializers.ones, (dim,))
