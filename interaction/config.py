@@ -30,9 +30,9 @@ class AudioConfig:
     mels: int = 80  # channels
     fmin: float = 80.0  # Hz
     fmax: float = 7_600.0  # Hz
-    bins: int = 16  # dMel levels a channel
+    bins: int = 16  # dMel levels of a channel, >= 2
     bin_low: float = -7.0  # log10 magnitude of level 0
-    bin_step: float = 0.6  # log10 magnitude between levels
+    bin_step: float = 0.6  # log10 magnitude between levels, > 0
 
     def __post_init__(self) -> None:
         """Checks that hops tile a micro-turn and that filters fit the spectrum."""
@@ -76,7 +76,7 @@ class AudioConfig:
 
     @property
     def speech_frames(self) -> int:
-        """Mel frames of a micro-turn of generated speech."""
+        """Number of mel frames of a micro-turn of generated speech."""
         return self.turn_samples // self.speech_hop
 
 
@@ -84,20 +84,20 @@ class AudioConfig:
 class TransformerConfig:
     """Decoder-only mixture-of-experts transformer."""
 
-    dim: int = 192
-    layers: int = 6
-    heads: int = 3  # query heads
+    dim: int = 192  # width of the residual stream
+    layers: int = 6  # a multiple of long_every
+    heads: int = 3  # query heads, a multiple of kv_heads
     kv_heads: int = 1
-    head_dim: int = 64
-    experts: int = 8
-    experts_per_token: int = 2
+    head_dim: int = 64  # width of a head, even
+    experts: int = 8  # routed experts of a layer
+    experts_per_token: int = 2  # 1..experts
     expert_ffn: int = 48  # hidden width of one expert
     shared_ffn: int = 192  # hidden width of the shared expert
     window: int = 192  # keys that a query of a sliding layer sees, its position included
     long_window: int = 384  # keys that a query of a long layer sees
     long_every: int = 3  # the last of every n layers is a long one
-    rope_base: float = 10_000.0
-    dtype: str = "float32"  # of activations and of the weights that multiply them, or "bfloat16"
+    rope_base: float = 10_000.0  # see `ops.rope`
+    dtype: str = "float32"  # "float32" or "bfloat16", of activations and of the matrices
     remat: str = "nothing"  # what the backward pass computes again, see REMAT
 
     def __post_init__(self) -> None:

@@ -101,7 +101,7 @@ def pack_frame(fields: dict[str, Any]) -> bytes:
 
 
 def read_frames(path: pathlib.Path, magic: bytes) -> Iterator[tuple[dict[str, Any] | None, int]]:
-    """Frames of a file, each with its first byte's place; None for a frame cut off or blank.
+    """Frames of a file, each with the index of its first byte; None if it is cut off or blank.
 
     Raises:
       ValueError: The file is missing, of another kind, or damaged in the middle.

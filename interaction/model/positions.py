@@ -82,6 +82,11 @@ def embed(config: ModelConfig, backbone: Params, inputs: TurnInputs, clock: Arra
 def embed_arrivals(config: ModelConfig, backbone: Params, arrivals: Arrivals) -> Positions:
     """Embeds text at given times, as `embed` does in the text slots of micro-turns.
 
+    Args:
+      config: Model configuration.
+      backbone: Parameters of the backbone.
+      arrivals: m tokens of each session, with their times.
+
     Returns:
       The positions, t = m.
     """

@@ -94,7 +94,7 @@ class FlowNet(nn.Module):
         known = jnp.concatenate([guess, features], axis=-1)
         width = point.shape[-1]
         weight = self.param("in", _DENSE, (width + known.shape[-1], cfg.dim))
-        x = dense(point, weight[:width]) + dense(known, weight[width:])  # the same at every time
+        x = dense(point, weight[:width]) + dense(known, weight[width:])  # `known` has no time
         x = x + self.param("position", nn.initializers.normal(0.02), (x.shape[1], cfg.dim))
         clock = jax.nn.silu(dense(time_features(time, 64), self.param("time_in", _DENSE, (64, 64))))
         for layer in range(cfg.layers):

@@ -41,7 +41,7 @@ def context(past: Array, x: Array) -> tuple[Array, Array]:
 
 
 def overlap_add(tail: Array, frames: Array, hop: int) -> tuple[Array, Array]:
-    """Sum of overlapping frames, up to the sample that later frames change.
+    """Sum of overlapping frames, up to the first sample that later frames change.
 
     Args:
       tail: float32[b, length - hop], the sum of earlier frames there; zeros at the start of a

@@ -19,7 +19,7 @@ def config_from_json(
     """Builds a config dataclass from parsed JSON; absent fields take their defaults.
 
     Raises:
-      ValueError: A field is unknown, of the wrong type, or out of the dataclass's range.
+      ValueError: A field is unknown, of the wrong type, or refused by the checks of the dataclass.
     """
     if not isinstance(fields, Mapping):
         raise ValueError(f"{name}: got {fields!r}, wanted a JSON object; correct it")
