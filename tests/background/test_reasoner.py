@@ -23,7 +23,7 @@ from interaction.training import features, reasoning
 from interaction.types import Array, Special
 from tests.support import random_params
 
-CONFIG = dataclasses.replace(presets.tiny(), hears_self_audio=False)
+CONFIG = dataclasses.replace(presets.tiny(), self_audio=False)
 PARAMS = {name: random_params(CONFIG)[name] for name in ("backbone", "router_bias")}
 TURNS, LENGTH = 23, 12  # more positions than the rings hold
 ROWS = 2

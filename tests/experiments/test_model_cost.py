@@ -170,7 +170,7 @@ def test_bfloat16_halves_the_bytes_of_products() -> None:
     half = dataclasses.replace(config.transformer, dtype="bfloat16")
     half = dataclasses.replace(config, transformer=half)
     one, two = costs.weight_bytes(half), costs.weight_bytes(config)
-    for part in ("experts", "shared expert", "read-out"):
+    for part in ("experts", "shared expert", "heads"):
         assert one[part] == pytest.approx(two[part] / 2, rel=0.01)
     assert one["router"] == two["router"]
     assert costs.kv_bytes(half) == costs.kv_bytes(config) / 2

@@ -1,4 +1,4 @@
-"""Every part that streams, and the transformer as a whole, under the streaming contract."""
+"""All streaming parts, and the complete transformer, under the streaming contract."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def test_vocoder() -> None:
 
 
 def test_flow_head() -> None:
-    """A micro-turn at a time against a scan over micro-turns: the prefix is all it carries."""
+    """Single micro-turns against a scan over micro-turns: the prefix is the only state."""
     speech, audio = CONFIG.speech, CONFIG.audio
 
     def step(params: dict, prefix: Array, inputs: tuple) -> tuple[Array, Array]:
@@ -74,7 +74,7 @@ def test_flow_head() -> None:
 
 
 def _random_turns(sessions: int, turns: int) -> tuple:
-    """PCM, what `forward` reads (text and frames that come and go), text out, and speech mel."""
+    """PCM, inputs of `forward` (with text and frames in some micro-turns), text out, speech mel."""
     audio = CONFIG.audio
     pcm = (0.1 * RNG.standard_normal((sessions, turns * audio.turn_samples))).astype(np.float32)
     text = np.where(
@@ -90,11 +90,11 @@ def _random_turns(sessions: int, turns: int) -> tuple:
     arrived = np.where(RNG.random(arrived.shape) < 0.7, Special.PAD, arrived).astype(np.int32)
     size = CONFIG.frame_size
     # Every second frame of the micro-turn before, in 16 levels of 0.6 from -7 on.
-    heard = np.concatenate([np.full_like(speech[:, :1], -5.0), speech[:, :-1]], axis=1)[:, :, 1::2]
+    before = np.concatenate([np.full_like(speech[:, :1], -5.0), speech[:, :-1]], axis=1)
     user_transcript = RNG.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.audio_positions))
     inputs = TurnInputs(
         user=dmel.dmel_bins(frames, audio).reshape(sessions, turns, -1, audio.mels),
-        self_audio=jnp.asarray(np.clip(np.round((heard + 7) / 0.6), 0, 15), jnp.int32),
+        self_audio=jnp.asarray(np.clip(np.round((before[:, :, 1::2] + 7) / 0.6), 0, 15), jnp.int32),
         self_audio_gain=jnp.ones((sessions, turns)),
         user_transcript=features.delayed(jnp.asarray(user_transcript, jnp.int32), Special.NONE),
         last=features.delayed(jnp.asarray(text), Special.SILENT),
@@ -105,7 +105,7 @@ def _random_turns(sessions: int, turns: int) -> tuple:
     return pcm, inputs, text, speech
 
 
-TURNS = 24  # more positions than the tiny preset's rings hold
+TURNS = 24  # more positions than the rings of the tiny preset have slots
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +114,10 @@ def turns() -> tuple:
 
 
 def test_forward_equals_steps(turns: tuple) -> None:
-    """C8: logits, transcription, speech conditions and all losses of a session and of its steps."""
+    """Logits, user transcript, speech condition and all losses of a session equal those of its steps."""
     pcm, inputs, text, speech = turns
     params = random_params(CONFIG)
-    whole = jax.jit(forward, static_argnums=0)(
+    full = jax.jit(forward, static_argnums=0)(
         CONFIG, params["backbone"], params["router_bias"], inputs
     )
     listen = jax.jit(streaming.listen, static_argnums=0)
@@ -134,7 +134,7 @@ def test_forward_equals_steps(turns: tuple) -> None:
         state = state._replace(user_transcript=inputs.user_transcript[:, n])
         state, out = listen(CONFIG, params, state, chunk)
         for name in ("text_logits", "transcript_logits", "hidden"):
-            got, wanted = getattr(out, name)[:, 0], getattr(whole, name)[:, n]
+            got, wanted = getattr(out, name)[:, 0], getattr(full, name)[:, n]
             # measured: 3.6e-6
             np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=f"{name}, micro-turn {n}")
         stepped.append(out)
@@ -147,7 +147,7 @@ def test_forward_equals_steps(turns: tuple) -> None:
     parts = jax.tree.map(lambda *turns: jnp.concatenate(turns, axis=1), *(s[:3] for s in stepped))
     reports = jax.tree.map(lambda *turns: sum(turns), *(out.aux for out in stepped))
     run = jax.jit(_losses)
-    wanted, got = (run(params, out, text, speech) for out in (whole, Outputs(*parts, reports)))
+    wanted, got = (run(params, out, text, speech) for out in (full, Outputs(*parts, reports)))
     for name, loss in wanted.items():
         assert loss > 0, name
         np.testing.assert_allclose(got[name], loss, rtol=2e-6, err_msg=name)  # measured: equal
@@ -179,11 +179,11 @@ def _losses(params: Params, outputs: Outputs, text: Array, speech: Array) -> dic
 
 
 def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:
-    """Text listed beside the micro-turns, in any order, is text in their slots."""
+    """Text as arrivals, in any order, equals the same text in the slots of micro-turns."""
     _, inputs, _, _ = turns
     params = random_params(CONFIG)
     run = jax.jit(forward, static_argnums=0)
-    whole = run(CONFIG, params["backbone"], params["router_bias"], inputs)
+    full = run(CONFIG, params["backbone"], params["router_bias"], inputs)
     b, n, slots = inputs.text.shape
     shuffled = np.random.default_rng(1).permutation(n * slots)
     time = np.arange(n)[:, None] * CONFIG.turn_span + np.arange(slots)
@@ -199,7 +199,7 @@ def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:
         arrivals,
     )
     for name in ("text_logits", "transcript_logits", "hidden"):
-        got, wanted = getattr(beside, name), getattr(whole, name)
+        got, wanted = getattr(beside, name), getattr(full, name)
         np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=name)
 
 

@@ -199,7 +199,7 @@ def test_another_model_is_named(trained: pathlib.Path) -> None:
 
 def test_another_config_of_the_model_is_named(trained: pathlib.Path) -> None:
     config = _config(trained, "run")
-    model = dataclasses.replace(config.model, hears_self_audio=False)
+    model = dataclasses.replace(config.model, self_audio=False)
     with pytest.raises(ValueError, match=r"config\.json does not describe the model"):
         _train(dataclasses.replace(config, model=model))
 
