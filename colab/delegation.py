@@ -78,10 +78,9 @@ for schema in toolbox.schemas():
 folder = pathlib.Path(tempfile.mkdtemp())
 record = folder / "talk.session"
 done = talk(live, ReasonerAgent(reasoner, toolbox), user, seed=0, record=record, tail_s=3.0)
-print(
-    f"{len(done.text)} micro-turns, {done.missed} late; the model's step took "
-    f"{1e3 * np.median(done.step_s):.1f} ms (median), all else {1e3 * np.median(done.driver_s):.2f} ms"
-)
+step_ms, driver_ms = 1e3 * np.median(done.step_s), 1e3 * np.median(done.driver_s)
+print(f"{len(done.text)} micro-turns, {done.missed} of their replies late")
+print(f"median time: {step_ms:.1f} ms for the model's step, {driver_ms:.2f} ms for all else")
 
 # %%
 padded = np.zeros(len(done.audio) + 3_200)
