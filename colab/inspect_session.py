@@ -49,7 +49,7 @@ from interaction.model.backbone import LONG, SLIDING, run_layers, separate_layer
 from interaction.model.positions import embed
 from interaction.model.turn_inputs import TurnOutputs, assemble, silent_outputs
 from interaction.modules import block
-from interaction.modules.attention import SequenceKeys, attend
+from interaction.modules.layer_attention import SequenceKeys, attend
 from interaction.ops import mel
 from interaction.ops.attention import window_mask
 

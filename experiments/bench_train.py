@@ -36,13 +36,13 @@ from interaction.distributed import sharding
 from interaction.distributed.xla_options import compiler_options
 from interaction.presets import PRESETS
 from interaction.training import run_log, state as train_state
-from interaction.training.conversation import joint_objective
+from interaction.training.conversation_loss import joint_objective
 from interaction.training.flops import train_flops
 from interaction.training.optimizer import make_optimizer
 from interaction.training.train_config import TrainConfig
 from interaction.types import Params, Special
 
-_OBJECTIVE = "interaction.training.conversation:joint_objective"
+_OBJECTIVE = "interaction.training.conversation_loss:joint_objective"
 _PARTS = ("backbone", "speech")  # the trained parts
 _SPEAKING, _TRANSCRIPT = 0.35, 0.3  # shares of positions with words, about as in the data
 _WARM_UP = 2  # steps

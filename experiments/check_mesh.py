@@ -33,7 +33,7 @@ from interaction.distributed.collectives import AXES
 from interaction.model import session_state, streaming
 from interaction.model.parameters import init_model_params
 from interaction.training import state as train_state
-from interaction.training.conversation import joint_objective
+from interaction.training.conversation_loss import joint_objective
 from interaction.training.train_config import TrainConfig
 from interaction.types import Chunk, Params, Special
 

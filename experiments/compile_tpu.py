@@ -45,7 +45,7 @@ from pallas_kernels.chips import TPUS
 
 TRAIN, STEP = "train", "step"
 INPUTS = ("text", "frame")  # optional inputs of a chunk beside audio
-_OBJECTIVE = "interaction.training.conversation:joint_objective"
+_OBJECTIVE = "interaction.training.conversation_loss:joint_objective"
 _EXPERT_DEVICES = 32  # most devices that hold the experts of a layer in training
 _STEP_SESSIONS = 32  # default number of sessions of the step, at least
 _SHOWN = 16  # most lines of collectives that are printed

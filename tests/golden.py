@@ -22,7 +22,7 @@ from interaction.model.parameters import init_model_params
 from interaction.presets import PRESETS
 from interaction.pretrained.tree_paths import flatten
 from interaction.training import state as train_state
-from interaction.training.conversation import joint_objective
+from interaction.training.conversation_loss import joint_objective
 from interaction.training.optimizer import make_optimizer
 from interaction.training.train_config import TrainConfig
 from interaction.types import Chunk, Params

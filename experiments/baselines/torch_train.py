@@ -11,7 +11,7 @@ from experiments.baselines import torch_layers as layers, torch_model
 from experiments.baselines.torch_layers import Params
 from interaction.config import AudioConfig
 from interaction.ops.mel import mel_filterbank
-from interaction.training import conversation, features, speech as speech_training
+from interaction.training import conversation_loss, features, speech_loss
 from interaction.training.train_config import TrainConfig
 from interaction.types import Special
 
@@ -73,12 +73,12 @@ def spliced(tokens: Tensor) -> Tensor:
     """`speech.spliced` on int64[b, rows, window]; older parts come from the same session."""
     b, rows, window = tokens.shape
     cut = torch.randint(1, window // 2 + 1, (b, rows, 1))
-    cut = torch.where(torch.rand(b, rows, 1) < speech_training.SPLICED, cut, 0)
+    cut = torch.where(torch.rand(b, rows, 1) < speech_loss.SPLICED, cut, 0)
     return torch.where(torch.arange(window) < cut, tokens.roll(1, 1), tokens)
 
 
 class TorchTrainer:
-    """Trains backbone and flow head together, as `conversation.joint_objective` does.
+    """Trains backbone and flow head together, as `conversation_loss.joint_objective` does.
 
     On a GPU the loss is compiled. A model that computes in bfloat16 uses autocast, and float32
     products are computed as TF32, as XLA does.
@@ -173,7 +173,7 @@ class TorchTrainer:
         cfg, params = self.model.speech, self.params["speech"]
         speaking = text != Special.SILENT
         b, n = speaking.shape
-        count, some = speech_training.flow_rows(n)
+        count, some = speech_loss.flow_rows(n)
         rank, picked = (speaking + torch.rand(b, n)).topk(count, dim=1)
         picked = (picked + n * torch.arange(b)[:, None]).flatten()
         weight = (rank >= 1).float().flatten()
@@ -200,7 +200,7 @@ class TorchTrainer:
                 frames,
             )
         self_fed = rows(delayed(text, Special.SILENT)) != Special.SILENT
-        self_fed &= torch.rand(b * count) < speech_training.SELF_FED
+        self_fed &= torch.rand(b * count) < speech_loss.SELF_FED
         guess = guess[:, -seen:].clamp_min(quiet)
         prefix = torch.where(self_fed[:, None, None], guess, prefix)
         level = 0.4 * torch.rand(b * count, 1, 1).square()
@@ -228,7 +228,9 @@ class TorchTrainer:
             user, self_audio, mel = self.features(batch)
         text, user_transcript = batch["text"], batch["user_transcript"]
         last = delayed(text, Special.SILENT)
-        self_audio_gain = (torch.rand(text.shape[0], 1) > conversation.SELF_AUDIO_BLANKED).float()
+        self_audio_gain = (
+            torch.rand(text.shape[0], 1) > conversation_loss.SELF_AUDIO_BLANKED
+        ).float()
         backbone = self.params["backbone"]
         layered = [
             {**layer, "bias": bias}
@@ -246,9 +248,9 @@ class TorchTrainer:
         said = cross_entropy(
             out.transcript_logits.float(), user_transcript, user_transcript != Special.NONE
         )
-        loss = loss + conversation.TRANSCRIPT_WEIGHT * said + 0.5 * flow
+        loss = loss + conversation_loss.TRANSCRIPT_WEIGHT * said + 0.5 * flow
         z = sum(logits.float().logsumexp(-1).square().mean() for logits in out.router_logits)
-        return loss + conversation.ROUTER_Z_WEIGHT * z, out.router_logits
+        return loss + conversation_loss.ROUTER_Z_WEIGHT * z, out.router_logits
 
     def step(self, batch: Batch) -> float:
         """One update; returns the loss."""
@@ -266,4 +268,4 @@ class TorchTrainer:
     def _balance(self, bias: Tensor, logits: Tensor) -> None:
         taken = (logits.sigmoid() + bias).topk(self.model.transformer.experts_per_token).indices
         load = torch.bincount(taken.flatten(), minlength=bias.numel()).float()
-        bias += conversation.BIAS_RATE * (load.mean() - load).sign()
+        bias += conversation_loss.BIAS_RATE * (load.mean() - load).sign()

@@ -8,7 +8,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="background_demo_start",
-        objective="interaction.training.reasoning:reasoning_objective",
+        objective="interaction.training.reasoning_loss:reasoning_objective",
         data="data/short_records",
         model=background_demo(),
         batch=16,

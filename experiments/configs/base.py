@@ -8,7 +8,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="base",
-        objective="interaction.training.conversation:joint_objective",
+        objective="interaction.training.conversation_loss:joint_objective",
         data="data/train",
         model=base(),
         batch=64,  # with 80 micro-turns per session 15,360 positions

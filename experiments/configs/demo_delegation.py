@@ -7,7 +7,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="demo_delegation",
-        objective="interaction.training.conversation:conversation_objective",
+        objective="interaction.training.conversation_loss:conversation_objective",
         data="data/delegation_sessions",
         batch=8,
         steps=5_200,

@@ -7,7 +7,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="demo_delegation_speech",
-        objective="interaction.training.speech:speech_objective",
+        objective="interaction.training.speech_loss:speech_objective",
         data="data/delegation_sessions",
         batch=16,
         steps=5_200,

@@ -12,7 +12,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="small",
-        objective="interaction.training.conversation:joint_objective",
+        objective="interaction.training.conversation_loss:joint_objective",
         data="/bucket/data/train",
         model=small(),
         workdir="/bucket/runs/small",

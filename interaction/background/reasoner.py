@@ -23,7 +23,7 @@ from interaction.model.heads import text_head
 from interaction.model.positions import embed, embed_arrivals
 from interaction.model.ring_caches import init_caches, run_cached, session_specs
 from interaction.model.turn_inputs import Arrivals, TurnOutputs, assemble, silent_outputs
-from interaction.modules.attention import Cache
+from interaction.modules.layer_attention import Cache
 from interaction.ops import mel, ring
 from interaction.types import Array, Params
 

@@ -15,8 +15,8 @@ from interaction.distributed.collectives import EXPERTS, local
 from interaction.distributed.experts import Experts
 from interaction.distributed.sharding import gather_and_cast
 from interaction.model.positions import Positions
-from interaction.modules.attention import AttentionContext, Cache, RingKeys, SequenceKeys
 from interaction.modules.block import Block, BlockAux
+from interaction.modules.layer_attention import AttentionContext, Cache, RingKeys, SequenceKeys
 from interaction.ops import rope
 from interaction.ops.layers import run_stack, unstack
 from interaction.types import Array, Params

@@ -7,9 +7,9 @@ from interaction.config import ModelConfig
 from interaction.model.backbone import LONG, SLIDING
 from interaction.model.turn_inputs import TurnInputs, assemble, silent_outputs
 from interaction.modules import vocoder
-from interaction.modules.attention import AttentionContext, SequenceKeys
 from interaction.modules.audio_in import AudioIn
 from interaction.modules.block import Block
+from interaction.modules.layer_attention import AttentionContext, SequenceKeys
 from interaction.modules.speech_out import FlowNet, SpeechCondition
 from interaction.modules.text import Heads, TextIn
 from interaction.modules.video_in import VideoIn

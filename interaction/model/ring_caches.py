@@ -10,8 +10,8 @@ from interaction.config import TransformerConfig
 from interaction.distributed.collectives import FSDP, SESSIONS, TENSOR, axis_size, local
 from interaction.model.backbone import LONG, SLIDING, run_layers
 from interaction.model.positions import Positions
-from interaction.modules.attention import Cache, RingKeys
 from interaction.modules.block import BlockAux
+from interaction.modules.layer_attention import Cache, RingKeys
 from interaction.ops import ring
 from interaction.ops.attention import window_mask
 from interaction.types import Array, Params

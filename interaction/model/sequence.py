@@ -13,8 +13,8 @@ from interaction.model.backbone import LONG, SLIDING, run_layers, separate_layer
 from interaction.model.heads import Outputs, apply_heads
 from interaction.model.positions import embed, embed_arrivals, last_positions
 from interaction.model.turn_inputs import Arrivals, TurnInputs
-from interaction.modules.attention import SequenceKeys
 from interaction.modules.block import BlockAux
+from interaction.modules.layer_attention import SequenceKeys
 from interaction.types import Array, Params
 from pallas_kernels.implementation import platform
 

@@ -10,7 +10,7 @@ from interaction.config import ModelConfig
 from interaction.model.ring_caches import init_caches, session_specs
 from interaction.model.turn_inputs import silent_mel, silent_outputs
 from interaction.modules import vocoder
-from interaction.modules.attention import Cache
+from interaction.modules.layer_attention import Cache
 from interaction.ops import mel, ring
 from interaction.types import Array, Special
 

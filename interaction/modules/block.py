@@ -10,7 +10,7 @@ from interaction.config import TransformerConfig
 from interaction.distributed import experts
 from interaction.distributed.collectives import EXPERTS, TENSOR, gather, local
 from interaction.distributed.products import column_dense, dense
-from interaction.modules.attention import AttentionContext, Cache, attend
+from interaction.modules.layer_attention import AttentionContext, Cache, attend
 from interaction.ops import rope, router
 from interaction.ops.norm import rms_norm
 from interaction.types import Array

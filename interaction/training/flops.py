@@ -12,7 +12,7 @@ from interaction.compiled.costs import (
 )
 from interaction.compiled.slices import Slice
 from interaction.config import ModelConfig
-from interaction.training.speech import flow_rows
+from interaction.training.speech_loss import flow_rows
 
 _BACKWARD = 3  # FLOPs of forward and backward pass over those of the forward pass
 
@@ -24,7 +24,7 @@ def train_flops(
 
     Forward and backward pass count as three times the matrix products of the forward pass.
     Recomputation in the backward pass is not counted, and attention counts only the keys inside its
-    windows. A share of the micro-turns trains the speech head, see `training.speech`. The vocoder
+    windows. A share of the micro-turns trains the speech head, see `training.speech_loss`. The vocoder
     is trained separately and not counted.
 
     Args:

@@ -19,7 +19,7 @@ from interaction.model.heads import text_head
 from interaction.model.sequence import encode
 from interaction.model.turn_inputs import TurnInputs
 from interaction.ops import dmel
-from interaction.training import features, reasoning
+from interaction.training import features, reasoning_loss
 from interaction.types import Array, Special
 from tests.support import random_params
 
@@ -145,9 +145,9 @@ def _whole(turns: int, video: bool) -> Array:
         last=features.delayed(batch["text"], Special.SILENT),
         frame=rows["frame"].astype(jnp.float32) if video else None,
         has_frame=rows["has_frame"] if video else None,
-        exists=reasoning.prefilled_turns(batch),
+        exists=reasoning_loss.prefilled_turns(batch),
     )
-    beside = reasoning.reasoning_arrivals(CONFIG, batch)
+    beside = reasoning_loss.reasoning_arrivals(CONFIG, batch)
     x = jax.jit(encode, static_argnums=0)(
         CONFIG, PARAMS["backbone"], PARAMS["router_bias"], inputs, beside
     )[1][:, -LENGTH:]

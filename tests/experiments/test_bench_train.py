@@ -16,7 +16,7 @@ from interaction.config import ModelConfig
 from interaction.distributed import sharding
 from interaction.model import sequence, turn_inputs
 from interaction.training.flops import train_flops
-from interaction.training.speech import flow_rows
+from interaction.training.speech_loss import flow_rows
 from interaction.types import Special
 from tests.support import random_params
 

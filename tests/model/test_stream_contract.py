@@ -13,7 +13,7 @@ from interaction.model.turn_inputs import Arrivals, TurnInputs
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel
-from interaction.training import conversation, features, speech as training_speech
+from interaction.training import conversation_loss, features, speech_loss
 from interaction.types import Array, Chunk, Params, Special
 from tests.contract import StreamPart, verify_stream_contract
 from tests.support import random_params
@@ -159,18 +159,18 @@ def _losses(params: Params, outputs: Outputs, text: Array, speech: Array) -> dic
     heard = np.random.default_rng(2).integers(
         0, CONFIG.vocab, (*text.shape, CONFIG.audio_positions)
     )
-    flow = training_speech.flow_loss(
+    flow = speech_loss.flow_loss(
         CONFIG,
         params["speech"],
         outputs.hidden,
         batch,
         speech,
-        training_speech.flow_totals(batch),
+        speech_loss.flow_totals(batch),
         jax.random.split(jax.random.key(0), len(text)),
     )
     return {
-        "text": conversation.negative_log_likelihood(outputs.text_logits, batch["text"]),
-        "user_transcript": conversation.negative_log_likelihood(
+        "text": conversation_loss.negative_log_likelihood(outputs.text_logits, batch["text"]),
+        "user_transcript": conversation_loss.negative_log_likelihood(
             outputs.transcript_logits, jnp.asarray(heard)
         ),
         "router_z": jnp.sum(outputs.aux.router_z),

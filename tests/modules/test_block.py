@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from interaction import presets
-from interaction.modules.attention import AttentionContext, SequenceKeys
 from interaction.modules.block import Block
+from interaction.modules.layer_attention import AttentionContext, SequenceKeys
 from interaction.ops import rope
 from interaction.types import Params
 from tests.support import random_params

@@ -15,7 +15,7 @@ from scipy.stats import kstest, norm
 from interaction import presets
 from interaction.model.positions import embed
 from interaction.model.turn_inputs import TurnInputs
-from interaction.training import conversation, features
+from interaction.training import conversation_loss, features
 from interaction.types import Special
 from tests.support import random_params
 
@@ -120,7 +120,7 @@ def test_the_model_reads_augmented_users() -> None:
         "user_transcript": np.full((sessions, turns, 2), Special.NONE, np.int32),
     }
     speech = np.full((sessions, turns, CONFIG.audio.speech_frames, MELS), -5.0, np.float32)
-    run = jax.jit(partial(conversation.turn_inputs, CONFIG))
+    run = jax.jit(partial(conversation_loss.turn_inputs, CONFIG))
     heard = np.asarray(run(batch, speech, _keys(sessions)).user).reshape(sessions, -1, MELS)
     kept = heard.std(axis=1) > 0.6  # a hidden band does not follow the loudness
     lift, tilt = _fit(0.6 * (heard.mean(axis=1) - plain.mean(axis=1)), kept).T
@@ -141,7 +141,7 @@ def inputs() -> TurnInputs:
         "user_transcript": np.repeat(WORDS[None], SESSIONS, axis=0),
     }
     speech = np.full((SESSIONS, 3, CONFIG.audio.speech_frames, MELS), -2.8, np.float32)
-    run = jax.jit(partial(conversation.turn_inputs, CONFIG))
+    run = jax.jit(partial(conversation_loss.turn_inputs, CONFIG))
     return jax.device_get(run(batch, speech, _keys(SESSIONS, 1)))
 
 
@@ -195,7 +195,7 @@ def test_self_audio_is_jittered_by_a_rounded_normal(inputs: TurnInputs) -> None:
 
 def test_jitter_keeps_silence_and_the_range_of_levels() -> None:
     bins = np.broadcast_to(np.array([0, 1, 15])[:, None, None, None], (3, 50, 8, MELS))
-    run = jax.jit(partial(conversation.jitter_levels, CONFIG))
+    run = jax.jit(partial(conversation_loss.jitter_levels, CONFIG))
     silent, low, high = np.asarray(run(jnp.asarray(bins, jnp.int32), _keys(3)))
     assert np.all(silent == 0)
     assert low.min() == 0 and high.max() == 15

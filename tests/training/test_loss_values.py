@@ -14,7 +14,7 @@ import pytest
 from interaction import presets
 from interaction.model.sequence import forward
 from interaction.ops import sampling
-from interaction.training import conversation, features
+from interaction.training import conversation_loss, features
 from interaction.types import Params, Special
 from tests.support import random_params
 
@@ -76,7 +76,7 @@ def params() -> Params:
 @pytest.fixture(scope="module")
 def found(params: Params) -> dict:
     """The joint loss with what it returns, and what `forward` makes of the same inputs."""
-    task, batch = conversation.joint_objective(CONFIG), _batch()
+    task, batch = conversation_loss.joint_objective(CONFIG), _batch()
     learnt = {name: params[name] for name in ("backbone", "speech")}
     buffers = {"router_bias": params["router_bias"]}
 
@@ -84,7 +84,7 @@ def found(params: Params) -> dict:
     def run(keys: jax.Array) -> dict:
         loss, sums = task.loss(learnt, buffers, batch, task.totals(batch), keys)
         mel = features.speech_mel(batch, CONFIG)
-        inputs = conversation.turn_inputs(CONFIG, batch, mel, sampling.split_keys(keys, 2)[0])
+        inputs = conversation_loss.turn_inputs(CONFIG, batch, mel, sampling.split_keys(keys, 2)[0])
         arrived = features.arrivals(batch, CONFIG)
         outputs = forward(CONFIG, learnt["backbone"], buffers["router_bias"], inputs, arrived)
         return {"loss": loss, "sums": sums, "outputs": outputs, "mel": mel}
@@ -108,9 +108,9 @@ def _lost(logits: np.ndarray, target: np.ndarray) -> float:
 
 
 def test_denominators_are_counted_by_hand() -> None:
-    counted = conversation.joint_objective(CONFIG).totals(_batch())
+    counted = conversation_loss.joint_objective(CONFIG).totals(_batch())
     assert {name: float(value) for name, value in counted.items()} == COUNTS
-    alone = conversation.conversation_objective(CONFIG).totals(_batch())
+    alone = conversation_loss.conversation_objective(CONFIG).totals(_batch())
     assert alone == {name: COUNTS[name] for name in alone}
     assert set(COUNTS) - set(alone) == {"guessed", "flowed"}
 
@@ -259,9 +259,9 @@ def test_flow_equals_its_formula(params: Params, found: dict) -> None:
 def test_finish_moves_the_bias_against_the_load() -> None:
     """By hand: mean load 3; what took more is chosen less from now on."""
     load = jnp.asarray([[6.0, 2.0, 1.0, 3.0]])
-    aux = conversation.ConversationAux(*[jnp.float32(n) for n in range(7)])
+    aux = conversation_loss.ConversationAux(*[jnp.float32(n) for n in range(7)])
     start = {"router_bias": jnp.asarray([[0.0, 0.5, 0.0, 0.25]])}
-    metrics, buffers = conversation.conversation_finish(start, {"aux": aux, "load": load})
+    metrics, buffers = conversation_loss.conversation_finish(start, {"aux": aux, "load": load})
     wanted = np.array([[-1e-3, 0.501, 1e-3, 0.25]])
     np.testing.assert_allclose(buffers["router_bias"], wanted, rtol=1e-6)
     assert float(metrics["largest_load_fraction"]) == 0.5

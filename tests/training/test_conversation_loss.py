@@ -8,7 +8,7 @@ import pytest
 from interaction import presets
 from interaction.model import sequence
 from interaction.pretrained.tree_paths import flatten
-from interaction.training import conversation
+from interaction.training import conversation_loss
 from interaction.types import Special
 from tests.support import random_params
 
@@ -34,7 +34,7 @@ def _keys(sessions: int) -> jax.Array:
 def test_inputs_are_one_micro_turn_behind_their_targets() -> None:
     batch = _batch(8, 10)
     mel = jnp.full((8, 10, CONFIG.audio.speech_frames, CONFIG.audio.mels), -3.0)
-    inputs = conversation.turn_inputs(CONFIG, batch, mel, _keys(len(mel)))
+    inputs = conversation_loss.turn_inputs(CONFIG, batch, mel, _keys(len(mel)))
     user_transcript = np.asarray(inputs.user_transcript)
     target = np.asarray(batch["user_transcript"])
     assert (user_transcript[:, 0] == Special.NONE).all()
@@ -49,7 +49,7 @@ def test_inputs_are_one_micro_turn_behind_their_targets() -> None:
 def test_groups_of_sessions_equal_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
     params, batch = random_params(CONFIG), _batch(6, 6)
     mel = jnp.full((6, 6, CONFIG.audio.speech_frames, CONFIG.audio.mels), -3.0)
-    inputs = conversation.turn_inputs(CONFIG, batch, mel, _keys(len(mel)))
+    inputs = conversation_loss.turn_inputs(CONFIG, batch, mel, _keys(len(mel)))
     found = []
     for at_once in (2, 6):
         monkeypatch.setattr(sequence, "CPU_SESSIONS", at_once)
@@ -63,7 +63,7 @@ def test_groups_of_sessions_equal_one_group(monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_part_of_the_backbone_learns() -> None:
     """Losses and gradients are finite; only parts that the batch does not use have no gradient."""
     params, batch = random_params(CONFIG), _batch(2, 6)
-    objective = conversation.joint_objective(CONFIG)
+    objective = conversation_loss.joint_objective(CONFIG)
     learnt = {name: params[name] for name in ("backbone", "speech")}
     buffers = {"router_bias": params["router_bias"]}
     grad = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
@@ -72,10 +72,10 @@ def test_every_part_of_the_backbone_learns() -> None:
     metrics, moved = objective.finish(buffers, sums)
     parts = (
         metrics["text"]
-        + conversation.TRANSCRIPT_WEIGHT * metrics["user_transcript"]
+        + conversation_loss.TRANSCRIPT_WEIGHT * metrics["user_transcript"]
         + 0.5 * metrics["flow"]
     )
-    parts = parts + conversation.ROUTER_Z_WEIGHT * metrics["router_z"]
+    parts = parts + conversation_loss.ROUTER_Z_WEIGHT * metrics["router_z"]
     np.testing.assert_allclose(loss, parts, rtol=1e-6)
     assert np.any(moved["router_bias"] != params["router_bias"])
     idle = {name for name, leaf in flatten(grads).items() if not np.any(leaf)}

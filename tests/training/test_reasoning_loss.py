@@ -9,7 +9,7 @@ from interaction import presets
 from interaction.model.heads import text_head
 from interaction.model.sequence import encode
 from interaction.pretrained.tree_paths import flatten
-from interaction.training import reasoning
+from interaction.training import reasoning_loss
 from interaction.training.objective import Batch
 from interaction.types import Special
 from tests.support import random_params
@@ -51,25 +51,25 @@ ENCODE = jax.jit(encode, static_argnums=0)
 def _reasoning(batch: Batch) -> jax.Array:
     """The last layer at the reasoning tokens, [3, LENGTH, d]."""
     params = random_params(CONFIG)
-    inputs = reasoning.reasoning_inputs(CONFIG, batch, KEYS)
-    beside = reasoning.reasoning_arrivals(CONFIG, batch)
+    inputs = reasoning_loss.reasoning_inputs(CONFIG, batch, KEYS)
+    beside = reasoning_loss.reasoning_arrivals(CONFIG, batch)
     return ENCODE(CONFIG, params["backbone"], params["router_bias"], inputs, beside)[1][:, -LENGTH:]
 
 
-LOSS = jax.jit(reasoning.reasoning_objective(CONFIG).loss)
+LOSS = jax.jit(reasoning_loss.reasoning_objective(CONFIG).loss)
 
 
-def _aux(batch: Batch) -> reasoning.ReasoningAux:
+def _aux(batch: Batch) -> reasoning_loss.ReasoningAux:
     params = random_params(CONFIG)
     buffers = {"router_bias": params["router_bias"]}
-    totals = reasoning.reasoning_totals(CONFIG, batch)
+    totals = reasoning_loss.reasoning_totals(CONFIG, batch)
     return LOSS({"backbone": params["backbone"]}, buffers, batch, totals, KEYS)[1]["aux"]
 
 
 def test_micro_turns_after_the_fork_are_not_read() -> None:
     """Words and arrivals after it change nothing; words before it change their own session."""
     batch = _batch()
-    after = ~reasoning.prefilled_turns(batch)
+    after = ~reasoning_loss.prefilled_turns(batch)
     late = batch["arrived_slot"] // CONFIG.text_slots >= batch["prefilled"][:, None]
     assert np.any(late)
     other = {
@@ -85,8 +85,8 @@ def test_micro_turns_after_the_fork_are_not_read() -> None:
 
 def test_micro_turns_after_the_fork_can_be_left_out() -> None:
     batch = {name: leaf[:1] for name, leaf in _batch().items()}
-    params, beside = random_params(CONFIG), reasoning.reasoning_arrivals(CONFIG, batch)
-    inputs = reasoning.reasoning_inputs(CONFIG, batch, KEYS[:1])
+    params, beside = random_params(CONFIG), reasoning_loss.reasoning_arrivals(CONFIG, batch)
+    inputs = reasoning_loss.reasoning_inputs(CONFIG, batch, KEYS[:1])
     found = [
         ENCODE(CONFIG, params["backbone"], params["router_bias"], turns, beside)[1][:, -LENGTH:]
         for turns in (inputs, jax.tree.map(lambda leaf: leaf[:, :3], inputs))
@@ -131,7 +131,7 @@ def test_a_fork_is_exact_when_all_its_wanted_tokens_are_right() -> None:
 def test_shares_of_a_batch_add_up() -> None:
     batch = _batch()
     params = random_params(CONFIG)
-    buffers, totals = {"router_bias": params["router_bias"]}, reasoning.reasoning_totals
+    buffers, totals = {"router_bias": params["router_bias"]}, reasoning_loss.reasoning_totals
     given = {"backbone": params["backbone"]}, buffers
     whole = LOSS(*given, batch, totals(CONFIG, batch), KEYS)
     rows = [{name: leaf[i : i + 1] for name, leaf in batch.items()} for i in range(3)]
@@ -145,7 +145,7 @@ def test_shares_of_a_batch_add_up() -> None:
 def test_a_few_steps_learn_a_fork() -> None:
     """Losses fall; only parts that the records do not use have no gradient."""
     batch = _batch()
-    objective = reasoning.reasoning_objective(CONFIG)
+    objective = reasoning_loss.reasoning_objective(CONFIG)
     params, buffers = objective.init(jax.random.key(0))
     assert set(params) == {"backbone"} and set(buffers) == {"router_bias"}
     optimizer = optax.adam(1e-2)

@@ -26,7 +26,7 @@ from interaction.model.turn_inputs import (
 )
 from interaction.ops import router, sampling
 from interaction.training import features
-from interaction.training.conversation import (
+from interaction.training.conversation_loss import (
     BIAS_RATE,
     ROUTER_Z_WEIGHT,
     likeliest,

@@ -18,7 +18,7 @@ from interaction.ops import router, sampling
 from interaction.training import features
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
 from interaction.training.samples import conversation_samples
-from interaction.training.speech import flow_loss, flow_totals
+from interaction.training.speech_loss import flow_loss, flow_totals
 from interaction.types import Array, Params, Special
 
 TRANSCRIPT_WEIGHT, ROUTER_Z_WEIGHT = 0.5, 1e-4
