@@ -175,7 +175,7 @@ inputs = assemble(
     frames.reshape(1, turns, config.audio.user_frames, config.audio.mels),
     silent_outputs(config, 1),
     TurnOutputs(user_transcript[None], text[None], np.stack(spoken_mel, axis=1)),
-    self_audio_gain=jnp.full((1, turns), float(config.hears_self_audio)),
+    self_audio_gain=jnp.full((1, turns), float(config.self_audio)),
 )
 positions = embed(config, model.params["backbone"], inputs, jnp.zeros(1, jnp.uint32))
 per_turn = positions.x.shape[1] // turns

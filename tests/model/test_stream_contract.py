@@ -114,7 +114,7 @@ def turns() -> tuple:
 
 
 def test_forward_equals_steps(turns: tuple) -> None:
-    """Logits, user transcript, speech condition and all losses of a session equal those of its steps."""
+    """Logits, user transcript, speech condition and all losses equal those of the steps."""
     pcm, inputs, text, speech = turns
     params = random_params(CONFIG)
     full = jax.jit(forward, static_argnums=0)(
