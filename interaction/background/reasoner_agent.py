@@ -77,7 +77,7 @@ class Reasoner:
         params = sharding.cast_params(params, config.transformer.dtype)
         params = jax.tree.map(sharding.put, params, sharding.shardings(mesh, params))
         platform = sharding.platform(mesh)
-        if platform == "cpu" and mesh.size == 1:  # see `run_stack`
+        if platform == "cpu" and mesh.size == 1:  # see `ops.layers.run_stack`
             params = {**params, "backbone": jax.jit(separate_layers)(params["backbone"])}
         packing = Packing(params, sharding.param_specs(params), LIMITS[platform])
         self._packed = packing.join(params, mesh)

@@ -95,7 +95,7 @@ def delayed(turns: Array, start: float | Array) -> Array:
     """Moves values one micro-turn later.
 
     Args:
-      turns: [b, n, ...] of any dtype.
+      turns: [b, n, ...], float32, int32 or another dtype.
       start: Value of the first micro-turn, of a shape that broadcasts to [b, 1, ...].
 
     Returns:
