@@ -36,7 +36,8 @@ from experiments.compilation_cache import use_compilation_cache
 from interaction.data.delegation_sessions import make_delegation_session
 from interaction.data.domain import answer_words
 from interaction.data.held_out import make_held_out_session
-from interaction.data.sessions import StoredSession, make_session
+from interaction.data.sessions import make_session
+from interaction.data.stored_session import StoredSession
 from interaction.evaluation import summary
 from interaction.evaluation.continuous import compare_continuous, continuous_table
 from interaction.evaluation.delegation import score_delegations

@@ -7,9 +7,10 @@ model that is never started anew; in the fresh sessions the model starts anew fo
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from interaction.data.stored_session import StoredSession
 from interaction.evaluation.joined import PLACES, place_name
 from interaction.evaluation.rollout import Listener
-from interaction.evaluation.run import Evaluation, StoredSession, evaluate
+from interaction.evaluation.run import Evaluation, evaluate
 from interaction.evaluation.scoring import SessionScore
 from interaction.evaluation.summary import BY_ENGINE, rates_by_session, rows
 

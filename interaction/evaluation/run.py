@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from interaction.data.stored_session import StoredSession
 from interaction.evaluation import activity
 from interaction.evaluation.events import TURN_S, parse_events, read_engine
 from interaction.evaluation.joined import cut_replies, join_users
@@ -17,7 +18,6 @@ from interaction.evaluation.statistics import word_accuracy
 from interaction.evaluation.summary import UNKNOWN, summarise
 from interaction.types import Special
 
-StoredSession = dict[str, Any]
 CLIP_MARGIN_S = 0.05  # kept around a generated answer
 
 

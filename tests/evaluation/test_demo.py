@@ -16,7 +16,8 @@ from interaction.data import clips
 from interaction.data.audio_file import read_audio, write_audio
 from interaction.data.domain import answer_words
 from interaction.data.held_out import deal_form, make_held_out_session
-from interaction.data.sessions import QUIET, SCENARIOS, make_session
+from interaction.data.scenarios import SCENARIOS
+from interaction.data.sessions import QUIET, make_session
 from interaction.data.tokenizer import load_tokenizer
 from interaction.engine.replay import replay
 from interaction.evaluation import parse_events, timeline
