@@ -16,7 +16,7 @@ from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
 
 OPENER_SHARE = 0.15  # share of the requests that begin with "um", "please" and the like
-# Share of the requests that are drawn from compositional forms alone, before the draw by weight.
+# Share of the requests from compositional forms only; other requests come from all forms by weight.
 COMPOSITIONAL_SHARE = {"train": 0.35, "heldout": 0.15}
 LONG_GAP_SHARE = 0.1  # share of the gaps between scenarios that last 2 to 5 s instead of 0.3 to 2 s
 LAST_END = 0.6  # s before the session's end by which the user has finished

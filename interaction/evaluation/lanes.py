@@ -45,14 +45,14 @@ class Lane(NamedTuple):
     number: int  # number of the delegation
     row: int
     bars: list[Bar]
-    told: list[Label]  # the request, corrections and a cancellation, by the model
+    requests: list[Label]  # the request, corrections and a cancellation, by the model
     calls: list[Label]  # calls of tools with their results
     cancelled_s: float  # -1 without a cancellation
 
     @property
     def start_s(self) -> float:
         """When the request was delegated, s."""
-        return self.told[0].time_s
+        return self.requests[0].time_s
 
     @property
     def end_s(self) -> float:
@@ -85,7 +85,7 @@ def _lane(one: Delegation, spans: Sequence[tuple[float, float]], end_s: float) -
     """The lane of a delegation whose result is said in `spans`, (start, end) in s; row 0."""
     asked_s = reply_time(one.closed)
     bars, calls = [], []
-    told = [Label(asked_s, one.request)]
+    requests = [Label(asked_s, one.request)]
     state, since, call = THINKING, asked_s, ""
     for step in one.steps:
         now = reply_time(step.turn)
@@ -100,7 +100,7 @@ def _lane(one: Delegation, spans: Sequence[tuple[float, float]], end_s: float) -
         elif step.kind == delegations.UPDATED:
             bars.append(Bar(state, since, now))
             state, since = THINKING, now
-            told.append(Label(now, step.text))
+            requests.append(Label(now, step.text))
         elif step.kind == agent.FAILED:
             calls.append(Label(now, f"failed: {step.text}"))
     over = reply_time(one.cancelled) if one.cancelled >= 0 else end_s
@@ -112,10 +112,10 @@ def _lane(one: Delegation, spans: Sequence[tuple[float, float]], end_s: float) -
     else:
         bars.append(Bar(state, since, over))
     if one.cancelled >= 0:
-        told.append(Label(over, "cancelled"))
+        requests.append(Label(over, "cancelled"))
     cancelled_s = over if one.cancelled >= 0 else -1.0
     bars = [bar for bar in bars if bar.end_s > bar.start_s]
-    return Lane(one.number, 0, bars, told, calls, cancelled_s)
+    return Lane(one.number, 0, bars, requests, calls, cancelled_s)
 
 
 def brief_call(text: str) -> str:
@@ -142,7 +142,7 @@ def summary(lane: Lane) -> str:
     spoken = [bar for bar in lane.bars if bar.kind == SAID]
     ends = [f"said after {bar.start_s - lane.start_s:.1f} s" for bar in spoken]
     ends += [f"cancelled after {lane.cancelled_s - lane.start_s:.1f} s"] * (lane.cancelled_s >= 0)
-    fixes = [f"corrected: {label.text}" for label in lane.told[1:] if label.text != "cancelled"]
+    fixes = [f"corrected: {label.text}" for label in lane.requests[1:] if label.text != "cancelled"]
     return ", ".join([*fixes, *(label.text for label in lane.calls), *ends])
 
 
@@ -161,7 +161,7 @@ def draw_lanes(axes: Any, lanes: Sequence[Lane], start: float, end: float, right
                 axes.fill_between(
                     [low, high], level - HALF, level + HALF, color=SHADES[bar.kind], lw=0, zorder=3
                 )
-        words = ((lane.told, HALF + 0.2, "normal"), (lane.calls, -HALF - 0.22, "italic"))
+        words = ((lane.requests, HALF + 0.2, "normal"), (lane.calls, -HALF - 0.22, "italic"))
         for labels, above, style in words:
             for label in labels:
                 if start <= label.time_s < end:

@@ -52,7 +52,7 @@ def rollout(
     seeds: Sequence[int],
     on_turn: Callable[[int], object] | None = None,
 ) -> list[Rollout]:
-    """Streams users through a model, one row of the batch each.
+    """Plays users to a model, each in its own row of the batch.
 
     Args:
       model: From `interaction.load`.

@@ -157,7 +157,7 @@ def _lanes(
 def _lane_rows(lanes: Sequence[Lane]) -> list[Row]:
     """One row for each delegation."""
     return [
-        Row(one.start_s, one.end_s, "behind", "asked", one.told[0].text, summary(one))
+        Row(one.start_s, one.end_s, "behind", "delegation", one.requests[0].text, summary(one))
         for one in lanes
     ]
 

@@ -232,7 +232,7 @@ def test_a_lane_shows_what_happened() -> None:
     assert kinds == [THINKING, TOOL, THINKING, TOOL, THINKING, WAITING, SAID]
     starts = [round(5 * bar.start_s) - 1 for bar in lanes[0].bars]
     assert starts == [4, 6, 9, 11, 16, 18, 22] and lanes[0].end_s == pytest.approx(5.4)
-    assert [label.text for label in lanes[0].told] == ["price of butter", "the pepper"]
+    assert [label.text for label in lanes[0].requests] == ["price of butter", "the pepper"]
     assert lanes[0].calls[1].text == "lookup(pepper, price) → 58"
     assert "corrected: the pepper" in summary(lanes[0]) and "said after 3.6 s" in summary(lanes[0])
     assert lanes[1].cancelled_s == pytest.approx(3.0) == lanes[1].end_s
