@@ -24,7 +24,7 @@ PEAK = 0.8  # highest sample of the user's speech
 OTHER_DB = -23.0  # dB, level of the background speaker relative to the user
 NOISE_DB = -32.0  # dB, level of the room's noise relative to the user
 GAP_S = 0.8  # s from the end of an answer to what the user says next
-THINKS_S = 0.6  # s that the background model takes beside its tool
+REASONING_S = 0.6  # s that the background model takes beside its tool
 TIME = "4:05"  # time of day that the tool `clock` returns
 
 
@@ -168,9 +168,9 @@ class Script:
         entry = self.tell(note, kind, kind, tool_requests.CANCELS[0], tool_requests.OKAY)
         note["cancelled_s"] = entry["end_s"]
 
-    def await_result(self, note: dict[str, Any]) -> None:
+    def wait_for_result(self, note: dict[str, Any]) -> None:
         """Moves `now` to when the model has said the result."""
-        done = (note["closed"] + 1) * timing.TURN / RATE + note["tool_s"] + THINKS_S
+        done = (note["closed"] + 1) * timing.TURN / RATE + note["tool_s"] + REASONING_S
         said = max(self.now - GAP_S, done) + clips.assistant_clip(note["said"]).seconds + 0.4
         self.now = max(self.now, said + GAP_S)
 
@@ -226,14 +226,14 @@ def compose() -> tuple[np.ndarray, dict[str, Any]]:
     bell = script.tool_request("timer", 0.0, n="eight", unit="seconds")
     script.ask("capital.1", country="japan")
     script.ask("repeat3.1", "pause_request", pause=0.9, a="purple", b="tiger", c="window")
-    script.await_result(bell)
+    script.wait_for_result(bell)
     begun = script.ask("count.1", n="ten")
     script.aside("backchannel", "uh huh", begun + 1.3)
     price = script.tool_request("price", 4.0, item="butter")
     script.update(price, item="pepper")
     end = script.aside("background", "anna can you pass me the salt", script.now, OTHER, OTHER_DB)
     script.now = end
-    script.await_result(price)
+    script.wait_for_result(price)
     begun = script.ask("story.1", hero="dragon")
     script.interrupt(begun + 1.7)
     script.ask("sum.1", "interrupt_request", a="two", b="three")

@@ -1,4 +1,4 @@
-"""Slices of accelerators by the names that they are rented under."""
+"""Slices of accelerators by their names at cloud providers."""
 
 import math
 import re
@@ -12,29 +12,29 @@ class Slice(NamedTuple):
 
     name: str  # "v5p-64" or "v5p:2x4x4"
     chip: Chip
-    chips: int  # how many
-    shape: str  # chips along each dimension of a TPU's network, "2x4x4"; "" where none is standard
+    chips: int  # number of chips
+    shape: str  # chips along each dimension of a TPU's network, "2x4x4"; "" if none is standard
 
     @property
     def devices(self) -> int:
-        """JAX devices in it."""
+        """Number of JAX devices."""
         return self.chips * self.chip.devices
 
     @property
     def hbm_bytes(self) -> int:
-        """Bytes of memory."""
+        """Bytes of HBM."""
         return self.chips * self.chip.hbm_bytes
 
 
 def find_slice(name: str) -> Slice:
-    """The slice behind a name.
+    """The slice of a name.
 
     Args:
-      name: A chip and a size, "v5p-64" or "h200-8" (v4, v5p and tpu7x count TensorCores, two a
+      name: A chip and a size, "v5p-64" or "h200-8" (v4, v5p and tpu7x count TensorCores, two per
         chip; the others count chips), or a TPU and a shape, "v5p:4x4x2".
 
     Raises:
-      ValueError: No such chip, size or shape.
+      ValueError: The chip, size or shape is unknown.
     """
     kind, _, rest = name.replace("-", ":", 1).partition(":")
     chip = CHIPS.get(kind)

@@ -1,4 +1,4 @@
-"""TPU slices described by libtpu on a machine without one, for programs to be compiled for."""
+"""TPU slices as libtpu describes them on machines without a TPU, to compile programs for."""
 
 import os
 from typing import Any
@@ -11,9 +11,9 @@ from pallas_kernels.chips import TPUS, TpuChip
 
 
 def use_libtpu() -> None:
-    """Lets libtpu load on a machine without a TPU; what the environment sets already stays."""
+    """Lets libtpu load on a machine without a TPU; does not overwrite environment variables."""
     for name, value in {
-        # Without these libtpu asks the cloud where it runs, or waits for another process.
+        # Without these libtpu queries the cloud's metadata, or waits for another process.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
@@ -21,7 +21,7 @@ def use_libtpu() -> None:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     }.items():
         os.environ.setdefault(name, value)
-    # libtpu is asked to compile; whatever runs, runs on the CPU.
+    # libtpu only compiles; programs run on the CPU.
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
 
@@ -30,15 +30,15 @@ def topology(name: str) -> topologies.TopologyDescription:
     """Devices of a TPU slice to compile for, see `slices.find_slice`.
 
     Raises:
-      ValueError: No such slice, or no standard shape of so many chips.
+      ValueError: The slice is unknown, or has no standard shape.
       RuntimeError: libtpu is not installed.
     """
     found = find_slice(name)
     if not found.shape or not isinstance(found.chip, TpuChip):
         shapes = ", ".join(f"{kind}:{chip.slices[4]}" for kind, chip in TPUS.items())
         raise ValueError(
-            f"topology: got {name!r}, which has no standard shape, wanted a TPU slice with one, or "
-            f"a shape, such as {shapes}"
+            f"topology: got {name!r}, without a standard shape, wanted a TPU slice that has one, "
+            f"or a shape, such as {shapes}; correct the name"
         )
     use_libtpu()
     options: dict[str, Any] = {}

@@ -63,12 +63,12 @@ def test_unknown_slices_name_the_choices(name: str, says: str) -> None:
 
 @pytest.mark.parametrize("name", ["h200-8", "v6e-512", "v5p-12"])
 def test_what_libtpu_has_no_shape_for_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="no standard shape.*v5p:2x2x1"):
+    with pytest.raises(ValueError, match=r"standard shape.*v5p:2x2x1"):
         topology.topology(name)
 
 
-# What compilers for TPU write, cut short: an asynchronous gather in a loop of three trips that a
-# condition limits, a kernel in a fusion, wrapped and ragged exchanges.
+# Shortened output of compilers for TPU: an asynchronous gather in a loop of three trips that a
+# condition limits, a kernel in a fusion, wrapped and ragged collectives.
 _HLO = """
 HloModule jit_f, is_scheduled=true, num_partitions=8
 
@@ -194,13 +194,13 @@ def test_a_program_for_fake_devices() -> None:
 
 _TPU_PROGRAM = """
 import json, sys
-from interaction import compiled
-compiled.use_libtpu()
+from interaction.compiled import device_memory, hlo, topology
+topology.use_libtpu()
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from pallas_kernels.gather_gemv import gather_gemv
 
-description = compiled.topology(sys.argv[1])
+description = topology.topology(sys.argv[1])
 mesh = Mesh(np.array(description.devices), ("expert",))
 
 def abstract(dtype, shape, spec):
@@ -222,12 +222,12 @@ def step(x, *weights):
 specs = tuple(a.sharding.spec for a in (x, *weights))
 mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
 found = jax.jit(mapped, donate_argnums=0).lower(x, *weights).compile()
-hlo = found.as_text()
+text = found.as_text()
 print(json.dumps({
     "devices": n, "kind": mesh.devices[0].device_kind, "backend": jax.default_backend(),
-    "collectives": compiled.collectives(hlo), "kernels": compiled.kernels(hlo),
-    "estimate": compiled.estimate(hlo),
-    "memory": compiled.hbm(found, {"parameters": weights, "inputs": x}).by_kind,
+    "collectives": hlo.collectives(text), "kernels": hlo.kernels(text),
+    "estimate": hlo.estimate(text),
+    "memory": device_memory.hbm(found, {"parameters": weights, "inputs": x}).by_kind,
 }))
 """
 
@@ -258,8 +258,8 @@ def test_a_program_for_tpus_that_are_not_here(name: str, kind: str, devices: int
 @needs_libtpu
 def test_a_shape_that_libtpu_does_not_know_is_refused() -> None:
     script = (
-        "from interaction import compiled\n"
-        "try:\n    compiled.topology('v5p:3x1x1')\n"
+        "from interaction.compiled import topology\n"
+        "try:\n    topology.topology('v5p:3x1x1')\n"
         "except ValueError as error:\n    print('refused:', error)\n"
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Counted costs against what is traced, lowered and allocated."""
+"""Counted costs, compared with traced, lowered and allocated programs."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def subjaxprs(value: object) -> Iterator:
 
 
 def product_flops(jaxpr) -> int:  # noqa: ANN001
-    """FLOPs of all matrix products of a traced function, loops unrolled."""
+    """FLOPs of all matrix products of a traced function, with every iteration of loops."""
     total = 0
     for eqn in jaxpr.eqns:
         inner = [product_flops(sub) for sub in subjaxprs(list(eqn.params.values()))]
@@ -56,7 +56,17 @@ def product_flops(jaxpr) -> int:  # noqa: ANN001
 
 
 def few_experts(x: Array, chosen: Array, weights: Array, layer: experts.Experts) -> Array:
-    """The chosen experts and no other, without tiles or padding."""
+    """Runs only the chosen experts, without tiles or padding.
+
+    Args:
+      x: float32[t, d].
+      chosen: int32[t, k], experts of each token.
+      weights: float32[t, k].
+      layer: Weights of all experts.
+
+    Returns:
+      float32[t, d].
+    """
     gate, up, down = layer.gate, layer.up, layer.down
     hidden = jax.nn.silu(jnp.einsum("td,tkdf->tkf", x, gate[chosen]))
     hidden = hidden * jnp.einsum("td,tkdf->tkf", x, up[chosen])
@@ -65,7 +75,7 @@ def few_experts(x: Array, chosen: Array, weights: Array, layer: experts.Experts)
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
-    """`tiny` without padding: spectra in whole tiles, experts and products as small as they are."""
+    """`tiny` without padding of spectra, experts and products."""
     monkeypatch.setattr(experts, "chosen_experts", few_experts)
     monkeypatch.setattr(dense, "_ROWS", 1)
     return dataclasses.replace(PRESETS["tiny"](), audio=AudioConfig(user_hop=200))
@@ -106,7 +116,7 @@ def test_train_flops_are_three_forwards(config: ModelConfig, everything: bool) -
     counted = flops.train_flops(config, turns, text=everything, frame=everything)
     cfg = config.transformer
     tokens = turns * costs.turn_positions(config, everything, everything)
-    # `forward` takes all pairs and masks: what windows leave is checked below.
+    # `forward` computes all pairs and masks them; windows are checked below.
     every_pair = 4 * cfg.layers * cfg.heads * cfg.head_dim * tokens**2
     speech = {"attention", "speech condition", "speech flow"}
     products = sum(count for part, count in counted.items() if part not in speech)
@@ -129,14 +139,14 @@ def test_forward_flops_against_xla(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "window"), [(7, 20), (20, 20), (53, 20), (53, 1)])
-def test_pairs_that_windows_leave(tokens: int, window: int) -> None:
+def test_pairs_inside_windows(tokens: int, window: int) -> None:
     order = jnp.arange(tokens, dtype=jnp.uint32)[None]
     mask = window_mask(order, order, jnp.ones((1, tokens), bool), window)
     causal = np.tril(np.asarray(mask[0]))
     config = PRESETS["tiny"]()
     cfg = dataclasses.replace(config.transformer, window=window, long_window=window)
     config = dataclasses.replace(config, transformer=cfg, audio_positions=1, text_slots=1)
-    # One micro-turn of two positions has three pairs; longer sessions follow the mask.
+    # One micro-turn of two positions has three pairs; longer sessions have those of the mask.
     assert costs.windowed(tokens, window) == causal.sum()
     counted = flops.train_flops(config, turns=1)["attention"]
     pairs = 3 if window > 1 else 2
@@ -155,12 +165,12 @@ def test_bytes_are_those_of_real_arrays() -> None:
     assert costs.kv_bytes(config) == slot
 
 
-def test_bfloat16_halves_what_is_multiplied() -> None:
+def test_bfloat16_halves_the_bytes_of_products() -> None:
     config = PRESETS["tiny"]()
     half = dataclasses.replace(config.transformer, dtype="bfloat16")
     half = dataclasses.replace(config, transformer=half)
     one, two = costs.weight_bytes(half), costs.weight_bytes(config)
-    for part in ("experts", "shared expert", "read-out"):
+    for part in ("experts", "shared expert", "heads"):
         assert one[part] == pytest.approx(two[part] / 2, rel=0.01)
     assert one["router"] == two["router"]
     assert costs.kv_bytes(half) == costs.kv_bytes(config) / 2

@@ -1,4 +1,4 @@
-"""Training of the background model: what a branch sees, and what it is scored by."""
+"""Training of the background model: what a fork reads, and its losses."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,18 @@ from interaction import presets
 from interaction.model.heads import text_head
 from interaction.model.sequence import encode
 from interaction.pretrained.tree_paths import flatten
-from interaction.training import reasoning
+from interaction.training import reasoning_loss
 from interaction.training.objective import Batch
 from interaction.types import Special
 from tests.support import random_params
 
 CONFIG = presets.tiny()
-LENGTH = 7  # tokens of a branch
+LENGTH = 7  # tokens of a fork
 KEYS = jax.random.split(jax.random.key(0), 3)
 
 
 def _batch(turns: int = 8, seed: int = 0) -> Batch:
-    """Three sessions, branched after two, after all and after five micro-turns."""
+    """Three sessions, forked after two, after all and after five micro-turns."""
     rng = np.random.default_rng(seed)
     b, slots = 3, CONFIG.text_slots
     words = rng.integers(Special.COUNT, CONFIG.vocab, (b, turns, 2))
@@ -49,27 +49,27 @@ ENCODE = jax.jit(encode, static_argnums=0)
 
 
 def _reasoning(batch: Batch) -> jax.Array:
-    """Last layer at the branch's tokens."""
+    """The last layer at the reasoning tokens, [3, LENGTH, d]."""
     params = random_params(CONFIG)
-    inputs = reasoning.reasoning_inputs(CONFIG, batch, KEYS)
-    beside = reasoning.reasoning_arrivals(CONFIG, batch)
+    inputs = reasoning_loss.reasoning_inputs(CONFIG, batch, KEYS)
+    beside = reasoning_loss.reasoning_arrivals(CONFIG, batch)
     return ENCODE(CONFIG, params["backbone"], params["router_bias"], inputs, beside)[1][:, -LENGTH:]
 
 
-LOSS = jax.jit(reasoning.reasoning_objective(CONFIG).loss)
+LOSS = jax.jit(reasoning_loss.reasoning_objective(CONFIG).loss)
 
 
-def _aux(batch: Batch) -> reasoning.ReasoningAux:
+def _aux(batch: Batch) -> reasoning_loss.ReasoningAux:
     params = random_params(CONFIG)
     buffers = {"router_bias": params["router_bias"]}
-    totals = reasoning.reasoning_totals(CONFIG, batch)
+    totals = reasoning_loss.reasoning_totals(CONFIG, batch)
     return LOSS({"backbone": params["backbone"]}, buffers, batch, totals, KEYS)[1]["aux"]
 
 
-def test_what_follows_the_branch_is_not_there() -> None:
-    """Words and arrivals after it change nothing; words before it do, in their own session."""
+def test_micro_turns_after_the_fork_are_not_read() -> None:
+    """Words and arrivals after it change nothing; words before it change their own session."""
     batch = _batch()
-    after = ~reasoning.prefilled_turns(batch)
+    after = ~reasoning_loss.prefilled_turns(batch)
     late = batch["arrived_slot"] // CONFIG.text_slots >= batch["prefilled"][:, None]
     assert np.any(late)
     other = {
@@ -83,10 +83,10 @@ def test_what_follows_the_branch_is_not_there() -> None:
     np.testing.assert_array_equal(changed, [True, False, False])
 
 
-def test_micro_turns_that_were_not_followed_may_be_left_away() -> None:
+def test_micro_turns_after_the_fork_can_be_left_out() -> None:
     batch = {name: leaf[:1] for name, leaf in _batch().items()}
-    params, beside = random_params(CONFIG), reasoning.reasoning_arrivals(CONFIG, batch)
-    inputs = reasoning.reasoning_inputs(CONFIG, batch, KEYS[:1])
+    params, beside = random_params(CONFIG), reasoning_loss.reasoning_arrivals(CONFIG, batch)
+    inputs = reasoning_loss.reasoning_inputs(CONFIG, batch, KEYS[:1])
     found = [
         ENCODE(CONFIG, params["backbone"], params["router_bias"], turns, beside)[1][:, -LENGTH:]
         for turns in (inputs, jax.tree.map(lambda leaf: leaf[:, :3], inputs))
@@ -95,12 +95,12 @@ def test_micro_turns_that_were_not_followed_may_be_left_away() -> None:
 
 
 def test_loss_is_a_mean_over_wanted_tokens() -> None:
-    """The parts are those of their definition, token by token."""
+    """Loss and accuracy equal a computation in NumPy, token by token."""
     batch = _batch()
-    apply_heads = random_params(CONFIG)["backbone"]["heads"]
+    heads = random_params(CONFIG)["backbone"]["heads"]
     x = np.asarray(_reasoning(batch), np.float64)
-    x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * np.asarray(apply_heads["norm"])
-    logits = x @ np.asarray(apply_heads["text"], np.float64)
+    x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * np.asarray(heads["norm"])
+    logits = x @ np.asarray(heads["text"], np.float64)
     logits -= np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     lost, right = [], []
     for row, wanted in enumerate(np.asarray(batch["reasoning_wanted"])):
@@ -114,24 +114,24 @@ def test_loss_is_a_mean_over_wanted_tokens() -> None:
     np.testing.assert_allclose(aux.reasoning_accuracy, np.mean(right))
 
 
-def test_a_branch_is_exact_when_all_its_wanted_tokens_are_right() -> None:
+def test_a_fork_is_exact_when_all_its_wanted_tokens_are_right() -> None:
     batch = _batch()
     weights = random_params(CONFIG)["backbone"]["heads"]
     right = jnp.argmax(text_head(CONFIG, weights, _reasoning(batch)), axis=-1)
-    # Tokens after the wanted ones may be replaced without a change to what comes before.
+    # Replacing tokens does not change the predictions before them.
     wanted = jnp.zeros_like(batch["reasoning"]).at[:, 4].set(1).at[2, 5].set(1)
     reasoning = batch["reasoning"].at[:, 4].set(right[:, 3]).at[2, 5].set(9)
     batch = {**batch, "reasoning": reasoning, "reasoning_wanted": wanted}
     aux = _aux(batch)
     np.testing.assert_allclose([aux.exact, aux.reasoning_accuracy], [2 / 3, 3 / 4], rtol=1e-6)
-    aux = _aux({**batch, "reasoning_wanted": wanted.at[0].set(0)})  # a record without a branch
+    aux = _aux({**batch, "reasoning_wanted": wanted.at[0].set(0)})  # a record without a fork
     np.testing.assert_allclose([aux.exact, aux.reasoning_accuracy], [1 / 2, 2 / 3], rtol=1e-6)
 
 
 def test_shares_of_a_batch_add_up() -> None:
     batch = _batch()
     params = random_params(CONFIG)
-    buffers, totals = {"router_bias": params["router_bias"]}, reasoning.reasoning_totals
+    buffers, totals = {"router_bias": params["router_bias"]}, reasoning_loss.reasoning_totals
     given = {"backbone": params["backbone"]}, buffers
     whole = LOSS(*given, batch, totals(CONFIG, batch), KEYS)
     rows = [{name: leaf[i : i + 1] for name, leaf in batch.items()} for i in range(3)]
@@ -142,10 +142,10 @@ def test_shares_of_a_batch_add_up() -> None:
         np.testing.assert_allclose(one, many, rtol=1e-5)  # measured: 2e-7
 
 
-def test_a_few_steps_learn_a_branch() -> None:
-    """Losses fall; only what no record of the task has gets no gradient."""
+def test_a_few_steps_learn_a_fork() -> None:
+    """Losses fall; only parts that the records do not use have no gradient."""
     batch = _batch()
-    objective = reasoning.reasoning_objective(CONFIG)
+    objective = reasoning_loss.reasoning_objective(CONFIG)
     params, buffers = objective.init(jax.random.key(0))
     assert set(params) == {"backbone"} and set(buffers) == {"router_bias"}
     optimizer = optax.adam(1e-2)

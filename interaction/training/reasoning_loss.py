@@ -1,10 +1,10 @@
-"""Training of the background model: thoughts, calls and answers, as branches of a record.
+"""Training of the background model: reasoning, tool calls and answers, in forks of a record.
 
-A batch holds, beside the record (see `features`; the model's own speech is not read), `prefilled`
-int32[b], how many of its micro-turns come before the branch, `reasoning` int32[b, l], the branch's
-tokens with PAD at the end (PAD alone where a record has none), and `reasoning_wanted` int32[b, l], 1
-where the model is to produce the token by itself. Later micro-turns, and what arrives in them, are
-as if they were not there.
+A batch holds a record (see `features`; the live model's speech is not read) and one fork of it:
+`prefilled` int32[b], the number of micro-turns before the fork; `reasoning` int32[b, l], the
+reasoning tokens of the fork, with PAD at the end (only PAD for a record without a fork); and
+`reasoning_wanted` int32[b, l], 1 where the model has to produce the token itself. Micro-turns after
+the fork, and text that arrives in them, are not read.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from interaction.model.turn_inputs import (
 )
 from interaction.ops import router, sampling
 from interaction.training import features
-from interaction.training.conversation import (
+from interaction.training.conversation_loss import (
     BIAS_RATE,
     ROUTER_Z_WEIGHT,
     likeliest,
@@ -35,38 +35,60 @@ from interaction.training.conversation import (
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
 from interaction.types import Array, Params, Special
 
-TRANSCRIPT_WEIGHT = (
-    0.1  # keeps what the backbone knows of hearing; the words are in the record as well
-)
+# Small, because the record has the words too; it keeps the backbone's ability to transcribe.
+TRANSCRIPT_WEIGHT = 0.1
 
 
 class ReasoningAux(NamedTuple):
-    """Shares of losses and rates that add up to those of a batch, each float32[]."""
+    """Losses and rates as shares that add up to those of a batch, each float32[]."""
 
-    reasoning: Array  # cross-entropy of the wanted tokens, nats a token
-    user_transcript: Array  # cross-entropy of the user's transcription, nats a word
+    reasoning: Array  # cross-entropy of the wanted reasoning tokens, nats a token
+    user_transcript: Array  # cross-entropy of the user transcript, nats a word
     router_z: Array  # router z-loss (arXiv 2202.08906)
-    reasoning_accuracy: Array  # of wanted tokens
-    exact: Array  # of branches: all wanted tokens are right, teacher-forced
-    transcript_accuracy: Array  # of the user's word tokens
+    reasoning_accuracy: Array  # share of the wanted reasoning tokens
+    exact: Array  # share of the forks whose wanted tokens are all right, teacher-forced
+    transcript_accuracy: Array  # share of the words of the user transcript
 
 
 def prefilled_turns(batch: Batch) -> Array:
-    """Micro-turns before the branch, bool[b, n]."""
+    """The micro-turns before the fork.
+
+    Args:
+      batch: `text` int32[b, n] and `prefilled` int32[b], see the module.
+
+    Returns:
+      bool[b, n].
+    """
     return jnp.arange(batch["text"].shape[1]) < batch["prefilled"][:, None]
 
 
 def wanted_tokens(batch: Batch) -> Array:
-    """Tokens that the model is to produce, bool[b, l - 1]: those after the first of a branch."""
+    """The reasoning tokens, after the first one of a fork, that the model has to produce itself.
+
+    Args:
+      batch: `reasoning_wanted` int32[b, l], see the module.
+
+    Returns:
+      bool[b, l - 1].
+    """
     return batch["reasoning_wanted"][:, 1:] > 0
 
 
 def reasoning_totals(config: ModelConfig, batch: Batch) -> dict[str, Array]:
-    """What the losses of a batch are divided by, see `Objective`."""
+    """Denominators of the losses of a batch, see `Objective.totals`.
+
+    Args:
+      config: Model configuration.
+      batch: See the module.
+
+    Returns:
+      Counts, float32[] each: forks, wanted tokens, words of the user transcript, and positions of
+      the transformer.
+    """
     turns = prefilled_turns(batch)
     beside = reasoning_arrivals(config, batch).token != Special.PAD
     found = {
-        "branches": jnp.sum(jnp.any(wanted_tokens(batch), axis=1)),
+        "forks": jnp.sum(jnp.any(wanted_tokens(batch), axis=1)),
         "wanted": jnp.sum(wanted_tokens(batch)),
         "user_transcript": jnp.sum((batch["user_transcript"] != Special.NONE) & turns[..., None]),
         "positions": jnp.sum(turns) * (config.audio_positions + 1) + jnp.sum(beside),
@@ -75,10 +97,15 @@ def reasoning_totals(config: ModelConfig, batch: Batch) -> dict[str, Array]:
 
 
 def reasoning_arrivals(config: ModelConfig, batch: Batch) -> Arrivals:
-    """Text that arrived in the micro-turns that were followed, and then the branch's tokens.
+    """The text that arrived before the fork, and then the reasoning tokens of the fork.
+
+    Args:
+      config: Model configuration.
+      batch: See the module.
 
     Returns:
-      [b, m + l]; a branch's tokens stand one a micro-turn, as the reasoner reads and writes them.
+      Tokens int32[b, m + l] and their times uint32[b, m + l]. Reasoning tokens are one micro-turn
+      apart, as in the reasoner.
     """
     span = jnp.uint32(config.turn_span)
     first = batch["prefilled"][:, None].astype(jnp.uint32)
@@ -95,20 +122,21 @@ def reasoning_arrivals(config: ModelConfig, batch: Batch) -> Arrivals:
 
 
 def reasoning_inputs(config: ModelConfig, batch: Batch, keys: Array) -> TurnInputs:
-    """What the transformer reads of a batch's records in training, augmented.
+    """Inputs of the transformer for the records of a batch, augmented.
 
     Args:
-      config: The model's.
+      config: Model configuration.
       batch: See the module.
       keys: Typed PRNG keys [b].
 
     Returns:
-      n micro-turns of each session.
+      n micro-turns of each session; shapes [b, n, ...] and dtypes are those of `TurnInputs`
+      (integers are int32, gains float32).
     """
-    user_keys, mishear_keys = sampling.split_keys(keys, 2)
+    user_keys, transcript_keys = sampling.split_keys(keys, 2)
     user = features.stream_mel(batch["user"], config.audio.user_hop, config.audio)
     user = features.augment_user(user, user_keys)
-    transcript = features.corrupt_transcript(batch["user_transcript"], mishear_keys)
+    transcript = features.corrupt_transcript(batch["user_transcript"], transcript_keys)
     silent = silent_outputs(config, len(user))._replace(speech_mel=None)
     return assemble(
         config,
@@ -123,14 +151,17 @@ def reasoning_inputs(config: ModelConfig, batch: Batch, keys: Array) -> TurnInpu
 def reasoning_sums(
     config: ModelConfig, backbone: Params, tail: Array, reasoning: Array, batch: Batch
 ) -> dict[str, Array]:
-    """Losses and hits, float32[] each, as sums over a batch.
+    """Losses and right predictions as sums over a batch.
 
     Args:
-      config: The model's.
-      backbone: Its parameters.
-      tail: [b, n, audio_positions + 1, d], from `model.encode`.
-      reasoning: [b, l, d], the branch's positions in the last layer.
+      config: Model configuration.
+      backbone: Parameters of the backbone.
+      tail: [b, n, audio_positions + 1, d] in the compute dtype, from `sequence.encode`.
+      reasoning: [b, l, d] in the compute dtype, the last layer at the reasoning tokens.
       batch: See the module.
+
+    Returns:
+      float32[] each: cross-entropies in nats, and counts of right predictions.
     """
     weights = gather_and_cast(backbone["heads"], "heads", config.transformer.dtype)
     logits = text_head(config, weights, reasoning[:, :-1])
@@ -157,7 +188,19 @@ def reasoning_loss(
     totals: dict[str, Array],
     keys: Array,
 ) -> tuple[Array, Sums]:
-    """The whole loss, see `Objective.loss`."""
+    """The loss of a part of a batch, see `Objective.loss`.
+
+    Args:
+      config: Model configuration.
+      params: `backbone`.
+      buffers: `router_bias` float32[l, e].
+      batch: See the module.
+      totals: Results of `reasoning_totals` for the whole batch, float32[] each.
+      keys: Typed PRNG keys [b].
+
+    Returns:
+      The loss, float32[], with `ReasoningAux` and the routers' load float32[l, e] beside it.
+    """
     inputs, beside = reasoning_inputs(config, batch, keys), reasoning_arrivals(config, batch)
     tail, x, reports = encode(config, params["backbone"], buffers["router_bias"], inputs, beside)
     reasoning = x[:, -batch["reasoning"].shape[1] :]
@@ -168,7 +211,7 @@ def reasoning_loss(
         user_transcript=sums["user_transcript"] / totals["user_transcript"],
         router_z=jnp.sum(reports.router_z) / totals["positions"],
         reasoning_accuracy=sums["reasoning_hits"] / totals["wanted"],
-        exact=sums["exact"] / totals["branches"],
+        exact=sums["exact"] / totals["forks"],
         transcript_accuracy=sums["transcript_hits"] / totals["user_transcript"],
     )
     loss = aux.reasoning + TRANSCRIPT_WEIGHT * aux.user_transcript + ROUTER_Z_WEIGHT * aux.router_z
@@ -176,13 +219,18 @@ def reasoning_loss(
 
 
 def reasoning_finish(buffers: Buffers, sums: Sums) -> tuple[Metrics, Buffers]:
-    """Metrics of a step, and the routers' selection bias after it."""
+    """Metrics of a step, and the routers' selection bias for the next one.
+
+    Args:
+      buffers: `router_bias` float32[l, e].
+      sums: Results of `reasoning_loss` for the whole batch.
+    """
     bias = router.update_bias(buffers["router_bias"], sums["load"], BIAS_RATE)
     return sums["aux"]._asdict(), {"router_bias": bias}
 
 
 def reasoning_objective(config: ModelConfig) -> Objective:
-    """The backbone alone: a background model is mute."""
+    """Trains the backbone; a background model is without speech head."""
 
     def init(key: Array) -> tuple[Params, Buffers]:
         backbone, _, bias = init_params(config, key)

@@ -1,4 +1,4 @@
-"""Attention of one layer: over whole sessions at once, or over new positions and a ring cache."""
+"""Attention of one layer: over complete sessions, or over new positions and a ring cache."""
 
 from typing import NamedTuple
 
@@ -15,46 +15,46 @@ from interaction.types import Array
 
 
 class SequenceKeys(NamedTuple):
-    """Keys are the positions of whole sessions; along the mesh axis `sequence` all devices'."""
+    """The keys are the positions of complete sessions, of all devices along `sequence`."""
 
-    order: Array  # uint32[b, s], counts valid positions; an invalid one shares its predecessor's
+    order: Array  # uint32[b, s], counts valid positions; an invalid one has that of the one before
     valid: Array  # bool[b, s]
 
 
 class RingKeys(NamedTuple):
-    """Keys are what a ring cache holds after new positions are written to it."""
+    """The keys are those in a ring cache after the new positions are written to it."""
 
-    slots: Array  # int32[b, t], where each new position is written; the capacity drops it
+    slots: Array  # int32[b, t], slot of each new position; one equal to the capacity is dropped
     mask: Array  # bool[b, t, s], which slots each new position sees
 
 
 class Cache(NamedTuple):
     """Ring caches of the layers of one kind."""
 
-    k: Array  # [b, l, s, g, k], turned by RoPE
-    v: Array  # [b, l, s, g, k]
+    k: Array  # float[b, l, s, g, k], rotated by RoPE
+    v: Array  # float[b, l, s, g, k]
 
 
 class AttentionContext(NamedTuple):
-    """What one layer attends to, beside its new positions."""
+    """The keys, cache and window of one layer."""
 
     keys: SequenceKeys | RingKeys
     cache: Cache | None  # None with SequenceKeys
     layer: Array  # int32[], index among the layers of its kind
-    window: int  # keys that a position sees, its own included
+    window: int  # keys that a query sees, that of its position included
 
 
 def attend(
     q: Array, k: Array, v: Array, sink: Array, context: AttentionContext
 ) -> tuple[Array, Cache | None]:
-    """Mixes a layer's positions, and writes them to its ring cache where it has one.
+    """Attention of a layer's positions, which are written to the ring cache if there is one.
 
     Args:
-      q: [b, t, h, k].
-      k: [b, t, g, k], g dividing h.
-      v: [b, t, g, k].
+      q: float[b, t, h, k].
+      k: float[b, t, g, k]; g divides h.
+      v: float[b, t, g, k].
       sink: float32[h].
-      context: The layer's.
+      context: Keys, cache and window of the layer.
 
     Returns:
       [b, t, h, k] in q's dtype, and the cache with the new positions.

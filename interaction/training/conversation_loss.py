@@ -1,4 +1,4 @@
-"""Training of the conversation: what to say and when, what the user said, and how it sounds."""
+"""Training of the live model: the text-out stream, the user transcript, and the flow head."""
 
 from functools import partial
 from typing import NamedTuple
@@ -18,40 +18,38 @@ from interaction.ops import router, sampling
 from interaction.training import features
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
 from interaction.training.samples import conversation_samples
-from interaction.training.speech import flow_loss, flow_totals
+from interaction.training.speech_loss import flow_loss, flow_totals
 from interaction.types import Array, Params, Special
 
 TRANSCRIPT_WEIGHT, ROUTER_Z_WEIGHT = 0.5, 1e-4
-SELF_AUDIO_BLANKED = (
-    0.6  # share of sessions in which the backbone does not hear the model's own speech
-)
+SELF_AUDIO_BLANKED = 0.6  # share of sessions in which the backbone reads no self audio
 BIAS_RATE = 1e-3  # step of the router's selection bias
-LOGITS = 1 << 27  # numbers that exist at once; with more, micro-turns are read out in parts
+LOGITS = 1 << 27  # most logits in memory at once; for more, the heads run on parts of the turns
 
 
 class ConversationAux(NamedTuple):
-    """Shares of losses and rates that add up to those of a batch, each float32[]."""
+    """Losses and rates as shares that add up to those of a batch, each float32[]."""
 
-    text: Array  # cross-entropy of the text stream, nats a word, start or stop
-    user_transcript: Array  # cross-entropy of the user's transcription, nats a word
-    flow: Array  # squared errors of the speech mel, see `flow_loss`; 0 where it is not trained
+    text: Array  # cross-entropy of the text-out stream, nats a word, start or stop
+    user_transcript: Array  # cross-entropy of the user transcript, nats a word
+    flow: Array  # squared errors of the speech mel, see `flow_loss`; 0 if it is not trained
     router_z: Array  # router z-loss (arXiv 2202.08906)
-    text_accuracy: Array  # of word tokens
-    switch_accuracy: Array  # of micro-turns in which speech starts or stops
-    transcript_accuracy: Array  # of the user's word tokens
+    text_accuracy: Array  # share of the word tokens
+    switch_accuracy: Array  # share of the micro-turns in which speech starts or stops
+    transcript_accuracy: Array  # share of the words of the user transcript
 
 
 class Targets(NamedTuple):
-    """What n micro-turns should say, and which of them count for what."""
+    """Targets of n micro-turns, and masks of what is counted."""
 
-    text: Array  # int32[b, n]
-    user_transcript: Array  # int32[b, n, audio_positions]
-    word: Array  # bool[b, n], the model says a word or hands one over
-    switch: Array  # bool[b, n], its speech starts or stops
+    text: Array  # int32[b, n], text-out tokens
+    user_transcript: Array  # int32[b, n, audio_positions], NONE where nothing was said
+    word: Array  # bool[b, n], the model says a word or delegates with one
+    switch: Array  # bool[b, n], the model's speech starts or stops
 
 
 def make_targets(batch: Batch) -> Targets:
-    """Targets of whole sessions."""
+    """Targets of whole sessions; `batch` is described in `features`."""
     text, aloud = batch["text"], control_tokens.spoken_tokens(batch["text"])[0]
     before = features.delayed(aloud, Special.SILENT)
     switch = (aloud == Special.SILENT) != (before == Special.SILENT)
@@ -60,7 +58,16 @@ def make_targets(batch: Batch) -> Targets:
 
 
 def conversation_totals(config: ModelConfig, speech_weight: float, batch: Batch) -> dict:
-    """What the losses of a batch are divided by, see `Objective`."""
+    """Denominators of the losses of a batch, see `Objective.totals`.
+
+    Args:
+      config: Model configuration.
+      speech_weight: Weight of the flow loss; 0 leaves it out.
+      batch: See `features`.
+
+    Returns:
+      Counts, float32[] each.
+    """
     targets = make_targets(batch)
     positions = targets.text.size * (config.audio_positions + 1)
     if "arrived" in batch:
@@ -77,19 +84,19 @@ def conversation_totals(config: ModelConfig, speech_weight: float, batch: Batch)
 
 
 def negative_log_likelihood(logits: Array, target: Array, counted: Array | None = None) -> Array:
-    """Sum over all entries, or those that are counted, in nats.
+    """Negative log-likelihood, summed over all entries or those that are counted.
 
-    Every entry weighs the same, or the likeliest token would not be the best guess at when to
-    speak; but most entries are silence, so the sum is divided by the number of words, starts and
-    stops: a mean over all entries would make the words' part small.
+    Every entry has the same weight, so that the likeliest token is the best guess of when to speak.
+    Most entries are silence, so callers divide the sum by the number of words, starts and stops; in
+    a mean over all entries the words would hardly count.
 
     Args:
       logits: float32[..., v].
       target: int32[...].
-      counted: bool, of a shape that broadcasts to the target's; None counts all.
+      counted: bool[...] that broadcasts to the shape of `target`; None counts all.
 
     Returns:
-      float32[].
+      float32[], nats.
     """
     top = jax.nn.logsumexp(logits, axis=-1)
     lost = top - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
@@ -97,29 +104,38 @@ def negative_log_likelihood(logits: Array, target: Array, counted: Array | None 
 
 
 def likeliest(logits: Array, token: Array) -> Array:
-    """Whether no token is likelier: bool[...] of float32[..., v] and int32[...]."""
-    # Not argmax, which is slow on CPU; and the loss takes the same maximum.
+    """Whether no other token is likelier.
+
+    Args:
+      logits: float32[..., v].
+      token: int32[...].
+
+    Returns:
+      bool[...].
+    """
+    # A maximum instead of argmax, which is slow on CPU; the loss needs the same maximum.
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return chosen >= jnp.max(logits, axis=-1)
 
 
 def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, keys: Array) -> TurnInputs:
-    """What the transformer reads of a batch in training, augmented.
+    """Inputs of the transformer for a batch, augmented.
 
     Args:
-      config: The model's.
+      config: Model configuration.
       batch: See `features`.
-      speech: float32[b, n, speech_frames, m], from `features.speech_mel`.
+      speech: float32[b, n, speech_frames, m], log10 magnitude, from `features.speech_mel`.
       keys: Typed PRNG keys [b].
 
     Returns:
-      n micro-turns of each session.
+      n micro-turns of each session; shapes [b, n, ...] and dtypes are those of `TurnInputs`
+      (integers are int32, gains float32).
     """
-    user_keys, blank_keys, noise_keys, mishear_keys = sampling.split_keys(keys, 4)
+    user_keys, blank_keys, noise_keys, transcript_keys = sampling.split_keys(keys, 4)
     b, n = batch["text"].shape
     user = features.stream_mel(batch["user"], config.audio.user_hop, config.audio)
     user = features.augment_user(user, user_keys)
-    transcript = features.corrupt_transcript(batch["user_transcript"], mishear_keys)
+    transcript = features.corrupt_transcript(batch["user_transcript"], transcript_keys)
     gain = (sampling.uniform(blank_keys, (1,)) > SELF_AUDIO_BLANKED).astype(jnp.float32)
     inputs = assemble(
         config,
@@ -134,15 +150,15 @@ def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, keys: Array) -
 
 
 def jitter_levels(config: ModelConfig, bins: Array, keys: Array) -> Array:
-    """Moves dMel levels by a rounded standard normal; the lowest level, silence, stays.
+    """Moves dMel levels by a rounded standard normal; the lowest level, silence, is kept.
 
     Args:
-      config: The model's.
-      bins: int32[b, n, frames, m].
+      config: Model configuration.
+      bins: int32[b, n, frames, m], dMel levels.
       keys: Typed PRNG keys [b].
 
     Returns:
-      int32[b, n, frames, m], inside the range of levels.
+      int32[b, n, frames, m], dMel levels in [0, bins).
     """
     jitter = jnp.round(sampling.normal(keys, bins.shape[1:])).astype(jnp.int32)
     return jnp.where(bins > 0, jnp.clip(bins + jitter, 0, config.audio.bins - 1), bins)
@@ -151,16 +167,17 @@ def jitter_levels(config: ModelConfig, bins: Array, keys: Array) -> Array:
 def read_losses(
     config: ModelConfig, backbone: Params, tail: Array, targets: Targets
 ) -> tuple[dict[str, Array], Array]:
-    """Losses and hits of n micro-turns, without all logits ever being there.
+    """Losses and right predictions of n micro-turns, with at most `LOGITS` logits in memory.
 
     Args:
-      config: The model's.
-      backbone: Its parameters.
-      tail: [b, n, audio_positions + 1, d], from `model.encode`.
-      targets: Of the same micro-turns.
+      config: Model configuration.
+      backbone: Parameters of the backbone.
+      tail: [b, n, audio_positions + 1, d] in the compute dtype, from `sequence.encode`.
+      targets: Targets of the same micro-turns.
 
     Returns:
-      Sums over micro-turns, float32[] each, and the hidden states [b, n, d] of the text positions.
+      Sums over micro-turns, float32[] each: cross-entropies in nats, and counts of right
+      predictions. And the hidden states [b, n, d] of the text-out positions.
     """
     weights = gather_and_cast(backbone["heads"], "heads", config.transformer.dtype)
 
@@ -202,9 +219,21 @@ def conversation_loss(
     totals: dict[str, Array],
     keys: Array,
 ) -> tuple[Array, Sums]:
-    """The whole loss, see `Objective.loss`.
+    """The loss of a part of a batch, see `Objective.loss`.
 
-    Along the mesh axis `sequence` a device runs the layers on its part of each session's turns.
+    Along the mesh axis `sequence` each device runs the layers on its part of the micro-turns.
+
+    Args:
+      config: Model configuration.
+      speech_weight: Weight of the flow loss; 0 leaves it out.
+      params: `backbone`, and `speech` if the flow head is trained.
+      buffers: `router_bias` float32[l, e].
+      batch: See `features`.
+      totals: Results of `conversation_totals` for the whole batch, float32[] each.
+      keys: Typed PRNG keys [b].
+
+    Returns:
+      The loss, float32[], with `ConversationAux` and the routers' load float32[l, e] beside it.
     """
     input_keys, speech_keys = sampling.split_keys(keys, 2)
     speech = features.speech_mel(batch, config)
@@ -233,9 +262,13 @@ def conversation_loss(
 
 
 def conversation_finish(buffers: Buffers, sums: Sums) -> tuple[Metrics, Buffers]:
-    """Metrics of a step, and the routers' selection bias after it.
+    """Metrics of a step, and the routers' selection bias for the next one.
 
-    `largest_load_fraction` is the largest share of a layer's assignments that one expert took.
+    `largest_load_fraction` is the largest share of a layer's assignments that goes to one expert.
+
+    Args:
+      buffers: `router_bias` float32[l, e].
+      sums: Results of `conversation_loss` for the whole batch.
     """
     load = sums["load"]
     largest = jnp.max(load / jnp.sum(load, axis=-1, keepdims=True))
@@ -244,13 +277,18 @@ def conversation_finish(buffers: Buffers, sums: Sums) -> tuple[Metrics, Buffers]
 
 
 def conversation_objective(config: ModelConfig, speech_weight: float = 0.0) -> Objective:
-    """The backbone; with a speech weight the flow head learns along, conditioned on the backbone."""
+    """Trains the backbone, and the flow head on its hidden states.
+
+    Args:
+      config: Model configuration.
+      speech_weight: Weight of the flow loss; 0 trains the backbone alone.
+    """
 
     def init(key: Array) -> tuple[Params, Buffers]:
         backbone, speech, bias = init_params(config, key)
-        params = (
-            {"backbone": backbone, "speech": speech} if speech_weight else {"backbone": backbone}
-        )
+        params = {"backbone": backbone}
+        if speech_weight:
+            params["speech"] = speech
         return params, {"router_bias": bias}
 
     def show(params: Params, buffers: Buffers, batch: Batch) -> dict:
@@ -266,5 +304,5 @@ def conversation_objective(config: ModelConfig, speech_weight: float = 0.0) -> O
 
 
 def joint_objective(config: ModelConfig) -> Objective:
-    """Backbone and flow head together."""
+    """Trains backbone and flow head together."""
     return conversation_objective(config, speech_weight=0.5)

@@ -1,0 +1,233 @@
+"""Positions of micro-turns: who stands where on the clock, by hand and against NumPy."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from interaction import presets
+from interaction.config import ModelConfig
+from interaction.model.positions import Positions, embed, embed_arrivals, last_positions
+from interaction.model.turn_inputs import Arrivals, TurnInputs
+from interaction.presets import PRESETS
+from interaction.types import Special
+from tests.support import jit_unoptimised, random_params
+
+TINY = (
+    presets.tiny()
+)  # two text slots, one patch, two audio positions, one of text out: a span of 6
+WIDE = dataclasses.replace(TINY, text_slots=3, patches=4, audio_positions=4)  # a span of 12
+PAD = Special.PAD
+# Where a kind stands in a micro-turn, by variant: (text in, frame).
+PLACES = {
+    "tiny": {
+        (False, False): [3, 4, 5],
+        (True, False): [0, 1, 3, 4, 5],
+        (False, True): [2, 3, 4, 5],
+        (True, True): [0, 1, 2, 3, 4, 5],
+    },
+    "wide": {
+        (False, False): [7, 8, 9, 10, 11],
+        (True, False): [0, 1, 2, 7, 8, 9, 10, 11],
+        (False, True): [3, 4, 5, 6, 7, 8, 9, 10, 11],
+        (True, True): [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+    },
+}
+CONFIGS, SPANS = {"tiny": TINY, "wide": WIDE}, {"tiny": 6, "wide": 12}
+VARIANTS = list(PLACES["tiny"])
+
+
+def make_inputs(config: ModelConfig, sessions: int = 2, turns: int = 3) -> TurnInputs:
+    """Micro-turns with everything in them: no empty slot, a frame in each."""
+    rng = np.random.default_rng(0)
+    shape = (sessions, turns)
+    frames = (*shape, config.audio.user_frames, config.audio.mels)
+    size = config.frame_size
+
+    def tokens(*more: int) -> np.ndarray:
+        return rng.integers(Special.COUNT, config.vocab, (*shape, *more), np.int32)
+
+    return TurnInputs(
+        user=rng.integers(0, 16, frames, np.int32),
+        self_audio=rng.integers(0, 16, frames, np.int32),
+        self_audio_gain=np.ones(shape, np.float32),
+        user_transcript=tokens(config.audio_positions),
+        last=tokens(),
+        text=tokens(config.text_slots),
+        frame=rng.random((*shape, size, size, 3), np.float32),
+        has_frame=np.ones(shape, bool),
+    )
+
+
+def as_variant(inputs: TurnInputs, variant: tuple[bool, bool]) -> TurnInputs:
+    with_text, with_frame = variant
+    inputs = inputs if with_text else inputs._replace(text=None)
+    return inputs if with_frame else inputs._replace(frame=None, has_frame=None)
+
+
+@functools.cache
+def embedding(config: ModelConfig) -> Callable:
+    backbone = random_params(config)["backbone"]
+    return jit_unoptimised(lambda inputs, clock: embed(config, backbone, inputs, clock))
+
+
+def run(config: ModelConfig, inputs: TurnInputs, clock: list[int]) -> Positions:
+    return jax.device_get(embedding(config)(inputs, np.array(clock, np.uint32)))
+
+
+def places(config: ModelConfig, inputs: TurnInputs, clock: list[int]) -> tuple:
+    """Validity and time alone, for which nothing of the embeddings is compiled."""
+    backbone = random_params(config)["backbone"]
+    lay_out = jit_unoptimised(lambda *given: embed(config, backbone, *given)[1:])
+    return jax.device_get(lay_out(inputs, np.array(clock, np.uint32)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_kind_stands_at_its_place(name: str, variant: tuple[bool, bool]) -> None:
+    """A kind that is absent takes no positions, and the others stay where they are."""
+    config, span = CONFIGS[name], SPANS[name]
+    valid, time = places(config, as_variant(make_inputs(config), variant), [0, 70])
+    by_hand = [
+        [first + turn * span + place for turn in range(3) for place in PLACES[name][variant]]
+        for first in (0, 70 * span)
+    ]
+    np.testing.assert_array_equal(time, by_hand)
+    assert time.dtype == np.uint32 and valid.all()
+
+
+def test_the_clock_wraps_inside_a_micro_turn_and_between_two() -> None:
+    """Number 715,827,882 of a span of 6 begins 4 positions before 2**32; the last one begins 6."""
+    _, time = places(TINY, make_inputs(TINY, turns=2), [715_827_882, 2**32 - 1])
+    last = 2**32 - 1
+    np.testing.assert_array_equal(
+        time,
+        [
+            [last - 3, last - 2, last - 1, last, 0, 1, 2, 3, 4, 5, 6, 7],
+            [last - 5, last - 4, last - 3, last - 2, last - 1, last, 0, 1, 2, 3, 4, 5],
+        ],
+    )
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_kinds_never_overlap(preset: str) -> None:
+    """A span holds exactly what may stand in it, so no two positions share a time."""
+    config = PRESETS[preset]()
+    kinds = [config.text_slots, config.patches, config.audio_positions, 1]
+    assert config.turn_span == sum(kinds)
+
+
+CHANGES = {  # what is changed in the last of three micro-turns of WIDE, and where it is seen
+    "text, slot 0": ("text", (0,), [0]),
+    "text, slot 2": ("text", (2,), [2]),
+    "frame, top left": ("frame", (slice(0, 40), slice(0, 40)), [3]),
+    "frame, top right": ("frame", (slice(0, 40), slice(40, 80)), [4]),
+    "frame, bottom left": ("frame", (slice(40, 80), slice(0, 40)), [5]),
+    "user, frame 0": ("user", (0,), [7]),
+    "user, frame 1": ("user", (1,), [7]),
+    "user, frame 2": ("user", (2,), [8]),
+    "user, frame 7": ("user", (7,), [10]),
+    "self audio, frame 3": ("self_audio", (3,), [8]),
+    "self audio, frame 4": ("self_audio", (4,), [9]),
+    "gain": ("self_audio_gain", (), [7, 8, 9, 10]),
+    "transcript, place 0": ("user_transcript", (0,), [7]),
+    "transcript, place 3": ("user_transcript", (3,), [10]),
+    "last token": ("last", (), [11]),
+}
+
+
+@pytest.fixture(scope="module")
+def calm() -> tuple[TurnInputs, Positions]:
+    inputs = make_inputs(WIDE)
+    return inputs, run(WIDE, inputs, [0, 0])
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_is_read_stands_where_it_belongs(
+    calm: tuple[TurnInputs, Positions], what: str
+) -> None:
+    """A change of one input moves the positions of its kind in its micro-turn, and no other."""
+    inputs, before = calm
+    field, place, seen = CHANGES[what]
+    leaf = getattr(inputs, field).copy()
+    at = (0, 2, *place)
+    leaf[at] = (leaf[at] + 1) % 16 if field in ("user", "self_audio") else 1 - leaf[at]
+    leaf[at] = np.abs(leaf[at])  # of a token t, t - 1
+    after = run(WIDE, inputs._replace(**{field: leaf}), [0, 0])
+    moved = np.argwhere(np.any(before.x != after.x, axis=-1))
+    assert moved.tolist() == [[0, 2 * 12 + position] for position in seen]
+
+
+def test_text_is_its_rows_of_the_tables() -> None:
+    inputs = make_inputs(TINY)
+    found = run(TINY, inputs, [0, 0])
+    x = found.x.reshape(2, 3, 6, -1)
+    table, slot, out_slot = (
+        np.asarray(random_params(TINY)["backbone"]["text_in"][name])
+        for name in ("table", "slot", "out_slot")
+    )
+    np.testing.assert_array_equal(x[:, :, 0], table[inputs.text[:, :, 0]] + slot[0])
+    np.testing.assert_array_equal(x[:, :, 1], table[inputs.text[:, :, 1]] + slot[1])
+    np.testing.assert_array_equal(x[:, :, 5], table[inputs.last] + out_slot)
+
+
+def test_what_does_not_exist_is_neither_valid_nor_a_number() -> None:
+    inputs = make_inputs(TINY)
+    text, has_frame, exists = inputs.text.copy(), inputs.has_frame.copy(), np.ones((2, 3), bool)
+    text[0, 1] = [PAD, 9]  # row 0: one empty slot, and later no frame
+    has_frame[0, 2] = False
+    exists[1, 2] = False  # row 1 is one micro-turn shorter
+    frame = inputs.frame.copy()
+    frame[0, 2] = np.nan
+    inputs = inputs._replace(text=text, has_frame=has_frame, frame=frame, exists=exists)
+    found = run(TINY, inputs, [0, 0])
+    wanted = np.ones((2, 18), bool)
+    wanted[0, [6, 14]] = False
+    wanted[1, 12:18] = False
+    np.testing.assert_array_equal(found.valid, wanted)
+    assert np.all(found.x[~wanted] == 0) and np.all(np.any(found.x[wanted] != 0, axis=-1))
+
+
+def test_arrivals_are_text_at_the_same_time() -> None:
+    """At times of their own, in any order; past the text slots they look like the last one."""
+    backbone = random_params(WIDE)["backbone"]
+    inputs = make_inputs(WIDE)
+    slots = run(WIDE, inputs, [0, 0]).x.reshape(2, 3, 12, -1)[:, :, :3]
+    early = [(2, 0), (0, 2), (1, 1), (0, 0)]
+    late = [12 + 3, 24 + 11]  # where video and text out stand
+    time = np.array([[turn * 12 + slot for turn, slot in early] + late] * 2, np.uint32)
+    token = np.array([[row[turn, slot] for turn, slot in early] + [9, PAD] for row in inputs.text])
+    found = embed_arrivals(
+        WIDE, backbone, Arrivals(jnp.asarray(token, jnp.int32), jnp.asarray(time))
+    )
+    np.testing.assert_array_equal(found.time, time)
+    np.testing.assert_array_equal(found.valid, [[True] * 5 + [False]] * 2)
+    for index, (turn, slot) in enumerate(early):
+        np.testing.assert_array_equal(found.x[:, index], slots[:, turn, slot])
+    text_in = {name: np.asarray(leaf) for name, leaf in backbone["text_in"].items()}
+    np.testing.assert_array_equal(found.x[:, 4], [text_in["table"][9] + text_in["slot"][2]] * 2)
+    assert np.all(found.x[:, 5] == 0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_read_off_is_audio_and_text_out(variant: tuple[bool, bool]) -> None:
+    x = np.array(
+        [
+            [
+                100 * row + 20 * turn + place
+                for turn in range(3)
+                for place in PLACES["wide"][variant]
+            ]
+            for row in range(2)
+        ]
+    )
+    found = last_positions(WIDE, jnp.asarray(x[..., None]), 3)
+    by_hand = [
+        [[100 * row + 20 * turn + place for place in (7, 8, 9, 10, 11)] for turn in range(3)]
+        for row in range(2)
+    ]
+    np.testing.assert_array_equal(found[..., 0], by_hand)
