@@ -1,21 +1,22 @@
-r"""Free-running evaluation on held-out voices, scored on the model's audio and text.
+r"""Free-running evaluation on held-out voices; the model's audio and text are scored.
 
 python -m experiments.evaluate --checkpoint=demo --sessions=300 --seed=7 --json=out/evaluate.json
 
-With --held_out_only every session has one request, a combination of words that training never has.
-The 56 forms that have such combinations come equally often; a row of the table joins the forms of
-one intent.
+With --held_out_only each session has one request, a combination of words that training never has.
+The 56 forms with such combinations come equally often. A row of the table joins the forms of one
+intent.
 
-With --suite=continuous one user after another speaks to a model that is never started anew,
---joined of them in one long session; beside it the same audio is heard in fresh sessions. Each
-session lasts 24 s, of which the last 8 s are for its last answer: nobody speaks but the model.
+With --suite=continuous long sessions are compared with fresh ones. In a long session --joined users
+speak one after another, and the model keeps its state. In fresh sessions the model starts with an
+empty state for each of the same users. A user's session lasts 24 s; in its last 8 s the user is
+silent, so that the last answer ends within it.
 
 python -m experiments.evaluate --suite=continuous --sessions=300 --joined=20
 
-With --suite=delegation users ask for what takes a tool, in real time, with the background model
-beside the checkpoint; the definitions are in `interaction.evaluation.delegation`. With --joined
-above 1 so many users follow one another in one long talk. Its tools have one table and one time of
-day, those of its first user.
+With --suite=delegation users make tool requests, in real time, and the background model of the
+checkpoint works on them. `interaction.evaluation.delegation` defines the measures. With --joined
+above 1 so many users follow one another in one long conversation. Its tools have one table of
+prices and one time of day, those of its first user.
 
 python -m experiments.evaluate --suite=delegation --sessions=200 --json=out/delegation.json
 """
@@ -36,7 +37,8 @@ from experiments.compilation_cache import use_compilation_cache
 from interaction.data.delegation_sessions import make_delegation_session
 from interaction.data.domain import answer_words
 from interaction.data.held_out import make_held_out_session
-from interaction.data.sessions import StoredSession, make_session
+from interaction.data.sessions import make_session
+from interaction.data.stored_session import StoredSession
 from interaction.evaluation import summary
 from interaction.evaluation.continuous import compare_continuous, continuous_table
 from interaction.evaluation.delegation import score_delegations
@@ -52,10 +54,10 @@ from interaction.evaluation.rollout import Listener
 from interaction.evaluation.run import Evaluation, choose_clips, evaluate
 from interaction.evaluation.talk import TAIL_S, MakeAgent, read_recording, run_figures, run_sessions
 
-REPLAYS = 100  # records that are run again, at most
-JOINED = 20  # sessions of one long session
-TALK_TURNS = 80  # micro-turns of a session in which its user speaks
-TAIL_TURNS = 40  # after them, in a long session: the longest answer lasts 6.7 s
+REPLAYS = 100  # most records that are replayed
+JOINED = 20  # default number of users in one long session
+TALK_TURNS = 80  # micro-turns of a session in which the user speaks
+TAIL_TURNS = 40  # silent micro-turns of the user after them; the longest answer lasts 6.7 s
 BY_FORM = "answer_exact_by_form"
 
 
@@ -68,7 +70,7 @@ def run(
     split: str,
     held_out_only: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a model and returns every figure, ready for JSON."""
+    """Evaluates a model on single sessions; returns all figures, for JSON."""
     began = time.perf_counter()
 
     def make(index: int) -> StoredSession:
@@ -82,12 +84,12 @@ def run(
 
 
 def shown_by(progress: tqdm) -> Callable[[int], object]:
-    """A function that is called with the number of what is done."""
+    """A function that shows progress when it is called with the number of finished items."""
     return lambda done: progress.update(done - progress.n)
 
 
 def with_recogniser(found: Evaluation, asr: int) -> dict[str, Any]:
-    """The figures, with those of a recogniser that hears at most `asr` of the answers."""
+    """The figures, with those of a speech recogniser on at most `asr` answers."""
     figures = found.figures
     chosen = choose_clips(found.clips, asr)
     print(f"recognising {len(chosen)} answers, each as generated and original")
@@ -100,7 +102,7 @@ def with_recogniser(found: Evaluation, asr: int) -> dict[str, Any]:
 
 
 def show(figures: dict[str, Any], held_out_only: bool = False) -> None:
-    """Prints figures, what was left out, and where wrong answers come from."""
+    """Prints figures, counts of what was not scored, and the breakdown."""
     groups = (BY_FORM, *summary.BY_ENGINE) if held_out_only else summary.BY_ENGINE
     print(summary.table(figures, groups))
     show_excluded(figures)
@@ -111,7 +113,7 @@ def show(figures: dict[str, Any], held_out_only: bool = False) -> None:
 
 
 def show_excluded(figures: dict[str, Any], where: str = "") -> None:
-    """Prints what was not scored, and why."""
+    """Prints how much was not scored, and why."""
     for key, reasons in figures["excluded"].items():
         for reason, count in reasons.items():
             print(f"not scored in {where}{key}: {count} ({reason})")
@@ -120,7 +122,7 @@ def show_excluded(figures: dict[str, Any], where: str = "") -> None:
 def run_continuous(
     model: Listener, sessions: int, joined: int, seed: int, batch: int, asr: int, split: str
 ) -> dict[str, Any]:
-    """Evaluates a model on long sessions and on their parts as fresh ones; ready for JSON."""
+    """Evaluates a model on long sessions and on fresh ones; returns all figures, for JSON."""
     began = time.perf_counter()
 
     def make(index: int) -> StoredSession:
@@ -141,7 +143,7 @@ def run_continuous(
 
 
 def show_continuous(figures: dict[str, Any]) -> None:
-    """Prints the figures of long and of fresh sessions side by side, and what was left out."""
+    """Prints the figures of long and of fresh sessions, and counts of what was not scored."""
     minutes = figures["long_session_s"] / 60
     print(f"{figures['long_sessions']} long sessions of {minutes:.1f} minutes")
     print(continuous_table(figures))
@@ -150,7 +152,16 @@ def show_continuous(figures: dict[str, Any]) -> None:
 
 
 def make_talks(sessions: int, joined: int, seed: int) -> list[tuple[np.ndarray, str]]:
-    """PCM and meta of users who ask for what takes a tool, `joined` of them in one long talk."""
+    """Makes users with tool requests.
+
+    Args:
+      sessions: Number of users.
+      joined: Number of users in one long conversation.
+      seed: Seed of the sessions.
+
+    Returns:
+      For each conversation the user's PCM, int16[n] at 16 kHz, and the meta as JSON.
+    """
     made = []
     for index in tqdm(range(sessions), desc="users", unit="session"):
         first = index % joined == 0
@@ -175,7 +186,7 @@ def run_delegations(
     records: pathlib.Path,
     joined: int = 1,
 ) -> dict[str, Any]:
-    """Lets users ask for what takes a tool, in real time, and returns every figure."""
+    """Evaluates a model with its background model in real time; returns all figures, for JSON."""
     began = time.perf_counter()
     made = make_talks(sessions, joined, seed)
     turns = sum(json.loads(meta)["turns"] + round(TAIL_S / TURN_S) for _, meta in made)
@@ -186,7 +197,7 @@ def run_delegations(
     scores = []
     for path in tqdm(paths, desc="scoring", unit="session"):
         scores.append(score_delegations(read_recording(path, model.decode)))
-    print(f"running {min(len(paths), REPLAYS)} records again")
+    print(f"replaying {min(len(paths), REPLAYS)} records")
     figures = summarise_delegations(scores) | run_figures(paths, model, REPLAYS)
     if joined > 1:
         figures |= summarise_joined(scores)
@@ -194,7 +205,7 @@ def run_delegations(
 
 
 def show_delegations(figures: dict[str, Any]) -> None:
-    """Prints figures, what was left out, and some mistakes."""
+    """Prints figures, counts of what was not scored, and some mistakes."""
     print(delegation_table(figures))
     for key, value in figures.items():
         if not isinstance(value, dict | list) and key not in figures["counts"]:
@@ -202,38 +213,44 @@ def show_delegations(figures: dict[str, Any]) -> None:
 
 
 def define_flags() -> None:
-    """Defines the command line; not on import, so that commands can be imported together."""
+    """Defines the flags. Not at import, so that tests can import several commands."""
     flags.DEFINE_string("checkpoint", "demo", "Released model: a name or a folder.")
-    flags.DEFINE_integer("sessions", 300, "Sessions of 16 s.", lower_bound=1)
-    flags.DEFINE_integer("seed", 7, "Of the sessions and of the model's sampling.")
-    flags.DEFINE_string("json", None, "File for the figures; parts of it are printed.")
-    flags.DEFINE_integer("batch", 8, "Sessions streamed at once.", lower_bound=1)
-    flags.DEFINE_integer("asr_sessions", 80, "Answers given to the recogniser.", lower_bound=0)
+    flags.DEFINE_integer("sessions", 300, "Number of sessions, of one user each.", lower_bound=1)
+    flags.DEFINE_integer("seed", 7, "Seed of the sessions and of the model's sampling.")
+    flags.DEFINE_string("json", None, "File for all figures; a part of them is printed.")
+    flags.DEFINE_integer("batch", 8, "Sessions that run together.", lower_bound=1)
+    flags.DEFINE_integer("asr_sessions", 80, "Most answers for the recogniser.", lower_bound=0)
     flags.DEFINE_enum(
-        "suite", "conversation", ["conversation", "continuous", "delegation"], "What users want."
+        "suite",
+        "conversation",
+        ["conversation", "continuous", "delegation"],
+        "Sessions and measures, see above.",
     )
     flags.DEFINE_integer(
         "joined",
         None,
-        f"Sessions of one long session; default: {JOINED} with --suite=continuous, else 1.",
+        f"Users in one long session; default: {JOINED} with --suite=continuous, else 1.",
         lower_bound=1,
     )
-    flags.DEFINE_bool("held_out_only", False, "One request a session, of held-out combinations.")
-    flags.DEFINE_integer("at_once", 4, "Conversations in real time at once.", lower_bound=1)
-    flags.DEFINE_string("records", "out/delegation", "Folder for the records of conversations.")
-    flags.DEFINE_string("background", None, "Background model; default: beside the checkpoint.")
-    flags.DEFINE_enum("split", "heldout", ["heldout", "train"], "Voices and combinations.")
+    flags.DEFINE_bool("held_out_only", False, "One request a session, a held-out combination.")
+    flags.DEFINE_integer(
+        "at_once", 4, "Conversations at once with --suite=delegation.", lower_bound=1
+    )
+    flags.DEFINE_string("records", "out/delegation", "Folder for records with --suite=delegation.")
+    flags.DEFINE_string("background", None, "Background model; default: the checkpoint's.")
+    flags.DEFINE_enum("split", "heldout", ["heldout", "train"], "Voices and word combinations.")
 
 
 def joined_sessions(given: flags.FlagValues) -> int:
-    """Checks flags against one another; returns how many sessions make a long one.
+    """Checks that flags go together; returns the number of users in one long session.
 
     Raises:
-      UsageError: they do not go together.
+      UsageError: They do not go together.
     """
     if given.suite == "delegation" and given.split == "train":
         raise app.UsageError(
-            "--split: got train, whose results no tool gives, wanted heldout; leave it out"
+            "--split: got train with --suite=delegation, where results do not belong to requests, "
+            "wanted heldout; leave it out"
         )
     if given.held_out_only and (given.suite != "conversation" or given.split == "train"):
         raise app.UsageError(
@@ -248,14 +265,14 @@ def joined_sessions(given: flags.FlagValues) -> int:
         )
     if given.sessions % joined:
         raise app.UsageError(
-            f"--sessions: got {given.sessions}, wanted a multiple of --joined={joined}, for whole "
-            "long sessions; change one of them"
+            f"--sessions: got {given.sessions}, wanted a multiple of --joined={joined}; change one "
+            "of them"
         )
     return joined
 
 
 def main(argv: list[str]) -> None:
-    """Loads, evaluates, prints and writes."""
+    """Evaluates a model, and prints and writes the figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     given = flags.FLAGS
@@ -266,7 +283,9 @@ def main(argv: list[str]) -> None:
     if given.suite == "delegation":
         background = given.background or find_background(given.checkpoint)
         if background is None:
-            raise app.UsageError(f"no background model beside {given.checkpoint}; name one")
+            raise app.UsageError(
+                f"--background: got none, and {given.checkpoint} has none beside it; name one"
+            )
         figures = run_delegations(
             model,
             agent_maker(background),

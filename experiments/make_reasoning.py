@@ -1,11 +1,12 @@
-r"""Makes records for training the background model from sessions with tool requests.
+r"""Makes records for the training of the background model from sessions with delegations.
 
-    python -m experiments.make_reasoning --sessions=data/delegation_sessions --out=data/delegation
-    python -m experiments.make_reasoning --sessions=data/delegation_sessions \
-        --out=data/short_records --short_records=4
+    sessions=data/delegation_sessions
+    python -m experiments.make_reasoning --sessions=$sessions --out=data/delegation
+    python -m experiments.make_reasoning --sessions=$sessions --out=data/short_records \
+        --short_records=4
 
-The first command makes whole records, some of them preceded by another conversation; the second
-makes short records of synthetic requests. A record depends only on the seed and the sessions. The
+The first command makes whole records, of which a share is preceded by other sessions. The second
+makes short records of imagined requests. A record depends only on the seed and the sessions. The
 folder appears when it is complete.
 """
 
@@ -15,24 +16,24 @@ from absl import app, flags
 
 from interaction.data import reasoning_records
 
-_SESSIONS = flags.DEFINE_string("sessions", None, "Folder from make_sessions.", required=True)
+_SESSIONS = flags.DEFINE_string("sessions", None, "Folder that make_sessions made.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all random choices.", lower_bound=0)
 _PRECEDED = flags.DEFINE_float(
-    "preceded", 0.5, "Share of whole records that another conversation precedes.", 0.0, 1.0
+    "preceded", 0.5, "Share of the whole records that other sessions precede.", 0.0, 1.0
 )
 _SHORT_RECORDS = flags.DEFINE_integer(
-    "short_records", 0, "Short records per session; 0 makes whole records.", lower_bound=0
+    "short_records", 0, "Short records of each session; 0 makes whole records.", lower_bound=0
 )
 
 
 def main(_: list[str]) -> None:
-    """Reads flags and makes the set."""
+    """Makes the records."""
     path, out = Path(_SESSIONS.value), Path(_OUT.value)
     if _SHORT_RECORDS.value:
-        made = reasoning_records.short_records_of(path, _SEED.value, _SHORT_RECORDS.value)
+        made = reasoning_records.short_records(path, _SEED.value, _SHORT_RECORDS.value)
     else:
-        made = reasoning_records.reasoning_records_of(path, _SEED.value, _PRECEDED.value)
+        made = reasoning_records.whole_records(path, _SEED.value, _PRECEDED.value)
     print(f"{out}: {reasoning_records.write_records(made, out)} records")
 
 

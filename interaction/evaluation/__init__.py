@@ -1,4 +1,4 @@
-"""Scores free-running conversations: pure functions on PCM, text tokens and annotations."""
+"""Scores free-running conversations, with pure functions of PCM, text tokens and annotations."""
 
 from interaction.evaluation.events import Event, parse_events
 from interaction.evaluation.rollout import Rollout, rollout

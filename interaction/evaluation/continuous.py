@@ -1,15 +1,17 @@
 """Compares many requests in one long session with the same requests in fresh sessions.
 
-Both are the same audio and the same events. In the long session one user after another speaks to a
-model that is never started anew; in the fresh sessions the model starts anew for each of them.
+Audio and events are the same in both. A long session joins the sessions of many users, which are
+its parts, and the model keeps its state over all of them. In fresh sessions the model starts with
+an empty state for each user.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from interaction.data.stored_session import StoredSession
 from interaction.evaluation.joined import PLACES, place_name
 from interaction.evaluation.rollout import Listener
-from interaction.evaluation.run import Evaluation, StoredSession, evaluate
+from interaction.evaluation.run import Evaluation, evaluate
 from interaction.evaluation.scoring import SessionScore
 from interaction.evaluation.summary import BY_ENGINE, rates_by_session, rows
 
@@ -18,7 +20,7 @@ MEASURES = {"answer_exact_by_place": "answer", "response_by_place": "response"}
 
 
 class Compared(NamedTuple):
-    """What was found in long sessions, and beside it in fresh ones."""
+    """Results in long sessions and in fresh ones."""
 
     continuous: Evaluation
     fresh: Evaluation
@@ -38,16 +40,16 @@ def compare_continuous(
 
     Args:
       model: See `evaluate`.
-      make_record: See `evaluate`; every answer has to end within its session, whatever follows.
-      sessions: Parts of all long sessions together.
-      joined: Parts of one long session.
+      make_record: See `evaluate`. Every answer has to end within its session.
+      sessions: Number of parts of all long sessions.
+      joined: Number of parts of one long session.
       seed: See `evaluate`.
-      batch: See `evaluate`; no more rows than there are long sessions are used for these.
-      on_batch: Called with the number of sessions that are done, of twice as many.
+      batch: See `evaluate`. Long sessions use fewer rows if there are fewer of them.
+      on_batch: Called with the number of finished sessions; the last number is 2 * sessions.
 
     Returns:
-      Both evaluations; `breakdown` has the keys of `BY_PLACE` as well, rates by the place that a
-      part has in its long session.
+      Both evaluations. Their `breakdown` has also the keys of `BY_PLACE`: rates by the place of a
+      part in its long session.
     """
     report = on_batch or (lambda done: None)
     rows_of_long = min(batch, max(sessions // joined, 1))
@@ -63,12 +65,15 @@ def compare_continuous(
 def rates_by_place(
     scores: Sequence[SessionScore], measure: str, joined: int
 ) -> dict[str, dict[str, Any]]:
-    """Rates of the thirds of long sessions, in order of time.
+    """Rates in the first, middle and last third of long sessions.
 
     Args:
-      scores: One for each part, those of a long session in order.
-      measure: Of `score_session`.
-      joined: Parts of one long session.
+      scores: One for each part, in order within a long session.
+      measure: A measure of `score_session`.
+      joined: Number of parts of one long session.
+
+    Returns:
+      Rate, count and interval by the name of the third, in order of time.
     """
     names = [place_name((index % joined + 0.5) / joined) for index in range(len(scores))]
     found = rates_by_session(scores, measure, names)
@@ -78,7 +83,7 @@ def rates_by_place(
 def count_pairs(
     continuous: Sequence[SessionScore], fresh: Sequence[SessionScore]
 ) -> dict[str, int]:
-    """Counts answers that were right in both, in one of the two alone, and in neither."""
+    """Counts the answers that are right in both, in only one of the two, and in neither."""
     counts = {"both": 0, "continuous_only": 0, "fresh_only": 0, "neither": 0}
     for pair in zip(continuous, fresh, strict=True):
         long, alone = (
@@ -95,7 +100,7 @@ def continuous_table(figures: dict[str, Any]) -> str:
     """Both sets of figures side by side, as lines of text.
 
     Args:
-      figures: "continuous" and "fresh", each as `summarise` returns it, and "answers".
+      figures: "continuous" and "fresh", each from `summarise`, and "answers" from `count_pairs`.
     """
     half = f"{'n':>7}  {'95% interval':<14}"
     head = f"{'figure':<40}{'target':>8}{'continuous':>11}{half}{'fresh':>11}{half}"

@@ -1,4 +1,4 @@
-"""From the scores of many conversations with delegations to one dict of figures."""
+"""Figures from the scores of many conversations with delegations, and their table."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -22,19 +22,20 @@ RATES = {  # JSON key -> measure
 }
 TIMES = {"holding_reply": "holding", "result_latency": "latency"}  # prefix of the key -> measure
 SHOWN_BY_GROUP = ("delegation_recall", "request_exact", "result_spoken_exact")
-EXAMPLES = 20  # mistakes of each measure that are shown
+EXAMPLES = 20  # most mistakes of one measure in the figures
 
 
 def summarise_delegations(scores: Iterable[DelegationScore]) -> dict[str, Any]:
     """Figures of a set of conversations.
 
     Args:
-      scores: One for each.
+      scores: One for each conversation.
 
     Returns:
-      A dict for JSON: every figure by its key (None where nothing could be scored), "delegations"
-      (spans that an errand asked for), and under "counts", "intervals" (95%, Wilson), "excluded"
-      (reasons with counts), "by_errand" and "mistakes" what stands behind them.
+      A dict for JSON: each figure by its key, None where nothing could be scored, and
+      "delegations", the number of spans that belong to a tool request. The details are under
+      "counts", "intervals" (95%, Wilson), "excluded" (counts by reason), "by_tool_request" (rates)
+      and "mistakes" (examples).
     """
     scores = list(scores)
     scored: dict[str, list[Judged]] = defaultdict(list)
@@ -76,15 +77,15 @@ def summarise_delegations(scores: Iterable[DelegationScore]) -> dict[str, Any]:
 
 
 def summarise_joined(scores: Iterable[DelegationScore]) -> dict[str, Any]:
-    """What is known of long talks beside `summarise_delegations`.
+    """Further figures of long conversations, which join the sessions of several users.
 
     Args:
-      scores: One for each long talk.
+      scores: One for each long conversation.
 
     Returns:
-      "by_place", rates of each measure by the third of the talk in which it was asked, and
-      "by_wait", those of results that are due in the part in which they were asked, as in a fresh
-      talk, and of results that are due later, such as those of timers of minutes.
+      "by_place", rates of each measure by the third of the conversation in which the request was
+      made; and "by_wait", rates of results that are due in the part of the request, as in a fresh
+      conversation, and of results that are due later, such as those of timers of minutes.
     """
     scored: dict[str, list[Judged]] = defaultdict(list)
     for one in (judged for score in scores for judged in score.judged if not judged.excluded):
@@ -98,13 +99,13 @@ def summarise_joined(scores: Iterable[DelegationScore]) -> dict[str, Any]:
 
 
 def _mistakes(scored: Sequence[Judged], wrong: bool) -> list[dict[str, str]]:
-    """Some of those whose `ok` is `wrong`."""
+    """Some outcomes that are mistakes; `wrong` is the value of `ok` in a mistake."""
     found = [one for one in scored if one.ok == wrong][:EXAMPLES]
     return [{name: getattr(one, name) for name in ("asked", "wanted", "said")} for one in found]
 
 
 def delegation_table(figures: dict[str, Any]) -> str:
-    """The figures as lines of text, those of `summarise_joined` too where they are there."""
+    """The figures as lines of text, also those of `summarise_joined` if there are any."""
     lines = [f"{'figure':<40}{'measured':>11}{'n':>7}  95% interval"]
     keys = ["delegation_precision", *RATES]
     keys += [f"{prefix}_p{percent}_s" for prefix in TIMES for percent in (50, 90)]

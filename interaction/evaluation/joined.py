@@ -1,7 +1,7 @@
-"""Joins sessions into one long session, and cuts its replies into those of its parts.
+"""Joins sessions into one long session, and cuts the replies to it into those to its parts.
 
-The parts follow one another, each with a number of micro-turns of silence behind it. A time of part
-k in the long session is its time in the part plus the length of all parts before it.
+The parts follow one another, with a gap of silent micro-turns between two of them. A time in the
+long session is the time in the part plus the length of all parts and gaps before it.
 """
 
 import itertools
@@ -13,9 +13,10 @@ import numpy as np
 from interaction.evaluation.events import TURN_S
 from interaction.evaluation.rollout import TURN, Rollout
 
-Meta = dict[str, Any]  # the JSON object of a session record's "meta"
+Meta = dict[str, Any]  # the JSON object of a stored session's "meta"
 
-EVENT_SECONDS = ("start_s", "end_s", "answer_end_s")  # negative: there is none
+# Fields of events and of notes (entries of "delegations") that are times; negative for none.
+EVENT_SECONDS = ("start_s", "end_s", "answer_end_s")
 EVENT_TURNS = ("answer_turn", "answer_end_turn")
 NOTE_SECONDS = ("cancelled_s", "said_end_s")
 NOTE_TURNS = ("closed", "said_turn")
@@ -23,7 +24,7 @@ PLACES = ("first third", "middle third", "last third")
 
 
 def place_name(share: float) -> str:
-    """The third of a long session in which a moment lies; 0 is its start and 1 its end."""
+    """The third of a long session at a share of its length, 0 at the start and 1 at the end."""
     return PLACES[min(int(3 * share), 2)]
 
 
@@ -31,20 +32,20 @@ def join_users(users: Sequence[np.ndarray], gap: int = 0) -> np.ndarray:
     """Joins recordings of users.
 
     Args:
-      users: PCM, int16[n] or float32[n] at 16 kHz; all but the last hold whole micro-turns.
-      gap: Micro-turns of silence between two of them.
+      users: PCM, int16[n] or float32[n] at 16 kHz; all but the last have whole micro-turns.
+      gap: Micro-turns of silence between two recordings.
 
     Returns:
-      PCM of the same type.
+      PCM of the same dtype, [m].
 
     Raises:
-      ValueError: A recording before the last one holds an incomplete micro-turn.
+      ValueError: A recording before the last one ends within a micro-turn.
     """
     broken = [index for index, user in enumerate(users[:-1]) if len(user) % TURN]
     if broken:
         raise ValueError(
             f"users: got {len(users[broken[0]])} samples in recording {broken[0]}, wanted a "
-            f"multiple of {TURN}; fill it with silence"
+            f"multiple of {TURN}; append silence to it"
         )
     silence = np.zeros(gap * TURN, users[0].dtype)
     behind = [silence] * (len(users) - 1) + [silence[:0]]
@@ -54,19 +55,19 @@ def join_users(users: Sequence[np.ndarray], gap: int = 0) -> np.ndarray:
 def cut_replies(replies: Rollout, turns: Sequence[int]) -> list[Rollout]:
     """Cuts the replies to a long session into those to its parts.
 
-    Each part is on its own clock, as if it were a session by itself: its events need no shift.
+    The replies to each part are on the clock of the part, like its events.
 
     Args:
-      replies: To the whole.
-      turns: Length of each part in micro-turns.
+      replies: Replies to the long session.
+      turns: Length of each part in micro-turns, with the gap after it.
 
     Raises:
-      ValueError: The parts are not as long as the whole.
+      ValueError: The lengths do not add up to that of the long session.
     """
     if sum(turns) != len(replies.text):
         raise ValueError(
             f"turns: got {list(turns)}, {sum(turns)} together, wanted {len(replies.text)}; pass "
-            "the length of every part"
+            "the length of each part"
         )
     edges = [0, *itertools.accumulate(turns)]
     return [
@@ -81,26 +82,27 @@ def cut_replies(replies: Rollout, turns: Sequence[int]) -> list[Rollout]:
 
 
 def join_metas(metas: Sequence[Mapping[str, Any]], gap: int) -> Meta:
-    """Joins the annotations of sessions in which the model hands requests over.
+    """Joins the annotations of sessions with delegations.
 
     Args:
-      metas: Of the parts: "turns", "voice", "events", "delegations", "prices", "time".
+      metas: Metas of the parts: "turns", "voice", "events", "delegations", "prices", "time".
       gap: Micro-turns of silence between two parts.
 
     Returns:
-      The same of the long session, with "voices" in place of "voice" and "part_turns", the length
-      of each part with the silence behind it. Events and notes are on the clock of the whole, and
-      delegations are numbered through; each note says its "part" and when that ends, "part_end_s".
+      The meta of the long session. It has "voices" instead of "voice", and "part_turns", the length
+      of each part with the gap after it. Events and notes are on the clock of the long session, and
+      all delegations have different numbers. Each note has its "part", and "part_end_s", the time
+      at which the part and its gap end.
 
     Raises:
-      ValueError: The parts differ in the table or the time that the tools tell.
+      ValueError: The parts differ in "prices" or "time", which the tools return.
     """
     first = metas[0]
     for index, meta in enumerate(metas):
         if any(meta[name] != first[name] for name in ("prices", "time")):
             raise ValueError(
-                f"metas: got a table or a time of its own in part {index}, wanted those of part "
-                "0 in all parts; pass them to make_errand_session"
+                f"metas: got other prices or another time in part {index} than in part 0, wanted "
+                "the same in all parts; make the others with make_delegation_session(like=...)"
             )
     part_turns = [meta["turns"] + gap for meta in metas]
     part_turns[-1] -= gap
@@ -125,7 +127,7 @@ def join_metas(metas: Sequence[Mapping[str, Any]], gap: int) -> Meta:
 def _shift(
     entry: Mapping[str, Any], seconds: Sequence[str], steps: Sequence[str], turns: int
 ) -> dict[str, Any]:
-    """The entry with the named times `turns` micro-turns later; a negative one means none."""
+    """The entry with the named times `turns` micro-turns later; negative times stay."""
     shifted = dict(entry)
     for name in seconds:
         if shifted.get(name, -1.0) >= 0:
@@ -137,12 +139,12 @@ def _shift(
 
 
 def shift_event(event: Mapping[str, Any], turns: int, number: int = 0) -> dict[str, Any]:
-    """An event of a record's meta `turns` micro-turns later.
+    """An event of a session's meta on the clock of the long session.
 
     Args:
-      event: As it is in the meta.
-      turns: Length of what comes before its part, in micro-turns.
-      number: Delegations before its part.
+      event: The event on the clock of its part.
+      turns: Micro-turns before its part.
+      number: Number of delegations before its part.
     """
     shifted = _shift(event, EVENT_SECONDS, EVENT_TURNS, turns)
     by = TURN_S * turns
@@ -155,7 +157,7 @@ def shift_event(event: Mapping[str, Any], turns: int, number: int = 0) -> dict[s
 
 
 def shift_note(note: Mapping[str, Any], turns: int, number: int = 0) -> dict[str, Any]:
-    """A note of a delegation `turns` micro-turns later, see `shift_event`."""
+    """A note of a delegation on the clock of the long session, see `shift_event`."""
     shifted = _shift(note, NOTE_SECONDS, NOTE_TURNS, turns)
     shifted["number"] = note["number"] + number
     shifted["updates"] = [_shift(update, ("end_s",), (), turns) for update in note["updates"]]
@@ -163,7 +165,7 @@ def shift_note(note: Mapping[str, Any], turns: int, number: int = 0) -> dict[str
 
 
 def notes_at(meta: Mapping[str, Any], turn: int) -> list[Mapping[str, Any]]:
-    """Notes of the part that runs in a micro-turn; all notes of a session that was not joined."""
+    """The notes of the part in which a micro-turn lies; all notes of a session without parts."""
     if "part_turns" not in meta:
         return list(meta["delegations"])
     ends = np.cumsum(meta["part_turns"])[:-1]

@@ -1,4 +1,4 @@
-"""Free-running evaluation of a model on session records: rollouts, scores, figures."""
+"""Free-running evaluation of a model on stored sessions: replies, scores and figures."""
 
 import dataclasses
 from collections import defaultdict
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from interaction.data.stored_session import StoredSession
 from interaction.evaluation import activity
 from interaction.evaluation.events import TURN_S, parse_events, read_engine
 from interaction.evaluation.joined import cut_replies, join_users
@@ -17,15 +18,14 @@ from interaction.evaluation.statistics import word_accuracy
 from interaction.evaluation.summary import UNKNOWN, summarise
 from interaction.types import Special
 
-StoredSession = dict[str, Any]
-CLIP_MARGIN_S = 0.05  # kept around a generated answer
+CLIP_MARGIN_S = 0.05  # s before and after a generated answer that its clip has too
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found."""
+    """Results of an evaluation."""
 
-    figures: dict[str, Any]  # as `summarise` returns it, with "heard_word_accuracy"
-    clips: list[Clip]  # right answers, as generated and as the engine says them
+    figures: dict[str, Any]  # from `summarise`, with "transcript_word_accuracy"
+    clips: list[Clip]  # right answers, as the model and as the speech engine say them
     scores: list[SessionScore]
 
 
@@ -38,30 +38,30 @@ def evaluate(
     on_batch: Callable[[int], object] | None = None,
     joined: int = 1,
 ) -> Evaluation:
-    """Lets a model listen to `sessions` users, `batch` at once, and scores what it did.
+    """Plays users to a model, and scores its replies.
 
-    With `joined` above 1 it listens to so many users one after another, without a new start. Its
-    replies are then cut where the next user begins, and each part is scored on its own clock, as
-    if it were alone: the events are the same, whatever `joined` is.
+    With `joined` above 1 the model hears so many users one after another, and keeps its state. The
+    replies are then cut where the next user begins, and those to each user are scored by
+    themselves, so that the scored events do not depend on `joined`.
 
     Args:
-      model: as returned by `interaction.load`.
-      make_record: gives the record of session i: "user" and "model" int16[turns * 3200], "text"
-        int32[turns], "user_transcript" int32[turns, slots], "meta" a JSON string.
-      sessions: how many.
-      seed: row i of all rows samples with a seed made of this and i.
-      batch: rows that stream together; the last batch is filled up by repeating its first row.
-      on_batch: called with the number of sessions that are done.
-      joined: sessions that one row hears, one after another.
+      model: From `interaction.load`.
+      make_record: Gives session i, with the fields "user" and "model" int16[turns * 3200], "text"
+        int32[turns], "user_transcript" int32[turns, slots] and "meta", see `stored_session`.
+      sessions: Number of sessions.
+      seed: Row i samples with a seed that is made of this one and i.
+      batch: Rows that run together. The last batch is filled up with copies of its first row.
+      on_batch: Called with the number of finished sessions.
+      joined: Number of sessions that one row hears, one after another.
 
     Raises:
-      ValueError: if a number is below 1, `sessions` is no multiple of `joined`, or a record's
-        meta cannot be read.
+      ValueError: A number is below 1, `sessions` is no multiple of `joined`, or the meta of a
+        session cannot be read.
     """
     if min(sessions, batch, joined) < 1 or sessions % joined:
         raise ValueError(
             f"sessions, batch, joined: got {sessions}, {batch}, {joined}, wanted at least 1 each "
-            "and whole long sessions; change sessions to a multiple of joined"
+            "and sessions a multiple of joined; change sessions"
         )
     found, rows = _Found(model), sessions // joined
     for first in range(0, rows, batch):
@@ -86,7 +86,7 @@ def _row_seed(seed: int, row: int) -> int:
 
 @dataclasses.dataclass
 class _Found:
-    """What is known of the sessions so far."""
+    """Results of the sessions so far."""
 
     model: Listener
     scores: list[SessionScore] = dataclasses.field(default_factory=list)
@@ -123,7 +123,7 @@ class _Found:
 
     @staticmethod
     def _accuracy(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """Word accuracy and the number of words; words of a session are not independent."""
+        """Word accuracy and number of words. Without interval: words are not independent."""
         wanted, got = map(list, zip(*pairs, strict=True))
         words = sum(len(sentence.split()) for sentence in wanted)
         return {"rate": word_accuracy(wanted, got), "n": words, "interval": None}
@@ -132,9 +132,18 @@ class _Found:
 def answer_clips(
     record: StoredSession, replies: Rollout, spoken: Spoken, score: SessionScore
 ) -> list[Clip]:
-    """Cuts out right and whole answers: float32 PCM as generated and as in the record.
+    """Cuts out the right and complete answers, as the model and as the speech engine say them.
 
-    Only the first utterance of a response counts, so a pause inside an answer costs words.
+    Only the first utterance of a response is taken, so that a pause inside an answer costs words.
+
+    Args:
+      record: The session, with "model" int16[turns * 3200].
+      replies: The model's replies to it.
+      spoken: What the model said.
+      score: Its score.
+
+    Returns:
+      Clips of PCM float32[n] at 16 kHz.
     """
     original = to_float(record["model"])
     starts = {id(response.event): response.start_s for response in score.responses.values()}
@@ -160,7 +169,7 @@ def answer_clips(
 
 
 def choose_clips(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """Picks clips in order, each text once before any text twice."""
+    """Picks clips in order, and repeats a text only after all texts came once."""
     seen: dict[str, int] = {}
     ranked = []
     for index, clip in enumerate(clips):

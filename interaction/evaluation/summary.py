@@ -1,4 +1,4 @@
-"""From the outcomes of many sessions to one table of figures, with counts and intervals."""
+"""Figures from the outcomes of many sessions, with counts and intervals, and their table."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ LATENCIES = {  # prefix of the JSON key -> measure
     "response_latency": "response",
     "interruption_stop_latency": "interruption_stop",
 }
-TARGETS: dict[str, tuple[str, float]] = {  # JSON key -> what the figure is to be
+TARGETS: dict[str, tuple[str, float]] = {  # JSON key -> target of the figure
     "response_rate": (">=", 0.98),
     "response_latency_p50_s": ("<=", 0.40),
     "response_latency_p90_s": ("<=", 0.70),
@@ -42,28 +42,28 @@ NO_TARGET = (
     "transcript_word_accuracy",
 )
 BY_ENGINE = ("answer_exact_by_engine", "response_by_engine", "transcript_word_accuracy_by_engine")
-UNKNOWN = "unknown"  # name of the engine of users whose voice is not known
+UNKNOWN = "unknown"  # shown as the engine of users without a known voice
 
 
 class Scored(Protocol):
-    """Something that went right or wrong."""
+    """An outcome that is right or wrong."""
 
     @property
     def ok(self) -> bool:
-        """Which of the two."""
+        """Whether it is right."""
 
 
 _Some = TypeVar("_Some", bound=Scored)
 
 
 def rate_of(outcomes: Sequence[Scored]) -> dict[str, Any]:
-    """Rate, count and interval of outcomes that are all scored."""
+    """Rate, count and 95% interval (Wilson) of outcomes that are all scored."""
     n, ok = len(outcomes), sum(outcome.ok for outcome in outcomes)
     return {"rate": ok / n if n else None, "n": n, "interval": wilson(ok, n)}
 
 
 def rates_by(outcomes: Sequence[_Some], key: Callable[[_Some], str]) -> dict[str, dict[str, Any]]:
-    """Rates of groups of outcomes, the most frequent group first."""
+    """Rates of the groups of outcomes that `key` forms, the largest group first."""
     groups: dict[str, list[_Some]] = defaultdict(list)
     for outcome in outcomes:
         groups[key(outcome)].append(outcome)
@@ -71,7 +71,7 @@ def rates_by(outcomes: Sequence[_Some], key: Callable[[_Some], str]) -> dict[str
 
 
 def _rates_of(groups: Mapping[str, Sequence[Scored]]) -> dict[str, dict[str, Any]]:
-    """Rates of the groups in which something was scored, the most frequent group first."""
+    """Rates of the groups that are not empty, the largest group first."""
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     return {name: rate_of(group) for name, group in ordered if group}
 
@@ -79,12 +79,12 @@ def _rates_of(groups: Mapping[str, Sequence[Scored]]) -> dict[str, dict[str, Any
 def rates_by_session(
     scores: Sequence[SessionScore], measure: str, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Rates of groups of sessions by one measure, the most frequent group first.
+    """Rates of groups of sessions by one measure, the largest group first.
 
     Args:
-      scores: one for each session.
-      measure: of `score_session`.
-      names: the group of each session.
+      scores: One for each session.
+      measure: A measure of `score_session`.
+      names: The group of each session.
     """
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for score, name in zip(scores, names, strict=True):
@@ -100,12 +100,12 @@ def summarise(scores: Iterable[SessionScore]) -> dict[str, Any]:
     """Figures of a set of sessions.
 
     Args:
-      scores: one for each session.
+      scores: One for each session.
 
     Returns:
-      A dict for JSON: every figure by its key (None where nothing could be scored), and under
-      "counts", "intervals" (95%: Wilson for rates, Byar for false starts), "excluded" (reasons
-      with counts) and "breakdown" what stands behind them.
+      A dict for JSON: each figure by its key, None where nothing could be scored. The details are
+      under "counts", "intervals" (95%, Wilson for rates and Byar for false starts), "excluded"
+      (counts by reason) and "breakdown" (rates by group).
     """
     scores = list(scores)
     everything = [outcome for score in scores for outcome in score.outcomes]
@@ -160,10 +160,10 @@ def _breakdown(
 
 
 class Row(NamedTuple):
-    """One figure, ready to be shown."""
+    """One figure of a table."""
 
     value: float | None
-    n: int | str  # "" where nothing is counted
+    n: int | str  # number of scored outcomes; "" where nothing is counted
     interval: tuple[float, float] | None
     target: tuple[str, float] | None = None
 
@@ -192,8 +192,8 @@ def rows(figures: dict[str, Any], groups: Sequence[str] = BY_ENGINE) -> dict[str
     """The rows of a table by their names.
 
     Args:
-      figures: as `summarise` returns them.
-      groups: keys of the breakdown, each group of which is a row.
+      figures: From `summarise`.
+      groups: Keys of the breakdown; each of their groups is a row.
     """
     counts, intervals = figures["counts"], figures["intervals"]
     found = {
@@ -208,7 +208,7 @@ def rows(figures: dict[str, Any], groups: Sequence[str] = BY_ENGINE) -> dict[str
 
 
 def table(figures: dict[str, Any], groups: Sequence[str] = BY_ENGINE) -> str:
-    """The figures as lines of text, targets beside what was measured; see `rows`."""
+    """The figures as lines of text, with targets beside measured values; see `rows`."""
     lines = [f"{'figure':<40}{'target':>8}{'measured':>11}{'n':>7}  95% interval"]
     for name, row in rows(figures, groups).items():
         verdict = "  missed" if row.missed else ""

@@ -1,4 +1,4 @@
-"""Sessions of held-out requests: each is one, every form comes as often, training has none."""
+"""Sessions of held-out requests: one request each, equally many of each form, none in training."""
 
 import json
 from collections import Counter
@@ -6,11 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from interaction.data import StoredSession, domain, make_session, records, voices
+from interaction.data import domain, make_session, voices
 from interaction.data.domain import asides
 from interaction.data.held_out import deal_form, make_held_out_session
+from interaction.data.stored_session import ARRAYS, StoredSession
 
-# Intents of which words.py, short.py and longer.py hold something out, by their phrasings.
+# Intents with held-out combinations, as short.py and longer.py list them -> number of phrasings.
 HELD_OUT_FORMS = {
     "sum": 5, "larger": 3, "bigger": 2, "smaller": 2, "category": 3,
     "repeat2": 5, "repeat3": 5, "repeat4": 5, "reverse": 3, "timer": 4, "alarm": 3,
@@ -42,7 +43,7 @@ def test_each_deal_has_an_order_of_its_own() -> None:
 
 
 def _slots(event: dict) -> tuple[domain.Form, domain.Slots]:
-    """The form and the slots that an event's words have."""
+    """The form of an event, and the slots whose words it has."""
     form = domain.form(event["form"])
     words = event["text"].split()
     for opener in ("", *asides.OPENERS):
@@ -58,7 +59,7 @@ def test_every_request_is_a_held_out_combination() -> None:
     for index in range(40):
         form = deal_form(5, index)
         if form.intent.name.startswith("repeat"):
-            continue  # so many combinations that looking for one takes seconds
+            continue  # there are so many combinations that finding the slots takes seconds
         meta = json.loads(make_held_out_session(5, index)["meta"])
         (event,) = meta["events"]
         assert event["form"] == form.name and event["held_out"] is True
@@ -72,8 +73,8 @@ def test_every_request_is_a_held_out_combination() -> None:
 
 
 def test_training_never_has_them() -> None:
-    """Not one of the words of these sessions is a request of a training session."""
-    held_out = {make_words(make_held_out_session(5, index)) for index in range(20)}
+    """No request of these sessions is one of a training session."""
+    held_out = {_words(make_held_out_session(5, index)) for index in range(20)}
     assert len(held_out) == 20
     for index in range(12):
         meta = json.loads(make_session((5, index), "train")["meta"])
@@ -81,14 +82,14 @@ def test_training_never_has_them() -> None:
         assert not held_out & {event["text"] for event in meta["events"]}
 
 
-def make_words(record: StoredSession) -> str:
+def _words(record: StoredSession) -> str:
     return json.loads(record["meta"])["events"][0]["text"]
 
 
 def test_the_same_numbers_give_the_same_bits() -> None:
     first, again = make_held_out_session(5, 2), make_held_out_session(5, 2)
     assert first["meta"] == again["meta"] != make_held_out_session(6, 2)["meta"]
-    for name in records.ARRAYS:
+    for name in ARRAYS:
         np.testing.assert_array_equal(first[name], again[name])
 
 

@@ -1,4 +1,4 @@
-"""Many requests in one long session beside fresh sessions: who is right, late, or forgets."""
+"""Many requests in one long session and in fresh sessions, by models that are right or forget."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ TURN = fakes.TURN
 
 
 class InTurn:
-    """Another model each time that sessions begin: first for long ones, then for fresh ones."""
+    """Runs another model at each start: first that for long sessions, then that for fresh ones."""
 
     def __init__(self, models: list[fakes.FakeModel]) -> None:
         self.models, self.starts = models, 0
@@ -40,22 +40,22 @@ class InTurn:
         return (which, turn), reply
 
 
-def record(made: fakes.Session, voice: str = "espeak:en+m3:150:50:1") -> dict:
+def record(made: fakes.FakeSession, voice: str = "espeak:en+m3:150:50:1") -> dict:
     events = [dataclasses.asdict(event) for event in made.events]
     user_transcript = np.full((len(made.text), 2), Special.NONE, np.int32)
-    user_transcript[:3, 0] = fakes.encode("one two three")  # and the fake hears nothing
+    user_transcript[:3, 0] = fakes.encode("one two three")  # the fake model transcribes nothing
     meta = json.dumps({"voice": voice, "events": events})
     return {**made._asdict(), "user_transcript": user_transcript, "meta": meta}
 
 
 def long_of(model: fakes.FakeModel, joined: int) -> fakes.FakeModel:
-    """The same replies, one row after another, in long rows."""
+    """The same replies in fewer rows, each of which joins `joined` rows."""
     rows = len(model.text) // joined
     return fakes.FakeModel(model.audio.reshape(rows, -1), model.text.reshape(rows, -1))
 
 
 def compare(
-    made: list[fakes.Session],
+    made: list[fakes.FakeSession],
     joined: int,
     long: fakes.FakeModel,
     fresh: fakes.FakeModel | None = None,
@@ -66,8 +66,8 @@ def compare(
     return compare_continuous(model, records.__getitem__, count, joined, seed=0, batch=count)
 
 
-def test_who_is_right_is_right_in_both() -> None:
-    """The counts are those of the same sessions one by one, in `test_scoring`."""
+def test_a_right_model_is_right_in_both() -> None:
+    """The counts are those of the same sessions in `test_scoring`."""
     made = fakes.sessions()
     found = compare(made, 2, fakes.oracle(made))
     for one in (found.continuous, found.fresh):
@@ -82,14 +82,14 @@ def test_who_is_right_is_right_in_both() -> None:
     assert found.answers == {"both": 4, "continuous_only": 0, "fresh_only": 0, "neither": 0}
 
 
-def asking(count: int) -> list[fakes.Session]:
+def asking(count: int) -> list[fakes.FakeSession]:
     """Sessions with one request each."""
     one = {"kind": "request", "form": "ask.a", "start_s": 1.0, "end_s": 2.03, "answer": "paris"}
     return [fakes.build([dict(one)]) for _ in range(count)]
 
 
-def test_who_forgets_is_worse_the_longer_it_lasts() -> None:
-    """Two long sessions of six parts; from the fourth on it says another word, in one of them."""
+def test_a_model_that_forgets_gets_worse_in_later_thirds() -> None:
+    """Of two long sessions with six parts, one has wrong answers from the fourth part on."""
     made = asking(12)
     model = fakes.oracle(made)
     model.text[3:6] = np.where(model.text[3:6] >= Special.COUNT, Special.COUNT + 1, model.text[3:6])
@@ -109,7 +109,7 @@ def test_who_forgets_is_worse_the_longer_it_lasts() -> None:
     assert [one["rate"] for one in fresh.values()] == [1, 1, 1]
 
 
-def test_answers_that_were_wrong_in_both_are_told_apart() -> None:
+def test_answers_are_counted_in_pairs() -> None:
     made = asking(4)
     long, fresh = fakes.oracle(made), fakes.oracle(made)
     long.text[:2], fresh.text[1:3] = Special.SILENT, Special.SILENT
@@ -117,8 +117,8 @@ def test_answers_that_were_wrong_in_both_are_told_apart() -> None:
     assert found.answers == {"both": 1, "continuous_only": 1, "fresh_only": 1, "neither": 1}
 
 
-def test_an_answer_over_the_join_is_left_out_of_both() -> None:
-    """Its rest is heard while the next user speaks, who is the only one that is scored."""
+def test_an_answer_that_goes_on_in_the_next_part_is_excluded_in_both() -> None:
+    """In the long session its rest plays in the next part, and counts there as a false start."""
     count = "one two three four five six seven eight nine ten"
     first = fakes.build([{"kind": "request", "start_s": 12.0, "end_s": 13.0, "answer": count}])
     made = [first, *asking(1)]
@@ -134,7 +134,7 @@ def test_an_answer_over_the_join_is_left_out_of_both() -> None:
 
 
 def test_cutting_the_replies_equals_shifting_the_events() -> None:
-    """For who is right: the whole is scored on one clock, with events that are 16 s later."""
+    """For a right model. The whole session is scored at once, with shifted events."""
     made = fakes.sessions()
     events = [
         Event(**shift_event(dataclasses.asdict(event), 80 * part))
@@ -161,7 +161,7 @@ def test_places_of_few_parts() -> None:
     scores = [SessionScore([Outcome("answer", ok, event)], {}, 0.0, 0) for ok in (True, False)]
     assert list(rates_by_place(scores, "answer", 2)) == ["first third", "last third"]
     assert list(rates_by_place(scores, "answer", 1)) == ["middle third"]
-    found = rates_by_place(scores * 2, "answer", 4)  # in order of time, whatever their numbers
+    found = rates_by_place(scores * 2, "answer", 4)  # in order of time, not of size
     assert [(name, one["n"]) for name, one in found.items()] == [
         ("first third", 1),
         ("middle third", 2),
@@ -170,7 +170,7 @@ def test_places_of_few_parts() -> None:
 
 
 def test_figures_by_engine() -> None:
-    """Two users of espeak of whom one is answered, one of flite, and one who is not known."""
+    """Two users of espeak, one of them without answer, one of flite, one of an unknown engine."""
     made = asking(4)
     model = fakes.oracle(made)
     model.text[1], model.audio[1] = Special.SILENT, 0
@@ -187,8 +187,8 @@ def test_figures_by_engine() -> None:
         "flite": {"rate": 0.0, "n": 3, "interval": None},
     }
     shown = table(figures)
-    assert "answer_exact, espeak" in shown and "heard_word_accuracy, flite" in shown
-    assert "target" in shown and "asked" not in shown
+    assert "answer_exact, espeak" in shown and "transcript_word_accuracy, flite" in shown
+    assert "target" in shown and "measured" in shown
     assert summarise([])["breakdown"]["answer_exact_by_engine"] == {}
 
 

@@ -1,4 +1,4 @@
-"""The commands that show and score a model, run with an oracle in its place."""
+"""The commands that show and score a model, run with an oracle instead of a model."""
 
 import functools
 import json
@@ -16,7 +16,8 @@ from interaction.data import clips
 from interaction.data.audio_file import read_audio, write_audio
 from interaction.data.domain import answer_words
 from interaction.data.held_out import deal_form, make_held_out_session
-from interaction.data.sessions import QUIET, SCENARIOS, make_session
+from interaction.data.scenarios import SCENARIOS
+from interaction.data.sessions import QUIET, make_session
 from interaction.data.tokenizer import load_tokenizer
 from interaction.engine.replay import replay
 from interaction.evaluation import parse_events, timeline
@@ -51,7 +52,7 @@ def test_oracle_is_perfect_on_real_sessions() -> None:
         assert figures[key] == 1, key
     for key in fakes.ZERO:
         assert figures[key] == 0, key
-    assert figures["transcript_word_accuracy"] == 0  # the fake hears nothing
+    assert figures["transcript_word_accuracy"] == 0  # the oracle transcribes nothing
     assert (
         len(found.clips)
         == figures["counts"]["answer_exact"] + (figures["counts"]["interruption_answer_exact"])
@@ -60,8 +61,8 @@ def test_oracle_is_perfect_on_real_sessions() -> None:
         assert abs(len(clip.generated) - len(clip.original)) < 0.5 * 16_000
 
 
-def test_answers_that_go_on_are_kept_to_their_last_sound() -> None:
-    """An answer's last micro-turn is partly silence, which nobody has to speak."""
+def test_an_answer_after_a_backchannel_is_complete_only_with_its_last_words() -> None:
+    """The last micro-turn of an answer is partly silent, and this silence is not required."""
     records = [make_session((7, i), "heldout", "backchannel") for i in range(16)]
 
     def keeps(records: list[dict]) -> float:
@@ -71,7 +72,7 @@ def test_answers_that_go_on_are_kept_to_their_last_sound() -> None:
         return figures["backchannel_keep_rate"]
 
     def cut(record: dict) -> dict:
-        """Drops the last two words of every answer that a backchannel falls into."""
+        """Drops the last two words of each answer with a backchannel."""
         model, text = record["model"].copy(), record["text"].copy()
         events = parse_events(record["meta"])
         for event in (e for e in events if e.kind == "backchannel"):
@@ -102,7 +103,7 @@ def test_batches_do_not_change_the_figures() -> None:
     ]
 
     class Echo(fakes.FakeModel):
-        """Says what it hears, so that its rows may come in any order."""
+        """Replies with its input, so that rows may have any order."""
 
         def step(self, state: int, chunk: Chunk) -> tuple[int, Reply]:
             rows = len(chunk.audio)
@@ -118,7 +119,7 @@ def test_batches_do_not_change_the_figures() -> None:
     assert first == second and first["early_response_rate"] == 1
 
 
-def test_asset_is_what_the_command_makes(recording: tuple) -> None:
+def test_the_bundled_recording_is_what_the_command_makes(recording: tuple) -> None:
     pcm, meta = recording
     again, wanted = make_recording.compose()
     words = [[(e["kind"], e["form"], e["text"]) for e in m["events"]] for m in (meta, wanted)]
@@ -163,7 +164,7 @@ def test_converse_with_a_background_model(
     monkeypatch.setattr(converse, "agent_maker", lambda name: lambda toolbox: agent)
     quick = functools.partial(talk, clock=clock, sleep=clock.sleep)
     monkeypatch.setattr(converse, "talk", quick)
-    for _ in range(2):  # it may write again what it wrote before
+    for _ in range(2):  # the second run overwrites the files of the first
         converse.run(str(converse.ASSET), "demo", str(tmp_path), 0, background="any")
     printed = capsys.readouterr().out
     assert "talking in real time: 63 s" in printed and "lookup 4 s" in printed
@@ -181,7 +182,7 @@ def test_converse_without_annotation_measures_by_energy(recording: tuple) -> Non
     marks = [mark for mark in conversation.marks if mark.kind == "response"]
     *answers, result = sorted(mark.end_s - mark.start_s for mark in marks)
     assert len(answers) == 12 and 0.2 < answers[0] < answers[-1] < 0.5
-    assert 2 < result < 3  # said behind an answer; energy does not know whose it is
+    assert 2 < result < 3  # said after an answer; energy alone takes it for one
     assert "tokyo  [answered after" in transcript(conversation.rows)
     timeline.draw(conversation)
 
@@ -224,7 +225,7 @@ def test_evaluate_of_held_out_requests_shows_every_form(capsys: pytest.CaptureFi
 
 
 def parsed(*given: str) -> flags.FlagValues:
-    """The command line of `evaluate`, beside the flags of the tests."""
+    """The parsed flags of `evaluate`, separate from the flags of the tests."""
     values, real = flags.FlagValues(), flags.FLAGS
     flags.FLAGS = values
     try:
@@ -242,7 +243,7 @@ def parsed(*given: str) -> flags.FlagValues:
     return values
 
 
-def test_flags_of_evaluate_go_together() -> None:
+def test_flags_of_evaluate_that_do_not_go_together_are_refused() -> None:
     joined = evaluate.joined_sessions
     assert joined(parsed()) == joined(parsed("--held_out_only")) == 1
     assert joined(parsed("--suite=continuous")) == evaluate.JOINED
@@ -303,6 +304,6 @@ def test_homophones_are_one_word() -> None:
     assert same["two"] == same["to"] == same["ta"] != same["tea"]
 
 
-def test_choose_clips_takes_each_text_before_any_twice() -> None:
+def test_choose_clips_takes_all_texts_before_it_repeats_one() -> None:
     made = [Clip(text, np.zeros(1), np.zeros(1)) for text in "aabca"]
     assert [clip.text for clip in choose_clips(made, 4)] == ["a", "b", "c", "a"]

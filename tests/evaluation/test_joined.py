@@ -1,4 +1,4 @@
-"""Sessions joined into a long one: its clock, its replies, and talks in which tools are used."""
+"""Sessions joined into a long one: its clock, its replies, and conversations with tools."""
 
 import json
 import pathlib
@@ -58,8 +58,8 @@ def metas() -> list[dict]:
     ]
 
 
-def test_events_of_later_parts_are_on_the_clock_of_the_whole() -> None:
-    """With 30 micro-turns between parts the second begins at 110, 22 s, the third at 200, 40 s."""
+def test_events_of_later_parts_are_on_the_clock_of_the_long_session() -> None:
+    """With gaps of 30 micro-turns the second part begins at 110 (22 s), the third at 200 (40 s)."""
     got = join_metas(metas(), gap=30)
     assert got["turns"] == 80 + 30 + 60 + 30 + 80 and got["part_turns"] == [110, 90, 80]
     assert got["events"][:3] == metas()[0]["events"]
@@ -73,7 +73,7 @@ def test_events_of_later_parts_are_on_the_clock_of_the_whole() -> None:
     assert parse_events(json.dumps(got))[-1].start_s == 40.5
 
 
-def test_notes_of_later_parts_are_on_the_clock_of_the_whole() -> None:
+def test_notes_of_later_parts_are_on_the_clock_of_the_long_session() -> None:
     got = join_metas(metas(), gap=30)
     first, second, third = got["delegations"]
     assert [one["number"] for one in (first, second, third)] == [1, 2, 3]
@@ -85,15 +85,15 @@ def test_notes_of_later_parts_are_on_the_clock_of_the_whole() -> None:
     assert got["time"] == "1:07" and len(got["voices"]) == 3
 
 
-def test_notes_are_those_of_the_part_that_runs() -> None:
+def test_notes_are_those_of_the_current_part() -> None:
     got = join_metas(metas(), gap=30)
     numbers = {turn: [one["number"] for one in notes_at(got, turn)] for turn in (0, 109, 110, 199)}
     assert numbers == {0: [1, 2], 109: [1, 2], 110: [3], 199: [3]}
     assert notes_at(got, 200) == notes_at(got, 999) == []
-    assert len(notes_at(metas()[0], 999)) == 2, "a session by itself"
+    assert len(notes_at(metas()[0], 999)) == 2, "a session without parts"
 
 
-def test_a_tool_takes_as_long_as_the_part_that_runs_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_takes_as_long_as_the_current_part_says(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = metas()
     parts[1]["delegations"][0]["tool_s"] = 5.0
     slept: list[float] = []
@@ -105,11 +105,11 @@ def test_a_tool_takes_as_long_as_the_part_that_runs_says(monkeypatch: pytest.Mon
     assert slept == [2.0, 5.0, talks.CALL_S]
 
 
-def test_parts_with_tables_or_times_of_their_own_are_refused() -> None:
+def test_parts_with_different_prices_or_times_are_refused() -> None:
     for name, value in (("time", "2:07"), ("prices", {"milk": [4, "kitchen"]})):
         parts = metas()
         parts[1][name] = value
-        with pytest.raises(ValueError, match="metas: got a table or a time of its own in part 1"):
+        with pytest.raises(ValueError, match="metas: got other prices or another time in part 1"):
             join_metas(parts, gap=30)
 
 
@@ -163,12 +163,12 @@ def test_delegations_by_place_and_by_wait() -> None:
     assert (waits["due_later"]["rate"], waits["due_later"]["n"]) == (0.5, 2)
 
 
-# A long talk, with who does everything right in the model's place.
+# A long conversation with a model that is always right.
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real time passes at once."""
+    """Runs conversations without waiting."""
 
     def run(*args: object, **more: object) -> talks.Talk:
         clock = Clock()
@@ -178,10 +178,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(talks, "talk", run)
 
 
-def test_calls_of_a_talk_take_as_long_as_the_part_that_runs_says(
+def test_calls_in_a_conversation_take_as_long_as_the_current_part_says(
     tmp_path: pathlib.Path, quick: None
 ) -> None:
-    """Two silent parts of 10 micro-turns; the tool is called in the middle of each."""
+    """Two silent parts of 10 micro-turns, with a call in the middle of each."""
     parts = [meta | {"turns": 10, "events": []} for meta in metas()[:2]]
     parts[0]["delegations"], parts[1]["delegations"] = [note(1, tool_s=0.0)], [note(1, tool_s=0.4)]
     silence = {"model": np.zeros(20 * TURN, np.int16), "text": np.full(20, Special.SILENT)}
@@ -208,7 +208,7 @@ def test_calls_of_a_talk_take_as_long_as_the_part_that_runs_says(
 
 
 def long_talk(seed: int, count: int) -> tuple[dict, dict]:
-    """Replies of the annotation and meta of so many users, with 6 s of silence between two."""
+    """The right replies to `count` users with gaps of 6 s, and the joined meta."""
     records = [make_delegation_session((seed, 0), "heldout")]
     first = json.loads(records[0]["meta"])
     records += [make_delegation_session((seed, i), "heldout", like=first) for i in range(1, count)]
@@ -218,10 +218,10 @@ def long_talk(seed: int, count: int) -> tuple[dict, dict]:
     return replies, join_metas([json.loads(record["meta"]) for record in records], 30)
 
 
-def test_a_long_talk_is_scored_like_its_parts(
+def test_a_long_conversation_is_scored_like_its_parts(
     tmp_path: pathlib.Path, quick: None, capsys: pytest.CaptureFixture
 ) -> None:
-    seed, count = 7, 3  # of sessions with a cancellation, in which nothing is asked twice
+    seed, count = 7, 3  # sessions with a cancellation, in which all requests are different
     replies, meta = long_talk(seed, count)
     words = [one["request"] for one in meta["delegations"]]
     assert len(set(words)) == len(words) >= 3
