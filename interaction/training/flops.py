@@ -24,8 +24,8 @@ def train_flops(
 
     Forward and backward pass count as three times the matrix products of the forward pass.
     Recomputation in the backward pass is not counted, and attention counts only the keys inside its
-    windows. A share of the micro-turns trains the speech head, see `training.speech_loss`. The vocoder
-    is trained separately and not counted.
+    windows. A share of the micro-turns trains the speech head, see `training.speech_loss`. The
+    vocoder is trained separately and not counted.
 
     Args:
       config: Model configuration.
