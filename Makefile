@@ -1,4 +1,4 @@
-# Every target sets itself up in .venv; `make demo` and `make test` need nothing but Python >= 3.11.
+# Every target installs its packages in .venv; `make demo` and `make test` need only Python >= 3.11.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -15,33 +15,33 @@ TORCH_INDEX ?=
 help: ## lists the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
-demo: $(VENV)/.demo ## streams the bundled recording through the model; writes out/
+demo: $(VENV)/.demo ## streams the bundled recording through the demo's models; writes out/
 	$(BIN)/python -m experiments.converse
 
 test: engines $(VENV)/.test ## runs the tests on the CPU
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
 
-parity: $(VENV)/.test $(VENV)/.bench ## the model against an independent PyTorch implementation
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_torch_parity.py tests/pallas_kernels/test_torch_parity.py
+parity: $(VENV)/.test $(VENV)/.bench ## compares the model with an independent PyTorch implementation
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/model/test_torch_parity.py tests/pallas_kernels/test_torch_parity.py
 
-bench: $(VENV)/.bench ## step, training and kernels beside PyTorch; writes out/*.json
+bench: $(VENV)/.bench ## times step, training and kernels, also in PyTorch; writes out/*.json
 	mkdir -p out
 	$(BIN)/python -m experiments.bench_step --preset=demo --json=out/bench_step.json
 	$(BIN)/python -m experiments.bench_train --preset=demo --json=out/bench_train.json
 	$(BIN)/python -m pallas_kernels.bench --json=out/kernels.json --plot=out/kernels.png
 
-lint: $(VENV)/.dev ## ruff: rules and format
+lint: $(VENV)/.dev ## checks rules and format with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.dev ## ruff: mends what it can
+format: $(VENV)/.dev ## formats with ruff, and fixes rules where ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.dev ## pyrefly
+types: $(VENV)/.dev ## checks types with pyrefly
 	$(BIN)/pyrefly check
 
-spell: $(VENV)/.dev ## codespell
+spell: $(VENV)/.dev ## checks spelling with codespell
 	$(BIN)/codespell
 
 notebook: $(VENV)/.dev ## executes the notebooks; writes them to out/
@@ -53,9 +53,9 @@ notebook: $(VENV)/.dev ## executes the notebooks; writes them to out/
 			--output-dir out colab/$$name.ipynb; \
 	done
 
-check: lint types spell ## lint, types and spelling
+check: lint types spell ## checks rules, format, types and spelling
 
-engines: ## installs the speech engines that sessions and tests are made with (Debian, Ubuntu)
+engines: ## installs the speech engines that sessions and tests need (Debian, Ubuntu)
 	@if command -v espeak-ng >/dev/null && command -v flite >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(ENGINES); \
@@ -73,7 +73,7 @@ $(VENV)/.python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
-# One stamp per extra; a changed pyproject.toml installs again.
+# One stamp file per extra; a change of pyproject.toml installs again.
 $(VENV)/.%: pyproject.toml | $(VENV)/.python
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[$*]'
 	touch $@

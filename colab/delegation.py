@@ -14,11 +14,11 @@
 # %% [markdown]
 # # A model behind the model
 #
-# The demo model answers small talk itself. What takes arithmetic, a clock, a timer or a table it
-# hands over, in words of its own text stream, to a background model that thinks and calls tools
-# while the talk goes on. Here both talk to a recorded user for a minute of real time; then we read
-# the record, run it again bit for bit, and put an agent of our own in the background model's place.
-# Everything runs on a CPU in a few minutes.
+# The demo model answers small talk itself. What takes arithmetic, a clock, a timer, a table or a
+# conversion it delegates, with control tokens in its text stream, to a background model that
+# reasons and calls tools while the conversation continues. Here the pair talks to a recorded user
+# for a minute of real time. Then we read the session record, replay it bit for bit, and put an
+# agent of our own in the place of the background model. Everything runs on a CPU in a few minutes.
 #
 # Run it from a clone of the repository in which `pip install -e '.[demo]'` was run.
 
@@ -52,9 +52,9 @@ from interaction.evaluation.transcript import converse, transcript
 # %% [markdown]
 # ## The pair, and its tools
 #
-# Both are small transformers of the same code. The tools are typed Python functions; the recording
-# comes with a table for `lookup`, and says how long each tool takes, so that there is something to
-# wait for.
+# Both models are small transformers made by the same code. The tools are typed Python functions.
+# The recording comes with a table for `lookup`, and with the time that each tool takes, so that
+# some results arrive late.
 
 # %%
 live = interaction.load("demo")
@@ -68,19 +68,19 @@ for schema in toolbox.schemas():
     print(f"   {json.dumps(function['parameters']['properties'])}")
 
 # %% [markdown]
-# ## A minute of talk
+# ## A conversation of one minute
 #
-# A `Conversation` takes 200 ms of the user at a time and never waits for anybody: the agent works
-# on a thread of its own. `talk` plays the recording to one in real time, and writes a record.
+# An `interaction.Conversation` takes 200 ms of the user at a time. It never waits for the agent,
+# which works on its own thread. `talk` plays the recording to a conversation in real time and
+# writes a session record.
 
 # %%
 folder = pathlib.Path(tempfile.mkdtemp())
 record = folder / "talk.session"
 done = talk(live, ReasonerAgent(reasoner, toolbox), user, seed=0, record=record, tail_s=3.0)
-print(
-    f"{len(done.text)} micro-turns, {done.missed} late; the model's step took "
-    f"{1e3 * np.median(done.step_s):.1f} ms (median), all else {1e3 * np.median(done.own_s):.2f} ms"
-)
+step_ms, driver_ms = 1e3 * np.median(done.step_s), 1e3 * np.median(done.driver_s)
+print(f"{len(done.text)} micro-turns, {done.missed} of their replies late")
+print(f"median time: {step_ms:.1f} ms for the model's step, {driver_ms:.2f} ms for all else")
 
 # %%
 padded = np.zeros(len(done.audio) + 3_200)
@@ -88,10 +88,10 @@ padded[: len(user)] = user
 display(Audio(np.stack([padded, np.append(np.zeros(3_200), done.audio)]), rate=16_000))
 
 # %% [markdown]
-# ## What was handed over
+# ## What was delegated
 #
-# Words between `<delegate>` and `</delegate>` are not spoken. `<update>` corrects the request that
-# runs, `<cancel>` drops it.
+# Words between `<delegate>` and `</delegate>` are not spoken. `<update>` corrects the newest
+# running request, `<cancel>` drops it.
 
 # %%
 names = {interaction.Special.DELEGATE: "<delegate>", interaction.Special.UPDATE: "<update>"}
@@ -101,10 +101,10 @@ for turn in np.flatnonzero(done.text == interaction.Special.CANCEL):
     print(f"{0.2 * (turn + 1):6.2f} s  <cancel>")
 
 # %% [markdown]
-# ## What came of it
+# ## What the background model did
 #
-# The record has every micro-turn: what came in, what arrived from the background model, what went
-# out, and notes of what happened.
+# The record holds every micro-turn: the inputs, the text that arrived from the background model,
+# the outputs, and notes of what happened to each delegation.
 
 # %%
 entries = session_record.read(record).entries
@@ -121,7 +121,7 @@ conversation = converse(user, replies, live.decode, events, found)
 print(transcript(conversation.rows))
 
 # %% [markdown]
-# The third lane is the background model: light while it thinks, dark while a tool works, pale while
+# The third lane is the background model: light while it reasons, dark while a tool runs, pale while
 # a result waits until nobody speaks.
 
 # %%
@@ -130,10 +130,10 @@ timeline.save(conversation, picture, "The demo pair")
 display(Image(picture))
 
 # %% [markdown]
-# ## Once more, bit for bit
+# ## Replay, bit for bit
 #
-# Results arrived when they did, on the clock of that minute. A replay takes them from the record,
-# asks nobody, and gets the same bits.
+# The results arrived at some time on the clock of that minute. A replay takes them from the record.
+# It asks no agent and calls no tool, and its outputs have the same bits.
 
 # %%
 again = replay.replay(record, live)
@@ -143,8 +143,9 @@ assert again.equal and again.complete
 # %% [markdown]
 # ## An agent of your own
 #
-# Whatever has these six methods can stand behind the model. This one never thinks: whatever is
-# asked, it has a tool of ours count the letters. It needs no real time, so the clock runs free.
+# Any object with these six methods can be the agent of a conversation. This one does not reason:
+# for any request it calls a tool that counts the letters. It needs no real time, so the
+# conversation runs as fast as the CPU allows.
 
 
 # %%
@@ -166,7 +167,7 @@ class LetterCounter:
         self.toolbox, self.calls, self.happened = toolbox, {}, []
 
     def observe(self, turn):
-        pass  # it could look at turn.audio, turn.heard, turn.text
+        pass  # it could read turn.audio, turn.user_transcript and turn.text
 
     def ask(self, delegation, request):
         call = json.dumps({"tool": "count_letters", "words": request})

@@ -15,9 +15,9 @@
 # # Inside a session
 #
 # Load the demo model, let it hear a recorded user, listen to both, and look inside: what was said
-# and when, what the text stream was about to do, which experts worked, and how far back attention
-# reaches. Nobody stands behind it here, so what it hands over gets no result; `delegation.ipynb`
-# has that. Everything runs on a CPU in a few minutes.
+# and when, how likely each kind of text token was, which experts were chosen, and how far back
+# attention reaches. There is no background model here, so a delegation gets no result;
+# `delegation.ipynb` shows one with results. Everything runs on a CPU in a few minutes.
 #
 # Run it from a clone of the repository in which `pip install -e '.[demo]'` was run.
 
@@ -27,6 +27,7 @@ import pathlib
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +45,13 @@ from interaction.evaluation import parse_events, timeline
 from interaction.evaluation.rollout import Rollout
 from interaction.evaluation.transcript import converse, transcript
 from interaction.model import streaming
-from interaction.model.backbone import LONG, SLIDING, run_layers
+from interaction.model.backbone import LONG, SLIDING, run_layers, separate_layers
 from interaction.model.positions import embed
-from interaction.model.turn_inputs import TurnInputs
-from interaction.ops import dmel, mel
-from interaction.ops.attention import attention_batch, window_mask
+from interaction.model.turn_inputs import TurnOutputs, assemble, silent_outputs
+from interaction.modules import block
+from interaction.modules.layer_attention import SequenceKeys, attend
+from interaction.ops import mel
+from interaction.ops.attention import window_mask
 
 # %%
 model = interaction.load("demo")
@@ -63,8 +66,9 @@ print(f"{count / 1e6:.2f}M parameters, {turns} micro-turns, {len(user) / 16_000:
 # %% [markdown]
 # ## Stream it
 #
-# `step` is all there is. Beside it we call `listen`, the half of the step that hears, to see the
-# text logits and the router's choices; it leaves the state alone.
+# `step` runs one micro-turn. Beside it we call `listen`, the part of the step that runs the front
+# end and the transformer, to see the text logits and the router's choices. Its new state is thrown
+# away.
 
 # %%
 listen = jax.jit(functools.partial(streaming.listen, config))
@@ -88,8 +92,8 @@ print(f"a step takes {1e3 * np.median(times):.1f} ms (median) of its 200")
 # %% [markdown]
 # ## Listen
 #
-# The user on the left, the model on the right. Reply *n* starts to play when micro-turn *n* has
-# been heard, at 0.2 (*n* + 1) s.
+# The user is on the left channel, the model on the right. Reply *n* starts to play when micro-turn
+# *n* has been heard, at 0.2 (*n* + 1) s.
 
 # %%
 both = np.stack([np.append(user, np.zeros(samples)), np.append(np.zeros(samples), audio)])
@@ -108,10 +112,10 @@ timeline.save(conversation, picture, "A recorded user and the demo model")
 display(Image(picture))
 
 # %% [markdown]
-# ## The text stream is the only switch
+# ## The text stream decides between speech and silence
 #
-# Each micro-turn yields one token: `<silent>`, `<hold>` (go on speaking), or a piece of a word.
-# Here is how likely each kind was.
+# Each micro-turn yields one token: `<silent>`, `<hold>` (continue to speak), or a piece of a word.
+# This plot shows the probability of each kind.
 
 # %%
 chance = np.asarray(jax.nn.softmax(np.array(logits)))
@@ -134,8 +138,8 @@ plt.show()
 # %% [markdown]
 # ## Router loads
 #
-# How often each expert of each layer was chosen, while the user's words arrive, while the model
-# speaks, and otherwise. An even load is 1 / experts.
+# How often each expert of each layer was chosen: while the model speaks, while the user's words
+# arrive, and otherwise. An even load is 1 / experts.
 
 # %%
 load = np.array(loads)  # [turn, layer, expert]
@@ -154,61 +158,61 @@ plt.show()
 # %% [markdown]
 # ## How far back attention reaches
 #
-# Most layers see a sliding window, one in each group a longer one. We run the whole session at once
-# through the same layers, as training does, and keep the attention weights of its text positions.
-# (That both ways give the same tokens is one of the model's contracts.)
+# Most layers see a sliding window. The last layer of each group sees a longer one. We run the whole
+# session at once through the same layers, as training does, and keep the attention weights of the
+# text-out positions. One of the model's contracts is that both ways give the same outputs up to
+# rounding.
+#
+# `assemble` makes the inputs of all micro-turns, `embed` turns them into positions, and
+# `run_layers` runs the layers. `separate_layers` unstacks the parameters, so that the layers run
+# in a Python loop. The block's attention function is replaced by one that also keeps its weights.
 
 # %%
 tail = mel.init_tail(1, config.audio.user_hop, config.audio)
 _, frames = mel.log_mel_stream(tail, jnp.asarray(user[None]), config.audio.user_hop, config.audio)
-user_bins = dmel.dmel_bins(frames, config.audio).reshape(1, turns, -1, config.audio.mels)
-stride = config.audio.user_hop // config.audio.speech_hop
-before = np.concatenate([np.full_like(spoken_mel[0], config.speech.mel_floor), *spoken_mel[:-1]])
-inputs = TurnInputs(
-    user=user_bins,
-    self_audio=dmel.dmel_bins(before[None, :, stride - 1 :: stride], config.audio),
-    self_audio_gain=jnp.ones((1, turns)),
-    user_transcript=jnp.concatenate(
-        [jnp.full_like(user_transcript[:1], special.NONE), user_transcript[:-1]]
-    )[None],
-    last=jnp.append(special.SILENT, text[:-1])[None],
+inputs = assemble(
+    config,
+    frames.reshape(1, turns, config.audio.user_frames, config.audio.mels),
+    silent_outputs(config, 1),
+    TurnOutputs(user_transcript[None], text[None], np.stack(spoken_mel, axis=1)),
+    self_audio_gain=jnp.full((1, turns), float(config.self_audio)),
 )
 positions = embed(config, model.params["backbone"], inputs, jnp.zeros(1, jnp.uint32))
 per_turn = positions.x.shape[1] // turns
-order = jnp.arange(positions.x.shape[1], dtype=jnp.uint32)[None]
 cfg = config.transformer
-masks = {
-    SLIDING: window_mask(order, order, positions.valid, cfg.window),
-    LONG: window_mask(order, order, positions.valid, cfg.long_window),
-}
 
 
-def attend(kind, layer, kept, q, k, v, sink):
-    """Attention that keeps the mean weights of text positions on micro-turns."""
-    mixed = attention_batch(q, k, v, masks[kind], sink)
-    grouped = q[0, per_turn - 1 :: per_turn].reshape(turns, cfg.kv_heads, -1, cfg.head_dim)
-    scores = jnp.einsum("tgik,sgk->gits", grouped, k[0]) * cfg.head_dim**-0.5
-    scores = jnp.where(masks[kind][0, per_turn - 1 :: per_turn], scores, -jnp.inf)
-    top = sink.reshape(cfg.kv_heads, -1, 1)
-    total = jnp.logaddexp(jax.nn.logsumexp(scores, axis=-1), top)
-    weights = jnp.exp(scores - total[..., None]).mean((0, 1))
-    weights = weights.reshape(turns, turns, per_turn).sum(-1)
-    return mixed, {**kept, kind: kept[kind].at[layer].set(weights)}
+@jax.jit
+def attention_weights(params, positions):
+    """Attention weights of text-out positions on micro-turns, [layer, n, n] for each kind."""
+    order = jnp.cumsum(positions.valid, axis=1, dtype=jnp.uint32) - jnp.uint32(1)
+    keys = dict.fromkeys((SLIDING, LONG), SequenceKeys(order, positions.valid))
+    kept = {SLIDING: [], LONG: []}
+
+    def attend_and_keep(q, k, v, sink, context):
+        mask = window_mask(order, order, positions.valid, context.window)
+        asking = q[0, per_turn - 1 :: per_turn].reshape(turns, cfg.kv_heads, -1, cfg.head_dim)
+        scores = jnp.einsum("tgik,sgk->gits", asking, k[0]) * cfg.head_dim**-0.5
+        scores = jnp.where(mask[0, per_turn - 1 :: per_turn], scores, -jnp.inf)
+        total = jnp.logaddexp(jax.nn.logsumexp(scores, axis=-1), sink.reshape(cfg.kv_heads, -1, 1))
+        weights = jnp.exp(scores - total[..., None]).mean((0, 1))
+        kind = SLIDING if context.window == cfg.window else LONG
+        kept[kind].append(weights.reshape(turns, turns, per_turn).sum(-1))
+        return attend(q, k, v, sink, context)
+
+    with mock.patch.object(block, "attend", attend_and_keep):
+        backbone = separate_layers(params["backbone"])
+        run_layers(cfg, backbone, params["router_bias"], positions, keys, {})
+    return {kind: jnp.stack(weights) for kind, weights in kept.items()}
 
 
-groups = cfg.layers // cfg.long_every
-kept = {
-    SLIDING: jnp.zeros((cfg.layers - groups, turns, turns)),
-    LONG: jnp.zeros((groups, turns, turns)),
-}
-run = jax.jit(functools.partial(run_layers, cfg, attend=attend))
-_, kept, _ = run(model.params["backbone"], model.params["router_bias"], positions, carry=kept)
+kept = attention_weights(model.params, positions)
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(14, 6), sharey=True)
 reach = {SLIDING: cfg.window, LONG: cfg.long_window}
-for panel, (kind, weights) in zip(panels, kept.items(), strict=True):
-    seen = np.asarray(weights.mean(0))
+for panel, kind in zip(panels, reach, strict=True):
+    seen = np.asarray(kept[kind].mean(0))
     shown = panel.imshow(
         np.log10(np.maximum(seen, 1e-4)), extent=(0, clock[-1], clock[-1], 0), cmap="magma"
     )

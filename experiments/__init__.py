@@ -1,1 +1,1 @@
-"""What is run: train, converse, evaluate, benches; one config file a run."""
+"""Commands: train, converse, evaluate, benchmarks; `configs` has a file for each run."""

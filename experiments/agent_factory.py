@@ -1,4 +1,4 @@
-"""The background model that belongs to a live one, for the commands that let both talk."""
+"""Finds and loads the background model of a live model, for the commands that run both."""
 
 import pathlib
 
@@ -8,10 +8,13 @@ from interaction.pretrained.store import RELEASED
 
 
 def find_background(checkpoint: str) -> str | None:
-    """The released background model beside a live one: its name with `_background`.
+    """The folder of the background model that is named like a live model with `_background`.
 
     Args:
       checkpoint: Name or folder of the live model.
+
+    Returns:
+      The folder, None if there is none.
     """
     live = pathlib.Path(checkpoint)
     name = f"{live.name}_background"
@@ -20,6 +23,6 @@ def find_background(checkpoint: str) -> str | None:
 
 
 def agent_maker(name: str) -> MakeAgent:
-    """Loads a background model; each conversation gets an agent of its own on it."""
+    """Loads a background model; the result makes a new agent for each conversation."""
     reasoner = load_reasoner(name)
     return lambda toolbox: ReasonerAgent(reasoner, toolbox)

@@ -1,12 +1,12 @@
-r"""What one streaming step costs the host, at a preset's full number of layers.
+r"""Times the dispatch of one streaming step on the host, with all layers of a preset.
 
 python -m experiments.bench_dispatch --preset=small --json=out/bench_dispatch.json
 
-The preset's tree of parameters with every width cut down, on fake CPU devices: what is timed is the
-call until it returns, which does not depend on widths. Fake devices run on the caller's own cores,
-as an accelerator does not, so the step's audio is kept back until the call has returned, and with
-it the step's work (audio that comes too early only lengthens the call). Beside it the same with the
-audio at hand, where that work competes.
+The model has the preset's tree of parameters with small widths, on fake CPU devices. The time of
+the call until it returns does not depend on the widths. Unlike an accelerator, fake devices run on
+the cores of the caller. So the audio of the step is delayed until the call has returned, and the
+work of the step starts after it. The command also times calls whose audio is ready, where that work
+competes with the call.
 """
 
 import dataclasses
@@ -31,16 +31,18 @@ from interaction.model.parameters import init_model_params
 from interaction.presets import PRESETS
 from interaction.types import Chunk, Params
 
-_PRESET = flags.DEFINE_enum("preset", "small", sorted(PRESETS), "Whose tree of parameters.")
-_DEVICES = flags.DEFINE_integer("devices", 8, "Fake devices, all on `expert`.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 100, "Steps timed.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "Where to write the figures.")
+_PRESET = flags.DEFINE_enum("preset", "small", sorted(PRESETS), "Model.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", 8, "Fake devices, all on the axis `expert`.", lower_bound=1
+)
+_STEPS = flags.DEFINE_integer("steps", 100, "Steps that are timed.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", None, "File for the figures.")
 
 _WARM_UP = 5  # steps
 
 
 def narrow(model: ModelConfig) -> ModelConfig:
-    """The same layers, parts and dtypes, as narrow as they go."""
+    """A configuration with the same layers, parts and dtypes, and the smallest widths."""
     transformer = dataclasses.replace(
         model.transformer,
         dim=32,
@@ -71,7 +73,7 @@ def narrow(model: ModelConfig) -> ModelConfig:
 
 
 def abstract_params(model: ModelConfig) -> Params:
-    """Shapes and dtypes of a model's parameters as serving keeps them."""
+    """Shapes and dtypes of a model's parameters in serving."""
     init = functools.partial(init_model_params, model)
     params = jax.eval_shape(init, jax.random.key(0))
     cast = functools.partial(sharding.cast_params, dtype=model.transformer.dtype)
@@ -79,7 +81,7 @@ def abstract_params(model: ModelConfig) -> Params:
 
 
 def step_leaves(model: ModelConfig) -> int:
-    """Arrays that a call of the step takes on a TPU: packed parameters, state and audio."""
+    """Number of arrays that a call of the step takes on a TPU: packed parameters, state, audio."""
     params = abstract_params(model)
     packing = Packing(params, sharding.param_specs(params), LIMITS["tpu"])
     keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
@@ -89,16 +91,18 @@ def step_leaves(model: ModelConfig) -> int:
 
 @jax.jit
 def _late(audio: jax.Array) -> jax.Array:
-    """The same silence, some 20 ms of one core later."""
+    """Returns `audio`, silence, after about 20 ms of work on one core."""
     zero = jax.lax.fori_loop(0, 3_000_000, lambda _, x: jnp.sin(x), audio.sum())
     return audio + zero
 
 
 def dispatch_times(model: ModelConfig) -> dict[str, list[float]]:
-    """Seconds that each call takes.
+    """Times each call of the step, s.
 
-    `held` on the clock while the step waits for its audio, `processor` of the calling thread's
-    processor time meanwhile, `working` on the clock when the devices can start at once.
+    Returns:
+      held: Wall-clock time of a call whose audio is delayed.
+      processor: Processor time of the calling thread in the same call.
+      working: Wall-clock time of a call whose audio is ready.
     """
     mesh = sharding.make_mesh({"expert": _DEVICES.value})
     rng = np.random.default_rng(0)
@@ -119,19 +123,19 @@ def dispatch_times(model: ModelConfig) -> dict[str, list[float]]:
     state = jax.device_put(state, place(session_state.state_specs(model)))
     silence = jnp.zeros((sessions, model.audio.turn_samples))
     place_audio = functools.partial(jax.device_put, device=sharding.session_sharding(mesh))
-    at_hand = place_audio(silence)
+    ready = place_audio(silence)
     times: dict[str, list[float]] = {"held": [], "processor": [], "working": []}
     for _ in tqdm(range(_WARM_UP + _STEPS.value), unit="step"):
         jax.block_until_ready(state)
-        kept_back = place_audio(_late(silence))
+        delayed = place_audio(_late(silence))
         began = time.perf_counter(), time.thread_time()
-        state, _ = step(packed, state, Chunk(kept_back))
+        state, _ = step(packed, state, Chunk(delayed))
         times["held"].append(time.perf_counter() - began[0])
         times["processor"].append(time.thread_time() - began[1])
         jax.block_until_ready(state)
-        began_at_once = time.perf_counter()
-        state, _ = step(packed, state, Chunk(at_hand))
-        times["working"].append(time.perf_counter() - began_at_once)
+        began_ready = time.perf_counter()
+        state, _ = step(packed, state, Chunk(ready))
+        times["working"].append(time.perf_counter() - began_ready)
     return {name: seconds[_WARM_UP:] for name, seconds in times.items()}
 
 

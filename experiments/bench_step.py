@@ -2,11 +2,11 @@ r"""Times the step, PCM to PCM, beside the same step in PyTorch.
 
 python -m experiments.bench_step --preset=demo --json=out/bench_step.json
 
-Both sides run the same weights on the recorded user of the demonstration, over and over, in
-alternating blocks of one process, so that what else the machine does hits both; PyTorch runs on
-the number of threads that suits it best. A turn lasts from PCM in a numpy array to PCM in a numpy
-array. Both skip the flow head in a turn in which no session speaks, and the vocoder when all of
-them have been silent for long, so turns that speak are told apart.
+Both sides run the same weights on the recorded user of the demo, repeatedly, in alternating blocks
+of one process, so that other load of the machine affects both. PyTorch runs on its fastest number
+of threads. A micro-turn lasts from PCM in a numpy array to PCM in a numpy array. Both sides skip
+the flow head if no session speaks, and the vocoder if all sessions have been silent for long, so
+micro-turns with and without speech are also reported apart.
 """
 
 import json
@@ -28,16 +28,17 @@ from experiments.converse import ASSET
 from interaction.data.audio_file import read_audio
 from interaction.types import Special
 
-_PRESET = flags.DEFINE_string("preset", "demo", "Preset, or folder of a released model.")
-_JSON = flags.DEFINE_string("json", None, "Where to write the figures.")
-_TURNS = flags.DEFINE_integer("turns", 1_000, "Turns timed on each side.", lower_bound=1)
+_PRESET = flags.DEFINE_string("preset", "demo", "Name or folder of a released model.")
+_JSON = flags.DEFINE_string("json", None, "File for the figures.")
+_TURNS = flags.DEFINE_integer("turns", 1_000, "Micro-turns timed on each side.", lower_bound=1)
 
-_WARM_UP, _BLOCK, _SETTLE = 30, 50, 2  # turns; the first ones of a block are not timed
+# Micro-turns: before the timing, timed per block, and not timed at the start of a block.
+_WARM_UP, _BLOCK, _SETTLE = 30, 50, 2
 _FIRST_REPLY = """
 import resource, sys
 import numpy as np
 import interaction
-from experiments.compilation import use_compilation_cache
+from experiments.compilation_cache import use_compilation_cache
 use_compilation_cache()
 model = interaction.load(sys.argv[1])
 state = model.init_state(sessions=1, seed=0)
@@ -50,12 +51,21 @@ for turn in range(100):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
-# Runs a turn; returns seconds until the call returned, and the text tokens.
+# Runs a micro-turn of PCM float32[b, turn_samples]; returns seconds until the call returned, and
+# the text-out tokens, integers [b].
 MicroTurn = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
 def conversation(sessions: int, samples: int) -> np.ndarray:
-    """The recorded user as float32[turns, sessions, samples]; sessions are spread over it."""
+    """Cuts the recorded user into micro-turns.
+
+    Args:
+      sessions: Sessions, which start at evenly spaced micro-turns.
+      samples: Samples of a micro-turn.
+
+    Returns:
+      PCM float32[turns, sessions, samples].
+    """
     pcm = read_audio(ASSET)
     turns = pcm[: len(pcm) // samples * samples].reshape(-1, samples)
     starts = np.arange(sessions) * len(turns) // sessions
@@ -63,9 +73,9 @@ def conversation(sessions: int, samples: int) -> np.ndarray:
 
 
 def first_reply(preset: str) -> tuple[float, float]:
-    """Seconds from the start of a process to its first reply, and its peak memory in MiB.
+    """Time from the start of a process to its first reply, s, and its peak memory, MiB.
 
-    The second of two processes counts: it finds the compilation cache filled.
+    Measures the second of two processes, which finds a full compilation cache.
     """
     for _ in range(2):
         start = time.perf_counter()
@@ -79,7 +89,7 @@ def first_reply(preset: str) -> tuple[float, float]:
 
 
 def ours(model: interaction.InteractionModel, sessions: int) -> MicroTurn:
-    """Turns of the library, as a user calls it."""
+    """Micro-turns of the library, called as users call it."""
     state = model.init_state(sessions=sessions, seed=0)
 
     def turn(pcm: np.ndarray) -> tuple[float, np.ndarray]:
@@ -95,7 +105,7 @@ def ours(model: interaction.InteractionModel, sessions: int) -> MicroTurn:
 
 
 def theirs(stream: TorchStream) -> MicroTurn:
-    """Turns of the baseline; eager, so the call returns when all is done."""
+    """Micro-turns of the baseline, which is eager: its call returns when the work is done."""
 
     def turn(pcm: np.ndarray) -> tuple[float, np.ndarray]:
         start = time.perf_counter()
@@ -106,7 +116,16 @@ def theirs(stream: TorchStream) -> MicroTurn:
 
 
 def run_block(turn: MicroTurn, chunks: np.ndarray) -> np.ndarray:
-    """Seconds of each turn, seconds until its call returned, and whether it spoke: float[n, 3]."""
+    """Runs n micro-turns.
+
+    Args:
+      turn: Runs one.
+      chunks: PCM float32[n, b, turn_samples].
+
+    Returns:
+      float64[n, 3]: duration of each micro-turn, s; duration until its call returned, s; and 1 if
+      some session spoke, else 0.
+    """
     rows = []
     for pcm in chunks:
         start = time.perf_counter()
@@ -116,7 +135,13 @@ def run_block(turn: MicroTurn, chunks: np.ndarray) -> np.ndarray:
 
 
 def best_threads(turn: MicroTurn, chunks: np.ndarray, cores: int) -> int:
-    """The number of threads on which PyTorch is through the conversation first."""
+    """Finds the number of threads on which PyTorch runs the conversation fastest.
+
+    Args:
+      turn: Runs a micro-turn.
+      chunks: PCM float32[n, b, turn_samples].
+      cores: Largest number of threads.
+    """
     seconds = {}
     for threads in range(1, cores + 1):
         torch.set_num_threads(threads)
@@ -125,7 +150,7 @@ def best_threads(turn: MicroTurn, chunks: np.ndarray, cores: int) -> int:
 
 
 def compare(preset: str, sessions: int, turns: int) -> dict[str, float]:
-    """Times both sides at a number of sessions; see `main` for what comes back."""
+    """Times both sides at a number of sessions; `main` describes the figures."""
     model = interaction.load(preset)
     stream = TorchStream(model.config, model.params, sessions)
     sides = {"step": ours(model, sessions), "torch": theirs(stream)}
@@ -162,11 +187,12 @@ def compare(preset: str, sessions: int, turns: int) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     """Prints and writes the figures.
 
-    step_p50_ms and step_p99_ms are the library's turn, torch_* the baseline's, ratio_to_torch the
-    quotient of the medians; with _speaking and _silent of the turns in which some session spoke
-    (a share of *_speaking_share) and of the others. host_overhead_ms is the median until the
-    library's call returns. With _8 all of this at eight sessions. first_reply_s and peak_memory_mb
-    are of a process with one session.
+    step_p50_ms and step_p99_ms are micro-turns of the library, torch_* those of the baseline, and
+    ratio_to_torch is the quotient of the medians. Names with _speaking are of micro-turns in which
+    some session spoke, those with _silent of the others; *_speaking_share is the share of the
+    former. host_overhead_ms is the median time until the library's call returns. Names with _8 are
+    the same figures at eight sessions. first_reply_s and peak_memory_mb (in MiB) belong to a
+    process with one session.
     """
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")

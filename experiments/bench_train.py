@@ -1,14 +1,14 @@
-r"""Times a training step, beside the same step in PyTorch where it is installed.
+r"""Times a training step, beside the same step in PyTorch if it is installed.
 
 python -m experiments.bench_train --preset=demo --json=out/bench_train.json
 python -m experiments.bench_train --preset=demo --policies --plot=out/bench_train.png
 
 Both sides train backbone and flow head from the same parameters on the same sessions: features,
-augmentation, forward, losses, backward, clipping, AdamW and averaged parameters. Their steps
-alternate, so that what else the machine does hits both; on a CPU PyTorch runs on the number of
-threads that suits it best, on a GPU it is compiled, with autocast where the preset computes in
-bfloat16. `--policies` times the library under each of `config.REMAT` as well. (On one CPU the
-layers take few sessions at a time and are computed again under all of them.)
+augmentation, forward pass, losses, backward pass, clipping, AdamW and averaged parameters. Their
+steps alternate, so that other load of the machine affects both. On a CPU PyTorch runs on its
+fastest number of threads; on a GPU it is compiled, with autocast if the preset computes in
+bfloat16. `--policies` also times the library under each policy of `config.REMAT`. (On one CPU the
+layers take a few sessions at a time and are recomputed under every policy.)
 """
 
 import dataclasses
@@ -35,18 +35,18 @@ from interaction.config import REMAT, ModelConfig
 from interaction.distributed import sharding
 from interaction.distributed.xla_options import compiler_options
 from interaction.presets import PRESETS
-from interaction.training import run_log as training_report, state as train_state
-from interaction.training.conversation import joint_objective
+from interaction.training import run_log, state as train_state
+from interaction.training.conversation_loss import joint_objective
 from interaction.training.flops import train_flops
 from interaction.training.optimizer import make_optimizer
 from interaction.training.train_config import TrainConfig
 from interaction.types import Params, Special
 
-_OBJECTIVE = "interaction.training.conversation:joint_objective"
-_PARTS = ("backbone", "speech")  # that are trained
-_SPEAKING, _TRANSCRIPT = 0.35, 0.3  # shares of micro-turns with words, about as in the data
+_OBJECTIVE = "interaction.training.conversation_loss:joint_objective"
+_PARTS = ("backbone", "speech")  # the trained parts
+_SPEAKING, _TRANSCRIPT = 0.35, 0.3  # shares of positions with words, about as in the data
 _WARM_UP = 2  # steps
-_PRODUCT = 2_048  # rows and columns of the matrices that a CPU's rate is measured on
+_PRODUCT = 2_048  # rows and columns of the matrices whose product gives a CPU's FLOP/s
 
 Batch = dict[str, np.ndarray]
 Step = Callable[[], float]  # returns the loss
@@ -54,11 +54,11 @@ Figures = dict[str, Any]
 
 
 def settings(preset: str, batch: int | None) -> TrainConfig:
-    """How a preset is trained, on one device: its file in `experiments/configs`, or the defaults.
+    """Training configuration of a preset on one device, from `experiments/configs` or defaults.
 
     Args:
       preset: One of `interaction.presets.PRESETS`.
-      batch: Sessions a step, None for the settings'.
+      batch: Sessions per step; None takes the configuration's.
     """
     model, name = PRESETS[preset](), f"experiments.configs.{preset}"
     if importlib.util.find_spec(name):
@@ -71,7 +71,17 @@ def settings(preset: str, batch: int | None) -> TrainConfig:
 
 
 def make_batch(model: ModelConfig, sessions: int, turns: int) -> Batch:
-    """Noise on both sides and random words; times do not depend on what is in them."""
+    """A batch with noise on both sides and random words; the content does not affect the time.
+
+    Args:
+      model: Model configuration.
+      sessions: b.
+      turns: Micro-turns n of a session.
+
+    Returns:
+      user and model int16[b, samples] (PCM), text int32[b, n], user_transcript
+      int32[b, n, audio_positions].
+    """
     rng = np.random.default_rng(0)
     samples = (sessions, turns * model.audio.turn_samples)
 
@@ -90,7 +100,7 @@ def make_batch(model: ModelConfig, sessions: int, turns: int) -> Batch:
 
 
 class Trainer:
-    """The library's step, compiled for some remat policies that take turns at one state."""
+    """The library's step, compiled for some remat policies, which update one state in turn."""
 
     def __init__(
         self, config: TrainConfig, batch: Batch, policies: tuple[str, ...], mesh: Mesh
@@ -118,11 +128,11 @@ class Trainer:
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """That it is compiled for."""
+        """The remat policies of the compiled steps."""
         return tuple(self._steps)
 
     def put(self) -> dict[str, jax.Array]:
-        """The batch on the devices."""
+        """Puts the batch on the devices: int16[b, samples], int32[b, n, ...], see `make_batch`."""
         return jax.device_put(self.batch, self._place)
 
     def step(self, policy: str) -> float:
@@ -131,12 +141,12 @@ class Trainer:
         return float(jax.block_until_ready((self.state, metrics["loss"]))[1])
 
     def memory(self, policy: str) -> Memory:
-        """What the compiler sets aside for a step."""
+        """Memory that the compiler allocates for a step."""
         return hbm(self._steps[policy], {})
 
 
 def torch_device() -> str | None:
-    """Where PyTorch can run beside JAX, on the same device; None where it cannot."""
+    """The kind of device that PyTorch shares with JAX; None if PyTorch cannot run there."""
     if not importlib.util.find_spec("torch"):
         return None
     import torch
@@ -148,7 +158,7 @@ def torch_device() -> str | None:
 
 
 def torch_step(trainer: Trainer, device: str) -> tuple[Step, str]:
-    """The baseline's step, from the parameters that the library has now, and how it runs."""
+    """The baseline's step, from the library's current parameters, and a label of how it runs."""
     import torch
 
     from experiments.baselines.torch_train import TorchTrainer
@@ -164,7 +174,7 @@ def torch_step(trainer: Trainer, device: str) -> tuple[Step, str]:
 
 
 def seconds(step: Step) -> float:
-    """Duration of one step."""
+    """Duration of one step, s."""
     start = time.perf_counter()
     if not np.isfinite(step()):
         raise RuntimeError("the loss is not finite")
@@ -172,7 +182,7 @@ def seconds(step: Step) -> float:
 
 
 def set_best_threads(step: Step, cores: int) -> int:
-    """Gives PyTorch the number of threads on which its step is shortest; returns it."""
+    """Sets the number of threads on which PyTorch's step is fastest; returns it."""
     import torch
 
     durations = {}
@@ -185,7 +195,7 @@ def set_best_threads(step: Step, cores: int) -> int:
 
 
 def product_rate(dtype: str) -> float:
-    """FLOP/s of one large matrix product on this CPU, the best of some."""
+    """FLOP/s of a large matrix product on this CPU, the fastest of five."""
     x = jnp.ones((_PRODUCT, _PRODUCT), dtype)
     multiply = jax.jit(jnp.matmul, compiler_options=compiler_options("cpu"))
 
@@ -198,16 +208,19 @@ def product_rate(dtype: str) -> float:
 
 
 def peak_rate(model_rate: float, mfu: float | None, dtype: str) -> tuple[float | None, str]:
-    """The FLOP/s that MFU is a share of, None where unknown, and where they are from.
+    """Peak FLOP/s, the basis of MFU, and their source.
 
     Args:
       model_rate: FLOP/s of the step.
-      mfu: Its share of what the device's vendor states, None for a device without a statement.
-      dtype: That the model computes in.
+      mfu: Their share of the vendor's peak; None if the device is not known.
+      dtype: Compute dtype of the model.
+
+    Returns:
+      Peak FLOP/s, None if unknown; and their source.
     """
     kind = jax.devices()[0].device_kind
     if mfu:
-        return model_rate / mfu, f"{kind}: bfloat16, as its vendor states"
+        return model_rate / mfu, f"{kind}: bfloat16, stated by the vendor"
     if jax.default_backend() == "cpu":
         size = f"{_PRODUCT} x {_PRODUCT}"
         return product_rate(dtype), f"{kind}: measured, {dtype} product of {size} matrices"
@@ -215,7 +228,7 @@ def peak_rate(model_rate: float, mfu: float | None, dtype: str) -> tuple[float |
 
 
 def alternate(sides: dict[str, Step], steps: int) -> dict[str, float]:
-    """Median seconds of the sides' steps, which take turns."""
+    """Median duration of each side's steps, s; the sides alternate."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(steps):
         for name, step in sides.items():
@@ -224,18 +237,19 @@ def alternate(sides: dict[str, Step], steps: int) -> dict[str, float]:
 
 
 def measure(trainer: Trainer, steps: int, beside_torch: bool = True) -> Figures:
-    """The figures.
+    """Times both sides.
 
     Args:
-      trainer: Compiled for the preset's remat policy, and perhaps others.
-      steps: Timed on each side.
-      beside_torch: Whether to time PyTorch, where it runs on the same device.
+      trainer: Compiled for the preset's remat policy, and possibly others.
+      steps: Steps timed on each side.
+      beside_torch: Whether to time PyTorch, if it runs on the same device.
 
     Returns:
-      audio_s_per_s is the audio of a batch (one side) over the median step of the library,
-      torch_audio_s_per_s the baseline's, ratio_to_torch their quotient: above 1 the library is
-      faster. FLOPs are those that the batch needs, see `report.train_flops`; bytes are what the
-      compiler sets aside, peak_bytes what the device has held at most. None is not known here.
+      The figures; None is unknown. audio_s_per_s is the audio of a batch (one side of the
+      conversations) over the library's median step, torch_audio_s_per_s that of the baseline, and
+      ratio_to_torch their quotient: above 1 the library is faster. FLOPs are those that the batch
+      needs, see `training.flops.train_flops`. temp_bytes and argument_bytes are allocated by the
+      compiler; peak_bytes is the most that the device has held.
     """
     config, policies = trainer.config, trainer.policies
     remat, audio = config.model.transformer.remat, config.model.audio
@@ -255,7 +269,7 @@ def measure(trainer: Trainer, steps: int, beside_torch: bool = True) -> Figures:
     counted = train_flops(config.model, turns)
     by_part = {part: config.batch * count for part, count in counted.items()}
     rate = sum(by_part.values()) / times[remat]
-    speeds = training_report.speeds(config, trainer.put(), dict.fromkeys(_PARTS), times[remat])
+    speeds = run_log.speeds(config, trainer.put(), dict.fromkeys(_PARTS), times[remat])
     peak, source = peak_rate(rate, speeds.get("mfu"), config.model.transformer.dtype)
     memory = {policy: trainer.memory(policy) for policy in policies}
     return {
@@ -289,7 +303,7 @@ def measure(trainer: Trainer, steps: int, beside_torch: bool = True) -> Figures:
 
 
 def table(figures: Figures) -> str:
-    """The figures as they are printed."""
+    """The figures as text."""
     lines = []
     for name, value in figures.items():
         if name == "flops_by_part":
@@ -308,7 +322,7 @@ def table(figures: Figures) -> str:
 
 
 def draw(figures: Figures, title: str, path: pathlib.Path) -> None:
-    """Draws bars: speed of both sides, FLOPs by part, time and temporaries by remat policy."""
+    """Draws bars: speed of both sides, FLOPs by part, and time and temporaries by remat policy."""
     import matplotlib.pyplot as plt
 
     names = {"interaction": "audio_s_per_s", "PyTorch": "torch_audio_s_per_s"}
@@ -334,11 +348,11 @@ def draw(figures: Figures, title: str, path: pathlib.Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the figures of `measure`, writes and draws them where asked."""
+    """Prints the figures of `measure`; writes and draws them if the flags name files."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     given = flags.FLAGS
-    # JAX would take most of a GPU's memory at once, and leave PyTorch little.
+    # Without it JAX would allocate most of a GPU's memory and leave little for PyTorch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     use_compilation_cache()
     config = settings(given.preset, given.batch)
@@ -364,11 +378,11 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("preset", "demo", list(PRESETS), "Model.")
-    flags.DEFINE_string("json", None, "Where to write the figures.")
-    flags.DEFINE_string("plot", None, "Where to draw them, for example out/bench_train.png.")
-    flags.DEFINE_integer("batch", None, "Sessions a step; default as the preset trains.")
+    flags.DEFINE_string("json", None, "File for the figures.")
+    flags.DEFINE_string("plot", None, "File for their plot, for example out/bench_train.png.")
+    flags.DEFINE_integer("batch", None, "Sessions per step; default: as the preset is trained.")
     flags.DEFINE_integer("turns", 80, "Micro-turns of a session.", lower_bound=1)
     flags.DEFINE_integer("steps", 20, "Steps timed on each side.", lower_bound=1)
     flags.DEFINE_boolean("policies", False, "Compiles and times every remat policy.")
-    flags.DEFINE_boolean("torch", True, "Times PyTorch too, where it is installed.")
+    flags.DEFINE_boolean("torch", True, "Also times PyTorch, if it is installed.")
     app.run(main)

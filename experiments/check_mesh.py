@@ -2,10 +2,10 @@ r"""Compares every mesh of eight devices with one device, on the CPU.
 
 python -m experiments.check_mesh --json=out/check_mesh.json
 
-Losses and gradients of three training steps and the replies of 20 streaming steps of a small model
-in float32, for all ways in which eight devices can be split over the axes of a mesh. Takes minutes:
-every mesh is compiled twice. A device has room for an even share of the experts' rows and takes the
-rest in further rounds, as with large batches.
+Compares losses and gradients of three training steps and the replies of 20 streaming steps of a
+small float32 model, for all splits of eight devices over the axes of a mesh. It takes minutes: two
+programs are compiled for every mesh. As with large batches, a device has room for an even share of
+the experts' rows and takes the rest in further chunks of the all-to-all.
 """
 
 import dataclasses
@@ -33,36 +33,42 @@ from interaction.distributed.collectives import AXES
 from interaction.model import session_state, streaming
 from interaction.model.parameters import init_model_params
 from interaction.training import state as train_state
-from interaction.training.conversation import joint_objective
+from interaction.training.conversation_loss import joint_objective
 from interaction.training.train_config import TrainConfig
 from interaction.types import Chunk, Params, Special
 
 DEVICES = 8
 SESSIONS_HELD, TURNS, TRAIN_STEPS, STREAM_STEPS = 8, 8, 3, 20
-ASKED = {"loss": 1e-5, "gradients": 1e-4, "replies": 1e-5, "tokens": 0.0}
+# Largest allowed differences: relative, relative, of PCM in [-1, 1], number of tokens.
+TARGETS = {"loss": 1e-5, "gradients": 1e-4, "replies": 1e-5, "tokens": 0.0}
 
 
 def small_model() -> ModelConfig:
-    """`tiny`, with heads and experts for every axis."""
+    """`tiny` with eight heads and experts, which every axis divides."""
     model = presets.tiny()
     transformer = dataclasses.replace(model.transformer, heads=8, kv_heads=8, experts=8)
     return dataclasses.replace(model, transformer=transformer)
 
 
 def meshes() -> Iterator[dict[str, int]]:
-    """All splits of eight devices over the axes."""
+    """All splits of eight devices over the axes of a mesh."""
     for sizes in itertools.product((1, 2, 4, 8), repeat=len(AXES)):
         if math.prod(sizes) == DEVICES:
             yield {axis: size for axis, size in zip(AXES, sizes, strict=True) if size > 1}
 
 
 def name_of(mesh: dict[str, int]) -> str:
-    """A mesh for people: "fsdp 2, expert 4"."""
+    """A mesh as text: "fsdp 2, expert 4"."""
     return ", ".join(f"{axis} {size}" for axis, size in mesh.items()) or "one device"
 
 
 def make_batch(model: ModelConfig) -> dict[str, np.ndarray]:
-    """Noise on both sides and random words."""
+    """A batch with noise on both sides and random words.
+
+    Returns:
+      user and model int16[b, samples] (PCM), text int32[b, n], user_transcript
+      int32[b, n, audio_positions].
+    """
     rng = np.random.default_rng(0)
     samples = (SESSIONS_HELD, TURNS * model.audio.turn_samples)
     shape = (SESSIONS_HELD, TURNS)
@@ -78,7 +84,7 @@ def make_batch(model: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def random_params(model: ModelConfig) -> Params:
-    """A whole model's parameters, no leaf of which is zero."""
+    """Parameters of a whole model without zero leaves."""
     abstract = jax.eval_shape(functools.partial(init_model_params, model), jax.random.key(0))
     rng = np.random.default_rng(1)
 
@@ -92,10 +98,10 @@ def random_params(model: ModelConfig) -> Params:
 
 
 class Trained(NamedTuple):
-    """What training steps gave."""
+    """Results of training steps."""
 
     losses: list[float]
-    gradients: list[Any]  # trees of numpy arrays
+    gradients: list[Any]  # trees of float32 arrays
 
 
 def keep_gradients(rate: float) -> optax.GradientTransformation:
@@ -110,20 +116,20 @@ def keep_gradients(rate: float) -> optax.GradientTransformation:
 
 
 def train_on(mesh: Mesh, model: ModelConfig, params: Params, accumulate: int = 1) -> Trained:
-    """Takes training steps on a mesh."""
+    """Runs training steps on a mesh."""
     objective, optimizer = joint_objective(model), keep_gradients(1e-3)
     config = TrainConfig("check", "", "", model, batch=SESSIONS_HELD, accumulate=accumulate)
     train_step = train_state.make_train_step(objective, optimizer, config, mesh)
-    learnt = {name: params[name] for name in ("backbone", "speech")}
+    trained = {name: params[name] for name in ("backbone", "speech")}
     buffers = {"router_bias": params["router_bias"]}
-    zeros = jax.tree.map(np.zeros_like, learnt)
-    state = train_state.TrainState(jnp.int32(0), learnt, buffers, zeros, learnt)
+    zeros = jax.tree.map(np.zeros_like, trained)
+    state = train_state.TrainState(jnp.int32(0), trained, buffers, zeros, trained)
     state = jax.device_put(state, sharding.shardings(mesh, state))
     batch = jax.device_put(make_batch(model), sharding.session_sharding(mesh))
     key = jax.device_put(jax.random.key(2), sharding.replicated(mesh))
     losses, gradients = [], []
     # Read when the step is compiled.
-    with mock.patch.object(experts, "room_for", lambda pairs, *_: pairs):
+    with mock.patch.object(experts, "chunk_rows_for", lambda pairs, *_: pairs):
         for _ in range(TRAIN_STEPS):
             state, metrics = train_step(state, batch, key)
             losses.append(float(metrics["loss"]))
@@ -134,7 +140,7 @@ def train_on(mesh: Mesh, model: ModelConfig, params: Params, accumulate: int = 1
 def prepare_stream(
     mesh: Mesh, model: ModelConfig, params: Params, sessions: int
 ) -> tuple[Callable, Params, session_state.StreamState]:
-    """The step on a mesh, parameters and fresh sessions there."""
+    """The step on a mesh, with parameters and new sessions on its devices."""
     step = streaming.make_step(model, mesh, sharding.param_specs(params))
     placed = jax.device_put(params, sharding.shardings(mesh, params))
     state = session_state.init_state(model, session_state.session_keys(jnp.arange(sessions)))
@@ -143,7 +149,17 @@ def prepare_stream(
 
 
 def stream_on(mesh: Mesh, model: ModelConfig, params: Params) -> tuple[np.ndarray, np.ndarray]:
-    """Takes streaming steps on a mesh: PCM and tokens of all micro-turns."""
+    """Runs streaming steps on a mesh.
+
+    Args:
+      mesh: Devices.
+      model: Model configuration.
+      params: Parameters of the model.
+
+    Returns:
+      PCM float32[n, b, turn_samples], and tokens int32[n, b, 1 + audio_positions]: text out, then
+      the user transcript.
+    """
     step, placed, state = prepare_stream(mesh, model, params, SESSIONS_HELD)
     rng = np.random.default_rng(3)
     pcm, tokens = [], []
@@ -156,7 +172,7 @@ def stream_on(mesh: Mesh, model: ModelConfig, params: Params) -> tuple[np.ndarra
 
 
 def largest(got: Any, wanted: Any) -> float:  # noqa: ANN401
-    """Largest difference in any leaf over the leaf's largest magnitude."""
+    """Largest difference in any leaf, relative to the largest magnitude of the wanted leaf."""
     shares = [
         np.max(np.abs(a - b)) / max(np.max(np.abs(b)), np.finfo(np.float32).tiny)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
@@ -166,7 +182,7 @@ def largest(got: Any, wanted: Any) -> float:  # noqa: ANN401
 
 
 class Reference:
-    """One device's results, and how far a mesh's are from them."""
+    """Results of one device, to compare those of a mesh with."""
 
     def __init__(self) -> None:
         """Runs one device."""
@@ -177,7 +193,7 @@ class Reference:
         self.streamed = stream_on(alone, self.model, self.params)
 
     def differences(self, axes: dict[str, int], accumulate: int = 1) -> dict[str, float]:
-        """Runs a mesh; differences named as in ASKED."""
+        """Runs a mesh; returns its differences, named as in TARGETS."""
         mesh = sharding.make_mesh(axes)
         trained = train_on(mesh, self.model, self.params, accumulate)
         pcm, tokens = stream_on(mesh, self.model, self.params)
@@ -191,7 +207,7 @@ class Reference:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the differences of each mesh and ends badly if one is larger than asked."""
+    """Prints the differences of each mesh; exits with 1 if one is larger than its target."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     jax.config.update("jax_platforms", "cpu")
@@ -200,22 +216,22 @@ def main(argv: list[str]) -> None:
     rows = {}
     for axes in tqdm(list(meshes()), unit="mesh"):
         found = rows[name_of(axes)] = reference.differences(axes)
-        told = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
-        tqdm.write(f"{name_of(axes):<44}{told}")
+        columns = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
+        tqdm.write(f"{name_of(axes):<44}{columns}")
         if flags.FLAGS.json:
             path = pathlib.Path(flags.FLAGS.json)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(rows, indent=2) + "\n")
     bad = [
-        f"{mesh}: {name} {found[name]:.1e}"
+        f"{mesh}: {name}: measured {found[name]:.1e}, target {most:.1e}"
         for mesh, found in rows.items()
-        for name, most in ASKED.items()
+        for name, most in TARGETS.items()
         if not found[name] <= most
     ]
-    print(f"{len(rows)} meshes equal one device within {ASKED}" if not bad else "\n".join(bad))
+    print(f"{len(rows)} meshes equal one device within {TARGETS}" if not bad else "\n".join(bad))
     raise SystemExit(bool(bad))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("json", None, "Where to write the differences.")
+    flags.DEFINE_string("json", None, "File for the differences.")
     app.run(main)

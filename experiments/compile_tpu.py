@@ -3,9 +3,10 @@ r"""Compiles the train step or the streaming step for a TPU slice, with no TPU.
 python -m experiments.compile_tpu --preset=small --topology=v5p-64 --what=step
 python -m experiments.compile_tpu --preset=small --topology=v5p-512 --what=train --json=out/c.json
 
-libtpu (`pip install interaction[tpu]`) compiles the very functions that run, kernels included, on
-shapes alone: no parameter is made. Prints HBM a chip by kind, exchanges between devices, kernels,
-and the compiler's own estimate of the rest. A program that does not fit is refused.
+libtpu (`pip install interaction[tpu]`) compiles the same functions that run on TPUs, including
+kernels, from shapes alone: no parameter is made. The command prints HBM per chip by kind,
+collectives, kernels, and the compiler's estimate of the other operations. A program that does not
+fit is refused.
 """
 
 import collections
@@ -27,8 +28,8 @@ from absl import app, flags
 from jax.sharding import Mesh, NamedSharding
 
 from interaction.compiled import device_memory, hlo, topology
-from interaction.compiled.costs import CHIPS
 from interaction.compiled.hlo import Collective
+from interaction.compiled.slices import find_slice
 from interaction.config import REMAT, ModelConfig
 from interaction.distributed import sharding
 from interaction.distributed.collectives import DATA, EXPERT, FSDP, SESSIONS
@@ -40,29 +41,29 @@ from interaction.training.optimizer import make_optimizer
 from interaction.training.state import abstract_state, make_train_step
 from interaction.training.train_config import TrainConfig
 from interaction.types import Chunk
-from pallas_kernels.tpu_schedule import CHIPS as CLOCKS
+from pallas_kernels.chips import TPUS
 
 TRAIN, STEP = "train", "step"
-INPUTS = ("text", "frame")  # that a chunk of the step may have beside audio
-_OBJECTIVE = "interaction.training.conversation:joint_objective"
-_EXPERT_DEVICES = 32  # that training spreads a layer's experts over, at most
-_STEP_SESSIONS = 32  # of the step, at least
-_SHOWN = 16  # kinds of exchanges that are printed
+INPUTS = ("text", "frame")  # optional inputs of a chunk beside audio
+_OBJECTIVE = "interaction.training.conversation_loss:joint_objective"
+_EXPERT_DEVICES = 32  # most devices that hold the experts of a layer in training
+_STEP_SESSIONS = 32  # default number of sessions of the step, at least
+_SHOWN = 16  # most lines of collectives that are printed
 _GIB = 1 << 30
 
 
 class Request(NamedTuple):
-    """What is to be compiled."""
+    """The program to compile."""
 
     preset: str
     what: str  # TRAIN or STEP
-    topology: str
-    mesh: dict[str, int]  # sizes of its axes, {} for the default
-    sessions: int  # of a step or of a training batch, 0 for the default
+    topology: str  # name of a TPU slice
+    mesh: dict[str, int]  # axis -> size, {} for the default
+    sessions: int  # sessions of a step or of a training batch, 0 for the default
     turns: int  # micro-turns of a training session
-    accumulate: int  # parts that a device takes its training sessions in
-    remat: str | None  # of config.REMAT, None for the preset's
-    inputs: tuple[str, ...]  # of INPUTS
+    accumulate: int  # parts that a device splits its training sessions into
+    remat: str | None  # one of config.REMAT, None for the preset's
+    inputs: tuple[str, ...]  # some of INPUTS
 
 
 class Program(NamedTuple):
@@ -70,14 +71,20 @@ class Program(NamedTuple):
 
     lower: Callable[..., jax.stages.Lowered]
     arguments: tuple
-    kinds: dict[str, Any]  # the arguments' arrays by kind
+    kinds: dict[str, Any]  # kind of memory -> arrays of the arguments
 
 
 class DoesNotFitError(ValueError):
-    """The program takes more HBM than a device has; `by_kind` holds bytes, as far as known."""
+    """The program needs more HBM than a device has; `by_kind` holds the known bytes."""
 
     def __init__(self, by_kind: Mapping[str, int], capacity: int, detail: str = "") -> None:
-        """Names the largest kind."""
+        """Makes a message that names the largest kind.
+
+        Args:
+          by_kind: Kind of memory -> bytes on a device.
+          capacity: HBM of a device, bytes.
+          detail: Text at the end of the message.
+        """
         self.by_kind = dict(by_kind)
         largest = max(by_kind, key=lambda kind: by_kind[kind])
         more = {
@@ -94,11 +101,11 @@ class DoesNotFitError(ValueError):
         )
 
 
-# What is compiled.
+# The program to compile.
 
 
 def default_mesh(what: str, devices: int, config: ModelConfig) -> dict[str, int]:
-    """Axes that suit: the step splits experts over all devices, training over some of them."""
+    """The default mesh: the step splits experts over all devices, training over some of them."""
     experts = math.gcd(config.transformer.experts, devices)
     if what == STEP:
         return {DATA: devices // experts, EXPERT: experts}
@@ -110,16 +117,18 @@ def parse_mesh(pairs: Sequence[str]) -> dict[str, int]:
     """Reads axis=size pairs.
 
     Raises:
-      ValueError: Another form.
+      ValueError: A pair has another form.
     """
     found = [re.fullmatch(r"\s*(\w+)=(\d+)\s*", pair) for pair in pairs]
     if not all(found):
-        raise ValueError(f"--mesh: got {','.join(pairs)!r}, wanted axis=size,axis=size")
+        raise ValueError(
+            f"--mesh: got {','.join(pairs)!r}, wanted axis=size,axis=size; correct the flag"
+        )
     return {pair[1]: int(pair[2]) for pair in found if pair}
 
 
 def _abstract(tree: Any, where: Any) -> Any:  # noqa: ANN401
-    """Shapes of a tree with shardings: a tree of them, or one for all."""
+    """Adds shardings to shapes: a tree of shardings, or one for all leaves."""
     if isinstance(where, NamedSharding):
         where = jax.tree.map(lambda _: where, tree)
     return jax.tree.map(
@@ -130,7 +139,7 @@ def _abstract(tree: Any, where: Any) -> Any:  # noqa: ANN401
 
 
 def train_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
-    """The train step of the conversation: losses, gradients, optimizer, averages."""
+    """The train step of backbone and flow head: losses, gradients, optimizer, averages."""
     settings = TrainConfig(
         name="compile",
         objective=_OBJECTIVE,
@@ -163,7 +172,7 @@ def train_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
 
 
 def step_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
-    """One micro-turn of all sessions, PCM to PCM, with the weights as serving keeps them."""
+    """The streaming step of all sessions, PCM to PCM, with the dtypes of serving."""
     b, size = request.sessions, config.frame_size
 
     def make() -> tuple:
@@ -188,22 +197,30 @@ def step_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
     return Program(lower, (params, state, chunk), kinds)
 
 
-# What the compiler makes of it.
+# The compiled program.
 
 
 def compile_program(
     program: Program, mesh: Mesh, capacity: int
 ) -> tuple[jax.stages.Compiled, device_memory.Memory]:
-    """Compiles for a mesh of devices with so many bytes of HBM.
+    """Compiles a program.
+
+    Args:
+      program: The program.
+      mesh: Devices.
+      capacity: HBM of a device, bytes.
+
+    Returns:
+      The compiled program and the memory that it needs on a device.
 
     Raises:
-      DoesNotFitError: There is not enough of it.
+      DoesNotFitError: It needs more than `capacity`.
     """
     known = {kind: device_memory.bytes_per_device(tree) for kind, tree in program.kinds.items()}
     if sum(known.values()) > capacity:
         raise DoesNotFitError(known, capacity)
     try:
-        with jax.set_mesh(mesh):  # or kernels of a single device were those for this machine
+        with jax.set_mesh(mesh):  # otherwise kernels would be those of this machine's platform
             lowered = program.lower(*program.arguments)
         done = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -220,9 +237,11 @@ def compile_program(
 
 
 def out_of_memory(message: str) -> tuple[int, int]:
-    """Bytes that a compiler, out of HBM, wanted in all, and that there were; 0 if it names none.
+    """Reads the error message of a compiler that is out of HBM.
 
-    What it wanted includes the arguments, even where it speaks of temporaries.
+    Returns:
+      Bytes that the program needs, and bytes that exist; 0 if the message does not say. The former
+      include the arguments, even where the message speaks of temporaries.
     """
 
     def named(pattern: str) -> int:
@@ -235,7 +254,7 @@ def out_of_memory(message: str) -> tuple[int, int]:
 
 
 def complete(request: Request, config: ModelConfig, devices: int) -> Request:
-    """Fills in the defaults: mesh and sessions, as few as there may be, but 32 in a step."""
+    """Fills in the default mesh and number of sessions: the smallest one, in a step at least 32."""
     mesh = request.mesh or default_mesh(request.what, devices, config)
     places = math.prod(mesh.get(axis, 1) for axis in SESSIONS)
     each = request.accumulate if request.what == TRAIN else -(-_STEP_SESSIONS // places)
@@ -243,25 +262,24 @@ def complete(request: Request, config: ModelConfig, devices: int) -> Request:
     if request.what == STEP and sessions % places:
         raise ValueError(
             f"--sessions: got {sessions}, wanted a multiple of the {places} devices on "
-            f"{', '.join(SESSIONS)}; change it or the mesh"
+            f"{', '.join(SESSIONS)}; change the number or the mesh"
         )
     return request._replace(mesh=mesh, sessions=sessions)
 
 
 def figures(request: Request) -> dict[str, Any]:
-    """Compiles what is asked.
+    """Compiles a request.
 
     Returns:
-      What `--json` holds; without the compiler's figures and with an `error` where it does not fit.
+      The figures that `--json` writes; for a program that does not fit, `error` instead of the
+      compiler's figures.
 
     Raises:
-      ValueError: An unknown slice, a mesh or a batch that does not fit it.
+      ValueError: The slice is unknown, or mesh or batch do not fit it.
     """
-    found = topology.find_slice(request.topology)
-    chip, share = found.chip, found.devices_per_chip
-    if chip not in CHIPS:
-        raise ValueError(f"--topology: the HBM of {chip} is not known, wanted {', '.join(CHIPS)}")
+    found = find_slice(request.topology)
     devices = topology.topology(request.topology).devices
+    chip, share = TPUS[found.chip.name], found.chip.devices
     config = PRESETS[request.preset]()
     remat = request.remat or config.transformer.remat
     request = request._replace(remat=remat)
@@ -276,10 +294,10 @@ def figures(request: Request) -> dict[str, Any]:
         **request._asdict(),
         "chips": found.chips,
         "devices": len(devices),
-        "hbm_capacity_bytes": CHIPS[chip].hbm,
+        "hbm_capacity_bytes": chip.hbm_bytes,
     }
     try:
-        done, memory = compile_program(program, mesh, CHIPS[chip].hbm // share)
+        done, memory = compile_program(program, mesh, chip.device_hbm_bytes)
     except DoesNotFitError as error:
         parts = {kind: size * share for kind, size in error.by_kind.items()}
         return row | {
@@ -296,39 +314,39 @@ def figures(request: Request) -> dict[str, Any]:
         "compiled": True,
         "hbm_bytes_per_chip": memory.peak * share,
         "hbm_by_kind": {kind: size * share for kind, size in memory.by_kind.items()},
-        "collectives": [exchange._asdict() for exchange in hlo.collectives(text)],
+        "collectives": [collective._asdict() for collective in hlo.collectives(text)],
         "kernels": {name: kernel._asdict() for name, kernel in hlo.kernels(text).items()},
-        "estimate": {"seconds": estimate.cycles / CLOCKS[chip].clock, **estimate._asdict()},
+        "estimate": {"seconds": estimate.cycles / chip.clock_hz, **estimate._asdict()},
         "compile_s": round(time.monotonic() - started, 1),
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
-# What is printed.
+# Printed text.
 
 
 def memory_lines(row: Mapping[str, Any]) -> list[str]:
     """HBM of a chip by kind, the largest first."""
     capacity, used = row["hbm_capacity_bytes"], row["hbm_bytes_per_chip"]
     parts = sorted(row["hbm_by_kind"].items(), key=lambda part: -part[1])
-    lines = [f"HBM a chip: {used / _GIB:.2f} GiB of {capacity / _GIB:.0f}, {used / capacity:.1%}"]
+    lines = [f"HBM per chip: {used / _GIB:.2f} GiB of {capacity / _GIB:.0f}, {used / capacity:.1%}"]
     return lines + [f"  {kind:<12}{size / _GIB:>9.3f} GiB" for kind, size in parts]
 
 
-def exchange_lines(row: Mapping[str, Any]) -> list[str]:
-    """Exchanges of one execution, those of one kind and place in the code together."""
+def collective_lines(row: Mapping[str, Any]) -> list[str]:
+    """Collectives of one execution, grouped by kind and place in the code."""
     groups: dict[tuple, list[Collective]] = collections.defaultdict(list)
     for entry in row["collectives"]:
-        exchange = Collective(**entry)
-        where = "layers" if exchange.loops else "once"
-        groups[exchange.kind, exchange.group, where, scope_of(exchange)].append(exchange)
-    sizes = {key: sum(_bytes(exchange) for exchange in found) for key, found in groups.items()}
-    lines = [f"exchanges: {sum(sizes.values()) / 1e6:.2f} MB sent by a device in one execution"]
+        collective = Collective(**entry)
+        where = "layers" if collective.loops else "once"
+        groups[collective.kind, collective.group, where, scope_of(collective)].append(collective)
+    sizes = {key: sum(_bytes(collective) for collective in found) for key, found in groups.items()}
+    lines = [f"collectives: {sum(sizes.values()) / 1e6:.2f} MB sent by a device in one execution"]
     ordered = sorted(groups, key=lambda key: -sizes[key])
     for key in ordered[:_SHOWN]:
         kind, group, where, scope = key
-        times = sum(exchange.runs for exchange in groups[key])
-        largest = max(groups[key], key=lambda exchange: exchange.bytes)
+        times = sum(collective.runs for collective in groups[key])
+        largest = max(groups[key], key=lambda collective: collective.bytes)
         arrays = largest.shape.count("+") + 1
         what = f"{largest.dtype}{largest.shape}"
         lines.append(
@@ -341,50 +359,51 @@ def exchange_lines(row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _bytes(exchange: Collective) -> int:
-    return exchange.bytes * exchange.runs
+def _bytes(collective: Collective) -> int:
+    return collective.bytes * collective.runs
 
 
-_DULL = re.compile(r"jit\(.*|while|body|closed_call|checkpoint|shard_map|rematted_computation|")
+# Scopes that JAX adds.
+_ADDED = re.compile(r"jit\(.*|while|body|closed_call|checkpoint|shard_map|rematted_computation|")
 
 
-def scope_of(exchange: Collective) -> str:
-    """The last two named scopes of an exchange, without what JAX puts between them."""
-    *parts, _ = exchange.scope.split("/")  # the last one is the primitive
+def scope_of(collective: Collective) -> str:
+    """The last two named scopes of a collective, without those that JAX adds."""
+    *parts, _ = collective.scope.split("/")  # the last part is the primitive
     names = (re.sub(r"transpose\(|jvp\(|\)", "", part) for part in parts)
-    scope = "/".join([name for name in names if not _DULL.fullmatch(name)][-2:])
-    return f"{scope or '-'}{', backward' if 'transpose(' in exchange.scope else ''}"
+    scope = "/".join([name for name in names if not _ADDED.fullmatch(name)][-2:])
+    return f"{scope or '-'}{', backward' if 'transpose(' in collective.scope else ''}"
 
 
 def table(row: Mapping[str, Any]) -> str:
-    """A compiled program's figures as text."""
+    """The figures of a compiled program as text."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in row["mesh"].items())
     size = f"{row['sessions']} sessions"
     if row["what"] == TRAIN:
-        size += f" of {row['turns']} micro-turns, computing {row['remat']} again"
+        size += f" of {row['turns']} micro-turns, recomputing {row['remat']}"
     head = f"{row['preset']} {row['what']}, {size}, on {row['topology']}: {row['chips']} chips, "
     lines = [f"{head}{row['devices']} devices, mesh {mesh}", *memory_lines(row)]
     if not row["compiled"]:
         return "\n".join(lines)
     estimate = row["estimate"]
-    lines += exchange_lines(row)
+    lines += collective_lines(row)
     lines.append("Mosaic kernels: " + (", ".join(
         f"{name} x {kernel['runs']}" for name, kernel in sorted(row["kernels"].items())
     ) or "none"))  # fmt: skip
     lines.append(
         f"XLA's estimate of its own operations: {estimate['seconds'] * 1e3:.1f} ms "
-        f"({estimate['cycles'] / 1e6:.1f} M cycles, good to 11% against published timings); it has "
-        f"none of {estimate['kernels']} runs of kernels and {estimate['collectives']} exchanges, "
-        "so it is no time of the whole"
+        f"({estimate['cycles'] / 1e6:.1f} M cycles, within 11% of published timings); it excludes "
+        f"{estimate['kernels']} runs of kernels and {estimate['collectives']} collectives, so it "
+        "is not the time of the program"
     )
     lines.append(
-        f"compiled in {row['compile_s']:.0f} s with {row['host_bytes'] / 1e9:.1f} GB of memory here"
+        f"compiled in {row['compile_s']:.0f} s with {row['host_bytes'] / 1e9:.1f} GB of host memory"
     )
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
-    """Compiles, prints, and ends with 1 where it does not fit."""
+    """Compiles and prints; exits with 1 if the program does not fit."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     given = flags.FLAGS
@@ -417,18 +436,18 @@ def main(argv: list[str]) -> None:
 
 
 def define_flags() -> None:
-    """The command line's flags."""
+    """Defines the command line."""
     flags.DEFINE_enum("preset", "small", list(PRESETS), "Model.")
     flags.DEFINE_string("topology", "v5p-64", "TPU slice: v5p-64, v6e-64, tpu7x-16, v5p:4x4x2.")
     flags.DEFINE_enum("what", STEP, [TRAIN, STEP], "The train step, or the streaming step.")
-    flags.DEFINE_list("mesh", [], "axis=size pairs, of data, fsdp, expert, sequence, tensor.")
-    flags.DEFINE_integer("sessions", 0, "Sessions of the step; 0: 32, or one a device.", 0)
-    flags.DEFINE_integer("batch", 0, "Sessions of a training batch; 0: one a device.", 0)
+    flags.DEFINE_list("mesh", [], "axis=size pairs of data, fsdp, expert, sequence, tensor.")
+    flags.DEFINE_integer("sessions", 0, "Sessions of the step; 0: at least 32, one per device.", 0)
+    flags.DEFINE_integer("batch", 0, "Sessions of a training batch; 0: one per device.", 0)
     flags.DEFINE_integer("turns", 1_024, "Micro-turns of a training session.", 1)
-    flags.DEFINE_integer("accumulate", 1, "Parts that a device takes its training sessions in.", 1)
-    flags.DEFINE_enum("remat", None, REMAT, "Computed again in the backward pass.")
-    flags.DEFINE_list("inputs", list(INPUTS), "What the step's chunks have beside audio.")
-    flags.DEFINE_string("json", None, "Where to write the figures.")
+    flags.DEFINE_integer("accumulate", 1, "Parts of a device's training sessions.", 1)
+    flags.DEFINE_enum("remat", None, REMAT, "What the backward pass recomputes.")
+    flags.DEFINE_list("inputs", list(INPUTS), "Inputs of the step beside audio.")
+    flags.DEFINE_string("json", None, "File for the figures.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-r"""Streams a recorded user through a model, as live, and shows what happened.
-
-With a background model beside the checkpoint the talk goes in real time, and what it hands over is
-reasoned about with the demo's tools meanwhile. Without one it goes as fast as it can.
+r"""Streams a recorded user through a model, micro-turn by micro-turn, and shows the conversation.
 
 python -m experiments.converse --input=user.wav --checkpoint=demo --out=out
+
+If there is a background model for the checkpoint, the conversation runs in real time, and the
+background model works on delegations with the tools of the demo. Otherwise it runs as fast as
+possible.
 """
 
 import json
@@ -31,23 +32,30 @@ from interaction.evaluation.talk import MakeAgent, session_tools, talk
 from interaction.evaluation.transcript import SessionView, converse, transcript
 
 ASSET = pathlib.Path(__file__).parent / "assets" / "user.flac"
-TAIL_S = 1.0  # of silence after the user
-TAIL_WAITING_S = 3.0  # the same where a result may still come
+TAIL_S = 1.0  # silence after the user, s
+TAIL_WAITING_S = 3.0  # the same with a background model, whose result may come late, s
 
 
 class Answered(NamedTuple):
-    """What came of the user's recording."""
+    """The model's side of the conversation."""
 
     replies: Rollout
     delegations: list[Delegation]
-    missed: int  # replies that were late
+    missed: int  # late replies
 
 
 def annotation(audio: pathlib.Path, given: str | None) -> str:
-    """Reads the annotation beside a recording; "" if there is none.
+    """Reads the annotation of a recording.
+
+    Args:
+      audio: The recording.
+      given: File of the annotation; None takes the recording's name with .json.
+
+    Returns:
+      The text; "" if there is no file.
 
     Raises:
-      ValueError: if the file was named and is missing.
+      ValueError: The file was named and is missing.
     """
     path = pathlib.Path(given) if given else audio.with_suffix(".json")
     if not path.is_file():
@@ -58,36 +66,42 @@ def annotation(audio: pathlib.Path, given: str | None) -> str:
 
 
 def read_events(audio: pathlib.Path, given: str | None) -> list[Event]:
-    """Reads the events of an annotation; [] if there is none.
+    """Reads the events of an annotation, see `annotation`; [] if there is none.
 
     Raises:
-      ValueError: if the file was named and is missing, or cannot be read.
+      ValueError: The file was named and is missing, or cannot be read.
     """
     text = annotation(audio, given)
     return parse_events(text) if text else []
 
 
 def make_tools(text: str) -> list[Tool]:
-    """The demo's tools.
+    """Makes the tools of the demo.
 
     Args:
-      text: An annotation. One that has a table, a time and the delays of calls is obeyed;
-        otherwise the tools answer at once, by the real clock and the table of the demo's own.
+      text: The annotation. If it has a table, a time and the delays of calls, the tools use them.
+        Otherwise they answer at once, with the real time and the table of the demo.
     """
     meta = json.loads(text) if text else {}
     if "prices" in meta and "delegations" in meta:
         slow = {note["call"]["tool"]: note["tool_s"] for note in meta["delegations"]}
         delays = ", ".join(f"{name} {seconds:g} s" for name, seconds in slow.items())
-        print(f"as the recording asks, the tools take their time: {delays}")
+        print(f"delays of the tools, from the annotation: {delays}")
         return session_tools(meta)
     prices = json.loads(ASSET.with_suffix(".json").read_text())["prices"]
     return demo_tools([Row(item, price, place) for item, (price, place) in prices.items()])
 
 
 def listen(model: Listener, user: np.ndarray, seed: int) -> Rollout:
-    """Streams float32[n] through a model, micro-turn by micro-turn, with a progress bar."""
+    """Streams a user through a model without a background model, as fast as possible.
+
+    Args:
+      model: The live model.
+      user: float32[samples], the user's PCM.
+      seed: Seed of the model's sampling.
+    """
     warm = np.zeros(2 * TURN, np.float32)
-    rollout(model, [warm], [seed])  # compiles, so that step times are those of a running model
+    rollout(model, [warm], [seed])  # compiles, so that the step times exclude compilation
     with tqdm(total=-(-len(user) // TURN), desc="listening", unit="turn") as progress:
         return rollout(model, [user], [seed], lambda _: progress.update())[0]
 
@@ -100,7 +114,16 @@ def listen_live(
     seed: int,
     record: pathlib.Path,
 ) -> Answered:
-    """Streams float32[n] through a model in real time, with a background agent and its tools."""
+    """Streams a user through a model in real time, with a background agent and its tools.
+
+    Args:
+      model: The live model.
+      make_agent: Makes the background agent.
+      tools: Tools of the agent.
+      user: float32[samples], the user's PCM.
+      seed: Seed of the model's sampling.
+      record: File for the record of the session.
+    """
     turns = -(-len(user) // TURN)
     print(f"talking in real time: {TURN_S * turns:.0f} s")
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +136,7 @@ def listen_live(
 
 
 def write(conversation: SessionView, out: pathlib.Path, title: str) -> list[pathlib.Path]:
-    """Writes both sides as one stereo file, and the picture."""
+    """Writes both sides as a stereo file, and the timeline; returns their paths."""
     sound, picture = out / "conversation.wav", out / "timeline.png"
     write_audio(sound, np.stack([conversation.user, conversation.model], axis=1))
     timeline.save(conversation, picture, title)
@@ -129,7 +152,7 @@ def run(
     tail_s: float | None = None,
     background: str | None = None,
 ) -> None:
-    """Reads, streams, writes and prints."""
+    """Runs the command; the arguments are its flags."""
     path, folder = pathlib.Path(source), pathlib.Path(out)
     user = read_audio(path)
     annotated = read_events(path, events)
@@ -161,16 +184,18 @@ def run(
 def define_flags() -> None:
     """Defines the command line; not on import, so that commands can be imported together."""
     flags.DEFINE_string("input", str(ASSET), "WAV or FLAC of the user, any rate and channels.")
-    flags.DEFINE_string("checkpoint", "demo", "Released model: a name or a folder.")
-    flags.DEFINE_string("out", "out", "Folder for what is written.")
-    flags.DEFINE_integer("seed", 0, "Of the model's sampling.")
+    flags.DEFINE_string("checkpoint", "demo", "Name or folder of a released model.")
+    flags.DEFINE_string("out", "out", "Folder for the results.")
+    flags.DEFINE_integer("seed", 0, "Seed of the model's sampling.")
     flags.DEFINE_string("events", None, "Annotation; default: the input's name with .json.")
-    flags.DEFINE_float("tail", None, "Seconds of silence to go on listening after the end.")
-    flags.DEFINE_string("background", None, "Background model; default: beside the checkpoint.")
+    flags.DEFINE_float("tail", None, "Seconds of silence after the input.")
+    flags.DEFINE_string(
+        "background", None, "Background model; default: the checkpoint's name with _background."
+    )
 
 
 def main(argv: list[str]) -> None:
-    """Runs, and turns an error of the user's into one line."""
+    """Runs the command, and prints a ValueError as one line."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     given = flags.FLAGS

@@ -1,9 +1,10 @@
 r"""Merges trained parts of runs into one released folder.
 
-python -m experiments.export --conversation=runs/demo_errands --speech=runs/demo_errands_speech \
-    --vocoder=runs/demo_vocoder --out=interaction/checkpoints/demo
+python -m experiments.export --conversation=runs/demo_delegation \
+    --speech=runs/demo_delegation_speech --vocoder=runs/demo_vocoder \
+    --out=interaction/pretrained/models/demo
 python -m experiments.export --background=runs/background_demo \
-    --out=interaction/checkpoints/demo_background
+    --out=interaction/pretrained/models/demo_background
 """
 
 import dataclasses
@@ -19,26 +20,32 @@ from interaction.pretrained.store import WEIGHTS, load_config, save_model
 from interaction.training.checkpoints import load_part
 
 _BACKBONE = ("backbone", "router_bias")
-_LIVE: dict[str, tuple[str, ...]] = {  # flag -> parts of the model that its run trains
+_LIVE: dict[str, tuple[str, ...]] = {  # flag -> parts of the live model that its run trains
     "conversation": _BACKBONE,
     "speech": ("speech",),
     "vocoder": ("vocoder",),
 }
-_BACKGROUND: dict[str, tuple[str, ...]] = {"background": _BACKBONE}  # a background model is mute
+_BACKGROUND: dict[str, tuple[str, ...]] = {"background": _BACKBONE}  # without speech head
 for _flag, _parts in {**_LIVE, **_BACKGROUND}.items():
     flags.DEFINE_string(
-        _flag, None, f"Run (or released folder) to take {' and '.join(_parts)} from."
+        _flag, None, f"Folder of a run or released model that has {' and '.join(_parts)}."
     )
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", "interaction/data/tokenizer.json", "JSON file.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the stored weights.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the weights.")
 
 
 def chosen_parts(given: Mapping[str, str | None]) -> dict[str, tuple[str, ...]]:
-    """Which parts come from which flag's run.
+    """Chooses between a live model and a background model.
+
+    Args:
+      given: Flag -> folder, None if it is not given.
+
+    Returns:
+      Flag -> parts of the model that come from its folder.
 
     Raises:
-      ValueError: the flags name neither a whole live model nor a background model alone.
+      ValueError: The flags name neither a whole live model nor only a background model.
     """
     named = {flag for flag, source in given.items() if source}
     for parts in (_LIVE, _BACKGROUND):
@@ -51,10 +58,15 @@ def chosen_parts(given: Mapping[str, str | None]) -> dict[str, tuple[str, ...]]:
 
 
 def merge(conversation: ModelConfig, speech: ModelConfig, vocoder: ModelConfig) -> ModelConfig:
-    """The config of the parts together.
+    """The model configuration of the parts together.
+
+    Args:
+      conversation: Model configuration of the run of the backbone.
+      speech: That of the run of the speech head.
+      vocoder: That of the run of the vocoder.
 
     Raises:
-      ValueError: a run was trained for another front end, vocabulary or backbone than the rest.
+      ValueError: The runs have different front ends, vocabularies or backbone widths.
     """
     shared = {
         "audio": (conversation.audio, speech.audio, vocoder.audio),
@@ -73,7 +85,7 @@ def merge(conversation: ModelConfig, speech: ModelConfig, vocoder: ModelConfig) 
 
 
 def main(argv: list[str]) -> None:
-    """Copies the averaged parameters of each run into one folder, piece by piece."""
+    """Copies the averaged parameters of the runs into one folder, piece by piece."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
@@ -85,7 +97,7 @@ def main(argv: list[str]) -> None:
     configs = [load_config(sources[flag]) for flag in wanted]
     config = merge(*configs) if len(configs) > 1 else configs[0]
     weights = {}
-    for flag, parts in reversed(wanted.items()):  # what is small first: each is read once here
+    for flag, parts in reversed(wanted.items()):  # small parts first
         for part in parts:
             found, place = load_part(sources[flag], part)
             weights |= found

@@ -1,4 +1,4 @@
-r"""Makes the recorded user that the demo listens to: a minute of a voice that training never hears.
+r"""Makes the recording of the demo: a minute of a user whose voice training never has.
 
 python -m experiments.make_recording --out=experiments/assets/user.flac
 """
@@ -19,27 +19,31 @@ from interaction.data.voices import Voice
 
 USER = Voice("espeak", "en-us+belinda", 150, 50)
 OTHER = Voice("espeak", "en-gb-x-rp+Hugo", 165, 40)
-LEVEL = 0.1  # root mean square of the user's speech
-PEAK = 0.8  # its loudest sample, at most
-OTHER_DB = -23.0  # of the background speaker, below the user
-NOISE_DB = -32.0  # of the room, below the user
-GAP_S = 0.8  # between an answer's end and what the user says next
-THINKS_S = 0.6  # that a background model takes beside its tool
-TIME = "4:05"  # that `clock` tells
+LEVEL = 0.1  # root mean square of the user's speech, of full scale
+PEAK = 0.8  # highest sample of the user's speech
+OTHER_DB = -23.0  # dB, level of the background speaker relative to the user
+NOISE_DB = -32.0  # dB, level of the room's noise relative to the user
+GAP_S = 0.8  # s from the end of an answer to what the user says next
+REASONING_S = 0.6  # s that the background model takes beside its tool
+TIME = "4:05"  # time of day that the tool `clock` returns
 
 
 class Script:
-    """The user's side under construction, timed as if every answer came on time."""
+    """The user's side under construction, timed as if every answer came on time.
+
+    Times are seconds of the user's clock unless said otherwise.
+    """
 
     def __init__(self) -> None:
-        self.parts: list[tuple[int, np.ndarray]] = []
+        """Starts with silence."""
+        self.parts: list[tuple[int, np.ndarray]] = []  # (first sample, PCM float32[n])
         self.events: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
         self.prices = tool_requests.draw_prices(np.random.default_rng(0))
-        self.now = 0.8  # seconds, when the user speaks next
+        self.now = 0.8  # s, when the user speaks next
 
     def say(self, text: str, at: float, voice: Voice = USER, gain_db: float = 0.0) -> Clip:
-        """Adds speech at a time in seconds."""
+        """Adds speech at a time."""
         clip = clips.user_clip(text, voice)
         gain = min(LEVEL / clips.level(clip.pcm), PEAK / float(np.abs(clip.pcm).max()))
         gain *= 10 ** (gain_db / 20)
@@ -47,13 +51,23 @@ class Script:
         return clip
 
     def event(self, kind: str, form: str, start: float, end: float, text: str) -> dict[str, Any]:
-        """Notes what is heard."""
+        """Adds an event to the annotation and returns it."""
         entry = {"kind": kind, "form": form, "start_s": start, "end_s": end, "text": text}
         self.events.append(entry)
         return entry
 
     def ask(self, name: str, kind: str = "request", pause: float = 0.0, **slots: str) -> float:
-        """Asks at `now`, pausing where the form allows it; returns when the answer starts."""
+        """Places a request at `now`.
+
+        Args:
+          name: Name of the form.
+          kind: Kind of the event.
+          pause: Length of the pause where the form allows one, s; 0 for none.
+          **slots: Values of the form's slots.
+
+        Returns:
+          When the answer starts.
+        """
         form = domain.form(name)
         parts = form.parts(slots) if pause else [form.text(slots)]
         start = at = self.now
@@ -69,7 +83,7 @@ class Script:
         return self.answer(entry, form.intent.answer(slots))
 
     def answer(self, entry: dict[str, Any], text: str) -> float:
-        """Leaves room for the answer to an event; returns when it starts."""
+        """Leaves time for the answer to an event; returns when it starts."""
         clip = clips.assistant_clip(text)
         first = timing.answer_turn(round(entry["end_s"] * RATE))
         begun = timing.TURN * (first + 1) / RATE
@@ -82,95 +96,104 @@ class Script:
         self.now = begun + clip.seconds + GAP_S
         return begun
 
-    # What takes a tool.
+    # Tool requests.
 
     def tool_request(self, name: str, tool_s: float, **slots: str) -> dict[str, Any]:
-        """Asks for something that takes a tool; returns the delegation's note."""
-        tool_request = next(one for one in tool_requests.TOOL_REQUESTS if one.name == name)
+        """Places a tool request at `now`.
+
+        Args:
+          name: Name of the tool request.
+          tool_s: Time that the tool takes; a timer takes its own time.
+          **slots: Values of the request's slots.
+
+        Returns:
+          The note of the delegation.
+        """
+        request = find_request(name)
         note = {
             "number": len(self.notes) + 1,
             "tool_request": name,
-            "held_out": tool_request.held_out(slots),
+            "held_out": request.held_out(slots),
         }
         note |= {"updates": [], "cancelled_s": -1.0, "tool_s": tool_s}
-        text = " ".join(tool_request.parts(tool_request.templates[0], slots))
-        entry = self.tell(note, "tool_request", name, text, tool_request.hold)
-        self.hand_over(note, tool_request, slots, entry, tool_request.request.format(**slots))
+        text = " ".join(request.parts(request.templates[0], slots))
+        entry = self.tell(note, "tool_request", name, text, request.holding_reply)
+        self.delegate(note, request, slots, entry, request.delegated.format(**slots))
         self.notes.append(note)
         return note
 
     def tell(
         self, note: dict[str, Any], kind: str, form: str, text: str, answer: str
     ) -> dict[str, Any]:
-        """Says something about a delegation at `now`, with the short answer to it."""
+        """Places speech about a delegation at `now`, with the short reply `answer` to it."""
         end = self.now + self.say(text, self.now).seconds
         entry = self.event(kind, form, self.now, end, text)
         entry |= {"delegation": note["number"], "held_out": note["held_out"]}
         self.answer(entry, answer)
         return entry
 
-    def hand_over(
+    def delegate(
         self,
         note: dict[str, Any],
-        tool_request: tool_requests.ToolRequest,
+        request: tool_requests.ToolRequest,
         slots: domain.Slots,
         entry: dict[str, Any],
         words: str,
     ) -> None:
-        """Leaves room for the span, and notes what comes of it."""
+        """Leaves time for the span with `words`, and notes the call and the result."""
         closed = entry["answer_end_turn"] + len(load_tokenizer().encode(words)) + 1
         self.now = max(self.now, timing.TURN * (closed + 2) / RATE + GAP_S / 2)
-        call = tool_request.call(slots)
+        call = request.call(slots)
         result = tool_requests.true_result(call, self.prices, TIME)
         if call["tool"] == "timer":
             note["tool_s"] = float(call["amount"] * tool_requests.TIMER_UNITS[call["unit"]])
-        request = tool_request.request.format(**slots)
-        note |= {"request": request, "call": call, "result": result, "closed": closed}
-        note |= {"said": tool_request.answer(slots, result), "slots": slots}
+        understood = request.delegated.format(**slots)
+        note |= {"request": understood, "call": call, "result": result, "closed": closed}
+        note |= {"said": request.answer(slots, result), "slots": slots}
 
     def update(self, note: dict[str, Any], **better: str) -> None:
-        """Corrects a request that runs."""
-        tool_request = next(
-            one for one in tool_requests.TOOL_REQUESTS if one.name == note["tool_request"]
-        )
+        """Lets the user correct a running tool request, to slots with the values `better`."""
+        request = find_request(note["tool_request"])
         slots = note["slots"] | better
-        words = tool_request.fix.format(**slots)
+        words = request.fix.format(**slots)
         text = f"{tool_requests.FIXERS[1]} {words}"
-        entry = self.tell(
-            note, "tool_request_update", "tool_request_update", text, tool_requests.OKAY
-        )
+        kind = "tool_request_update"
+        entry = self.tell(note, kind, kind, text, tool_requests.OKAY)
         note["updates"].append({"end_s": entry["end_s"], "words": words})
-        self.hand_over(note, tool_request, slots, entry, words)
+        self.delegate(note, request, slots, entry, words)
 
     def cancel(self, note: dict[str, Any]) -> None:
-        """Takes a request back."""
-        text = tool_requests.CANCELS[0]
-        entry = self.tell(
-            note, "tool_request_cancel", "tool_request_cancel", text, tool_requests.OKAY
-        )
+        """Lets the user cancel a running tool request."""
+        kind = "tool_request_cancel"
+        entry = self.tell(note, kind, kind, tool_requests.CANCELS[0], tool_requests.OKAY)
         note["cancelled_s"] = entry["end_s"]
 
-    def hear(self, note: dict[str, Any]) -> None:
-        """Waits until the result has been said."""
-        done = (note["closed"] + 1) * timing.TURN / RATE + note["tool_s"] + THINKS_S
+    def wait_for_result(self, note: dict[str, Any]) -> None:
+        """Moves `now` to when the model has said the result."""
+        done = (note["closed"] + 1) * timing.TURN / RATE + note["tool_s"] + REASONING_S
         said = max(self.now - GAP_S, done) + clips.assistant_clip(note["said"]).seconds + 0.4
         self.now = max(self.now, said + GAP_S)
 
     def interrupt(self, onset: float) -> None:
-        """Ends the last answer at an interruption, and lets the user speak there."""
-        asked = next(entry for entry in reversed(self.events) if entry.get("answer"))
-        stop = asked["answer_end_turn"] = timing.stop_turn(int(onset * RATE))
-        asked["answer_end_s"] = timing.TURN * (stop + 1) / RATE
+        """Ends the last answer for an interruption, and moves `now` to its onset."""
+        entry = next(entry for entry in reversed(self.events) if entry.get("answer"))
+        stop = entry["answer_end_turn"] = timing.stop_turn(int(onset * RATE))
+        entry["answer_end_s"] = timing.TURN * (stop + 1) / RATE
         self.now = onset
 
     def aside(self, kind: str, text: str, at: float, voice: Voice = USER, db: float = 0.0) -> float:
-        """Says something that wants no answer; returns its end."""
+        """Places speech that needs no answer; returns when it ends."""
         end = at + self.say(text, at, voice, db).seconds
         self.event(kind, kind, at, end, text)
         return end
 
     def finish(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """The mix, float32[n], and its annotation."""
+        """The finished recording.
+
+        Returns:
+          The mixed PCM, float32[n] at 16 kHz, and its annotation: "turns", "voice", "events",
+          "delegations", "prices" and "time".
+        """
         turns = int(np.ceil(self.now * RATE / timing.TURN))
         pcm = acoustics.noise(
             np.random.default_rng(0), "pink", turns * timing.TURN, LEVEL * 10 ** (NOISE_DB / 20)
@@ -184,23 +207,33 @@ class Script:
         return pcm, meta | {"delegations": self.notes, "prices": self.prices, "time": TIME}
 
 
-def compose() -> tuple[np.ndarray, dict[str, Any]]:
-    """Small talk while a timer runs, a correction, a cancellation; and what else users do.
+def find_request(name: str) -> tool_requests.ToolRequest:
+    """The tool request of a name."""
+    return next(one for one in tool_requests.TOOL_REQUESTS if one.name == name)
 
-    That is a pause, a backchannel, an interruption, others, silence, a stop, a farewell.
+
+def compose() -> tuple[np.ndarray, dict[str, Any]]:
+    """Composes the recording.
+
+    The user makes small talk while a timer runs, corrects and cancels tool requests, pauses,
+    interrupts, stops the model, is silent and says goodbye; there is a backchannel, and somebody
+    else speaks in the background.
+
+    Returns:
+      PCM float32[n] at 16 kHz, and the annotation, see `Script.finish`.
     """
     script = Script()
     bell = script.tool_request("timer", 0.0, n="eight", unit="seconds")
     script.ask("capital.1", country="japan")
     script.ask("repeat3.1", "pause_request", pause=0.9, a="purple", b="tiger", c="window")
-    script.hear(bell)
+    script.wait_for_result(bell)
     begun = script.ask("count.1", n="ten")
     script.aside("backchannel", "uh huh", begun + 1.3)
     price = script.tool_request("price", 4.0, item="butter")
     script.update(price, item="pepper")
     end = script.aside("background", "anna can you pass me the salt", script.now, OTHER, OTHER_DB)
     script.now = end
-    script.hear(price)
+    script.wait_for_result(price)
     begun = script.ask("story.1", hero="dragon")
     script.interrupt(begun + 1.7)
     script.ask("sum.1", "interrupt_request", a="two", b="three")
@@ -216,8 +249,10 @@ def compose() -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def define_flags() -> None:
-    """Defines the command line; not on import, so that commands can be imported together."""
-    flags.DEFINE_string("out", "experiments/assets/user.flac", "Recording; annotated in .json.")
+    """Defines the flags. Not at import, so that tests can import several commands."""
+    flags.DEFINE_string(
+        "out", "experiments/assets/user.flac", "Recording; its annotation has the suffix .json."
+    )
 
 
 def main(argv: list[str]) -> None:

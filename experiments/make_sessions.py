@@ -1,10 +1,12 @@
-"""Makes full-duplex training or held-out sessions with espeak-ng and flite.
+r"""Makes full-duplex training or held-out sessions with espeak-ng and flite.
 
     python -m experiments.make_sessions --out=data/train --sessions=16000
     python -m experiments.make_sessions --out=data/heldout --sessions=300 --seed=1 --split=heldout
-    python -m experiments.make_sessions --out=data/errands --sessions=8000 --errands=0.6
+    python -m experiments.make_sessions --out=data/delegation_sessions --sessions=12000 \
+        --seed=40 --delegations=0.6
 
-Session i depends on the seed, the split and i alone. The folder appears when it is complete.
+With --delegations a share of the sessions has tool requests, which the model delegates. Session i
+depends only on the seed, the split, the length and i. The folder appears when it is complete.
 """
 
 import collections
@@ -20,39 +22,45 @@ import tqdm
 from absl import app, flags
 
 from interaction.data import delegation_sessions, domain, records, sessions, voices
+from interaction.data.stored_session import StoredSession
 
 OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.", required=True)
 SESSIONS = flags.DEFINE_integer("sessions", 16_000, "Number of sessions.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the whole set.", lower_bound=0)
-SPLIT = flags.DEFINE_enum("split", "train", voices.SPLITS, "Voices and combinations to use.")
+SPLIT = flags.DEFINE_enum("split", "train", voices.SPLITS, "Voices and word combinations.")
 PROCESSES = flags.DEFINE_integer(
-    "processes", os.cpu_count(), "Processes that synthesise and mix.", lower_bound=1
+    "processes", os.cpu_count(), "Processes that make sessions.", lower_bound=1
 )
 TURNS = flags.DEFINE_integer("turns", 80, "Micro-turns of 200 ms in a session.", lower_bound=20)
-TOOL_REQUESTS = flags.DEFINE_float(
-    "tool_requests", 0.0, "Share of sessions with requests for the background model.", 0.0, 1.0
+DELEGATIONS = flags.DEFINE_float(
+    "delegations", 0.0, "Share of the sessions with tool requests.", 0.0, 1.0
 )
 _SHARD = 100  # sessions of a file
 
 
-def make(
-    seed: int, index: int, split: str, turns: int, tool_requests: float
-) -> sessions.StoredSession:
-    """Session `index` of a set."""
-    chosen = np.random.default_rng((seed, index, _SHARD)).random() < tool_requests
-    if chosen:
+def make(seed: int, index: int, split: str, turns: int, delegations: float) -> StoredSession:
+    """Makes session `index` of a set.
+
+    Args:
+      seed: Seed of the set.
+      index: Number of the session.
+      split: `train` or `heldout`.
+      turns: Length in micro-turns.
+      delegations: Probability that the session has tool requests.
+    """
+    if np.random.default_rng((seed, index, _SHARD)).random() < delegations:
         return delegation_sessions.make_delegation_session((seed, index), split, turns)
     return sessions.make_session((seed, index), split, turns=turns)
 
 
 def _shard(job: tuple[str, int, int, int, str, int, float]) -> collections.Counter:
-    """Writes sessions [start, stop) to one file; returns what is in it."""
-    path, start, stop, seed, split, turns, tool_requests = job
+    """Writes sessions start to stop - 1 to one file; returns counts of what is in it."""
+    path, start, stop, seed, split, turns, delegations = job
     counts: collections.Counter = collections.Counter()
 
-    def made() -> collections.abc.Iterator[sessions.StoredSession]:
+    def made() -> collections.abc.Iterator[StoredSession]:
         for index in range(start, stop):
-            record = make(seed, index, split, turns, tool_requests)
+            record = make(seed, index, split, turns, delegations)
             meta = json.loads(record["meta"])
             for event in meta["events"]:
                 counts[event["kind"]] += 1
@@ -65,10 +73,10 @@ def _shard(job: tuple[str, int, int, int, str, int, float]) -> collections.Count
 
 
 def main(_: list[str]) -> None:
-    """Makes the set in a temporary folder beside it, then renames."""
+    """Makes the set in a temporary folder, and renames it when it is complete."""
     out = Path(OUT.value)
     if out.exists():
-        raise ValueError(f"--out: got {out}, wanted a new folder; remove it or name another")
+        raise ValueError(f"--out: got {out}, wanted a new folder; remove it or name another one")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -81,7 +89,7 @@ def main(_: list[str]) -> None:
             SEED.value,
             SPLIT.value,
             TURNS.value,
-            TOOL_REQUESTS.value,
+            DELEGATIONS.value,
         )
         for start in range(0, SESSIONS.value, _SHARD)
     ]

@@ -1,4 +1,4 @@
-"""Learns the tokenizer that ships with the library from the domain's text."""
+"""Makes the tokenizer of the demo from the text of the domain."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ OUT = flags.DEFINE_string("out", str(tokenizers.PATH), "JSON file to write.")
 
 
 def main(_: list[str]) -> None:
-    """Writes the file and says what is in it."""
+    """Makes the tokenizer and writes it."""
     words = sorted({*domain.answer_words(), *domain.said_words()})
     asides = domain.asides
     short = asides.STOPS + asides.BACKCHANNELS + asides.OPENERS + asides.CORRECTIONS

@@ -1,8 +1,8 @@
-r"""What a preset costs: parameters, FLOPs, bytes, and how long steps and training take at best.
+r"""Cost of a preset: parameters, FLOPs, bytes, and lower bounds for the time of steps and training.
 
 python -m experiments.model_cost --preset=small --json=out/cost_small.json
 
-Times are modelled. `docs/model_cost.md` has every formula.
+Times are modelled; `docs/model_cost.md` has the formulas.
 """
 
 import json
@@ -13,12 +13,10 @@ from absl import app, flags
 
 from interaction.compiled.costs import (
     LAYER_OVERHEAD,
-    Slice,
     kv_bytes,
     parameter_counts,
     serving_slices,
     sessions_that_fit,
-    slice_of,
     state_bytes,
     step_flops,
     step_flops_by_part,
@@ -27,17 +25,27 @@ from interaction.compiled.costs import (
     turns_per_second,
     weight_bytes,
 )
+from interaction.compiled.slices import Slice, find_slice
 from interaction.config import ModelConfig
 from interaction.presets import PRESETS
 from interaction.training.flops import train_flops, train_rate
 
-_INPUTS = {"audio": (False, False), "audio, text, frame": (True, True)}  # variants of the step
+# Variant of the step -> whether it has text and frames.
+_INPUTS = {"audio": (False, False), "audio, text, frame": (True, True)}
 
 
 def figures(
     config: ModelConfig, sessions: list[int], train_slices: list[str], turns: int, mfu: float
 ) -> dict[str, Any]:
-    """Everything that is printed, under the names that `--json` uses."""
+    """All figures, under the names that `--json` uses.
+
+    Args:
+      config: Model configuration.
+      sessions: Numbers of sessions of a step.
+      train_slices: Names of the slices that train.
+      turns: Micro-turns of a training session.
+      mfu: Assumed share of the FLOP/s that training uses.
+    """
     counts = parameter_counts(config)
     weights, state = weight_bytes(config), state_bytes(config)
     minute = 60 * turns_per_second(config)
@@ -68,12 +76,12 @@ def figures(
         "training_modelled": [
             {
                 "slice": name,
-                "chips": slice_of(name).chips,
+                "chips": find_slice(name).chips,
                 "tokens_per_s": rate.tokens,
                 "audio_s_per_s": rate.audio,
             }
             for name in train_slices
-            for rate in [train_rate(config, slice_of(name), turns, mfu)]
+            for rate in [train_rate(config, find_slice(name), turns, mfu)]
         ],
     }
 
@@ -90,13 +98,13 @@ def _step_row(config: ModelConfig, place: Slice, sessions: int, inputs: str) -> 
         "flops_ms": 1e3 * time.flops,
         "floor_ms": 1e3 * time.floor,
         "with_overhead_ms": 1e3 * time.with_overhead,
-        "hbm_used": used / place.hbm,
+        "hbm_used": used / place.hbm_bytes,
         "sessions_that_fit": sessions_that_fit(config, place),
     }
 
 
 def table(preset: str, values: dict[str, Any]) -> str:
-    """The figures as they are printed."""
+    """The figures as text."""
     total, active = values["parameters_total"], values["parameters_active"]
     weights, state = values["weight_bytes"], values["state_bytes_per_session"]
     positions, step = values["positions"], values["step_flops"]
@@ -104,7 +112,7 @@ def table(preset: str, values: dict[str, Any]) -> str:
         f"{preset}: {total:,} parameters, {active:,} active",
         *(f"  {part:<18}{count:>20,}" for part, count in values["parameters_by_part"].items()),
         f"{values['dtype']} weights {_unit(weights)}B",
-        f"a session's state {_unit(state)}B; a minute of talk writes"
+        f"a session's state {_unit(state)}B; a minute of conversation writes"
         f" {_unit(values['kv_bytes_per_minute'])}B of keys and values",
         *(
             f"a step on {name}: {positions[name]} positions, {_unit(step[name])}FLOP"
@@ -117,7 +125,7 @@ def table(preset: str, values: dict[str, Any]) -> str:
         f"training at an MFU of {values['mfu']:.0%} (assumed), modelled:",
         *(
             f"  {row['slice']:<11}{row['chips']:>5} chips  {_unit(row['tokens_per_s'])} tokens/s,"
-            f" {_unit(row['audio_s_per_s'])} seconds of talk/s"
+            f" {_unit(row['audio_s_per_s'])} seconds of audio/s"
             for row in values["training_modelled"]
         ),
     ]
@@ -133,7 +141,7 @@ def _step_lines(rows: list[dict[str, Any]]) -> list[str]:
     heads = [f"{row['sessions']} x {row['inputs']}" for row in next(iter(slices.values()))]
     columns = "".join(f"{head:<24}" for head in heads).rstrip()
     lines = [
-        f"a step, ms, modelled: roofline / with {overhead:.2f} ms a layer; sessions x inputs",
+        f"a step, ms, modelled: roofline / with {overhead:.2f} ms per layer; sessions x inputs",
         f"  {'slice':<9}{'chips':>6}{'fit':>8}  {columns}",
     ]
     for name, mine in slices.items():
@@ -145,7 +153,7 @@ def _step_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _unit(value: float) -> str:
-    """Three digits and a decimal prefix, a space in between."""
+    """A number of three digits with a decimal prefix: "1.23 M"."""
     power = 0
     while value >= 1_000 and power < 6:
         value, power = value / 1_000, power + 1
@@ -153,7 +161,7 @@ def _unit(value: float) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the figures of a preset and writes them where asked."""
+    """Prints the figures of a preset, and writes them if a flag names a file."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     given = flags.FLAGS
@@ -169,9 +177,11 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("preset", "small", list(PRESETS), "Model.")
-    flags.DEFINE_string("json", None, "Where to write the figures.")
+    flags.DEFINE_string("json", None, "File for the figures.")
     flags.DEFINE_multi_integer("sessions", [32, 64], "Sessions of a step.", lower_bound=1)
-    flags.DEFINE_list("train_slices", ["v5p-2048", "v6e-1024", "tpu7x-1024"], "Slices that train.")
+    flags.DEFINE_list(
+        "train_slices", ["v5p-2048", "v6e-1024", "tpu7x-1024"], "TPU slices for training."
+    )
     flags.DEFINE_integer("turns", 1_500, "Micro-turns of a training session.", lower_bound=1)
-    flags.DEFINE_float("mfu", 0.33, "Share of the FLOP/s that training is taken to use.", 0, 1)
+    flags.DEFINE_float("mfu", 0.33, "Assumed share of the FLOP/s that training uses.", 0, 1)
     app.run(main)

@@ -2,10 +2,10 @@ r"""Trains one part of a model; the same command resumes it.
 
 python -m experiments.train --config=experiments/configs/demo.py
 
-On several hosts run it on each, with a `--workdir` that all of them see. TPU pods on GKE and Slurm
-say themselves who they are. On TPU VMs set JAX_COORDINATOR_ADDRESS (host:port of the first), on
-other machines JAX_NUM_PROCESSES and JAX_PROCESS_ID beside it. SIGTERM to any of them stops all,
-after a checkpoint.
+On several hosts run it on each, with a `--workdir` that all of them see. On TPU pods with GKE and
+with Slurm the environment describes the hosts. On TPU VMs set JAX_COORDINATOR_ADDRESS (host:port of
+the first host); on other machines also set JAX_NUM_PROCESSES and JAX_PROCESS_ID. SIGTERM to any
+process stops all of them, after a checkpoint.
 """
 
 import dataclasses
@@ -27,15 +27,15 @@ from interaction.training.train_config import TrainConfig
 _CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<name>.")
 _DATA = flags.DEFINE_string("data", None, "ArrayRecord file or folder.")
-_STEPS = flags.DEFINE_integer("steps", None, "Steps in all.")
-_MINUTES = flags.DEFINE_float("minutes", None, "Stop and save after this long.")
+_STEPS = flags.DEFINE_integer("steps", None, "Total number of steps.")
+_MINUTES = flags.DEFINE_float("minutes", None, "Saves and stops after so many minutes.")
 
 
 def load_config(path: str) -> TrainConfig:
-    """Runs a config file and returns what its `get_config` builds.
+    """Runs a config file and returns the result of its `get_config`.
 
     Raises:
-      ValueError: there is no such file, or it has no get_config.
+      ValueError: There is no such file, or it has no `get_config`.
     """
     if not os.path.exists(path):
         raise ValueError(f"--config: got {path!r}, wanted a Python file; see experiments/configs")
@@ -46,17 +46,19 @@ def load_config(path: str) -> TrainConfig:
 
 
 def join_hosts() -> None:
-    """Connects the processes of a run on several hosts, if the environment tells of any.
+    """Connects the processes of a run if the environment describes several.
 
     Raises:
-      ValueError: JAX_NUM_PROCESSES comes without a place in it, or without an address.
+      ValueError: JAX_NUM_PROCESSES is set without JAX_PROCESS_ID or JAX_COORDINATOR_ADDRESS.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, count, place = (os.environ.get(name) for name in names)
     if count is not None:
         if not (address and count.isdecimal() and (place or "").isdecimal()):
-            raise ValueError(f"environment: got {count=}, {place=}, {address=}, wanted all {names}")
-        # Without it the processes of CPUs do not reach each other; other devices have their own.
+            raise ValueError(
+                f"environment: got {count=}, {place=}, {address=}, wanted {names}; set all of them"
+            )
+        # Collectives between processes on CPUs need it; other devices have their own.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, int(count), int(place or 0))
     elif address or _launched():

@@ -1,12 +1,12 @@
-"""What a model is made of: frozen dataclasses, each field with its unit and range, checked once."""
+"""Model configuration: frozen dataclasses whose fields have units and ranges, checked once."""
 
 import dataclasses
 
 DTYPES = ("float32", "bfloat16")
-# Of a layer's activations the backward pass computes again: none, what is no product of a weight
-# (norms, attention's inside, dispatch), or all of them.
+# Which activations of a layer the backward pass computes again: none; all but products with
+# weights, so norms, attention scores and dispatch; or all.
 REMAT = ("nothing", "all but products", "everything")
-PREFILL_TURNS = 5  # micro-turns that a background model reads at once, behind the live one
+PREFILL_TURNS = 5  # micro-turns of the live session that a background model prefills at once
 
 
 def _require(ok: bool, field: str, got: object, wanted: str, fix: str) -> None:
@@ -16,7 +16,7 @@ def _require(ok: bool, field: str, got: object, wanted: str, fix: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
-    """Front end shared by both sides (dMel: arXiv 2407.15835), all causal.
+    """Causal front end of user audio and of generated speech (dMel: arXiv 2407.15835).
 
     A frame covers the `window` samples that end where its hop ends.
     """
@@ -30,9 +30,9 @@ class AudioConfig:
     mels: int = 80  # channels
     fmin: float = 80.0  # Hz
     fmax: float = 7_600.0  # Hz
-    bins: int = 16  # dMel levels a channel
+    bins: int = 16  # dMel levels of a channel, >= 2
     bin_low: float = -7.0  # log10 magnitude of level 0
-    bin_step: float = 0.6  # log10 magnitude between levels
+    bin_step: float = 0.6  # log10 magnitude between levels, > 0
 
     def __post_init__(self) -> None:
         """Checks that hops tile a micro-turn and that filters fit the spectrum."""
@@ -50,7 +50,7 @@ class AudioConfig:
             "audio.user_hop",
             self.user_hop,
             f"a multiple of speech_hop={self.speech_hop}",
-            "own speech is heard through every n-th generated frame",
+            "choose a multiple: the model reads every n-th frame of its speech",
         )
         _require(
             self.window <= self.n_fft,
@@ -66,17 +66,17 @@ class AudioConfig:
             f"fmin < fmax <= {self.sample_rate / 2}",
             "lower fmax or raise sample_rate",
         )
-        _require(self.bins >= 2, "audio.bins", self.bins, ">= 2", "dMel needs levels")
+        _require(self.bins >= 2, "audio.bins", self.bins, ">= 2", "raise it")
         _require(self.bin_step > 0, "audio.bin_step", self.bin_step, "> 0", "raise it")
 
     @property
     def user_frames(self) -> int:
-        """DMel frames of a micro-turn."""
+        """Number of dMel frames of a micro-turn."""
         return self.turn_samples // self.user_hop
 
     @property
     def speech_frames(self) -> int:
-        """Mel frames of a micro-turn of generated speech."""
+        """Number of mel frames of a micro-turn of generated speech."""
         return self.turn_samples // self.speech_hop
 
 
@@ -84,20 +84,20 @@ class AudioConfig:
 class TransformerConfig:
     """Decoder-only mixture-of-experts transformer."""
 
-    dim: int = 192
-    layers: int = 6
-    heads: int = 3  # query heads
+    dim: int = 192  # width of the residual stream
+    layers: int = 6  # a multiple of long_every
+    heads: int = 3  # query heads, a multiple of kv_heads
     kv_heads: int = 1
-    head_dim: int = 64
-    experts: int = 8
-    experts_per_token: int = 2
+    head_dim: int = 64  # width of a head, even
+    experts: int = 8  # routed experts of a layer
+    experts_per_token: int = 2  # 1..experts
     expert_ffn: int = 48  # hidden width of one expert
     shared_ffn: int = 192  # hidden width of the shared expert
-    window: int = 192  # keys a sliding-window layer sees, itself included
-    long_window: int = 384  # keys a long layer sees
+    window: int = 192  # keys that a query of a sliding layer sees, its position included
+    long_window: int = 384  # keys that a query of a long layer sees
     long_every: int = 3  # the last of every n layers is a long one
-    rope_base: float = 10_000.0
-    dtype: str = "float32"  # of activations and of the weights that multiply them, or "bfloat16"
+    rope_base: float = 10_000.0  # see `ops.rope`
+    dtype: str = "float32"  # "float32" or "bfloat16", of activations and of the matrices
     remat: str = "nothing"  # what the backward pass computes again, see REMAT
 
     def __post_init__(self) -> None:
@@ -110,14 +110,14 @@ class TransformerConfig:
             "transformer.heads",
             self.heads,
             f"a multiple of kv_heads={self.kv_heads}",
-            "queries share keys in equal groups",
+            "choose a multiple: equal groups of query heads share a key head",
         )
         _require(
             self.head_dim % 2 == 0,
             "transformer.head_dim",
             self.head_dim,
             "even",
-            "RoPE turns pairs",
+            "choose an even number: RoPE rotates pairs",
         )
         _require(
             1 <= self.experts_per_token <= self.experts,
@@ -131,37 +131,39 @@ class TransformerConfig:
             "transformer.window",
             self.window,
             f"1..long_window={self.long_window}",
-            "a long layer sees at least as much",
+            "lower window or raise long_window",
         )
         _require(
             self.long_every >= 2 and self.layers % self.long_every == 0,
             "transformer.long_every",
             self.long_every,
             f"at least 2 and a divisor of layers={self.layers}",
-            "layers come in equal groups that end with a long one",
+            "change either: layers come in equal groups that end with a long layer",
         )
         for name, wanted in (("dtype", DTYPES), ("remat", REMAT)):
             value = getattr(self, name)
-            _require(value in wanted, f"transformer.{name}", value, f"one of {wanted}", "choose")
+            _require(
+                value in wanted, f"transformer.{name}", value, f"one of {wanted}", "choose one"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeechConfig:
-    """Flow head: mel frames of one micro-turn from the text position and the last text tokens."""
+    """Flow head: mel frames of one micro-turn from the text-out position and the last tokens."""
 
     dim: int = 128  # width of a frame inside the flow network
-    layers: int = 2  # of the flow network
+    layers: int = 2  # layers of the flow network
     condition_dim: int = 768  # hidden width of the conditioning network, which runs once
-    condition_layers: int = 3
+    condition_layers: int = 3  # layers of the conditioning network
     feature_dim: int = 64  # width of a frame's condition
     token_dim: int = 64  # embedding of a text-out token
-    token_window: int = 12  # last text-out tokens seen, the newest included
-    prefix_frames: int = 16  # generated frames before this micro-turn that are seen
+    token_window: int = 12  # number of last text-out tokens that are read, at least 2
+    prefix_frames: int = 16  # generated frames before this micro-turn that are read
     flow_steps: int = 4  # Euler steps
     temperature: float = 0.8  # scale of the initial noise when generating, >= 0
     mel_floor: float = -5.0  # log10 magnitude below which speech is silence
     mel_mean: float = -2.5  # log10 magnitude, for standardisation
-    mel_std: float = 1.1
+    mel_std: float = 1.1  # log10 magnitude, for standardisation, > 0
 
     def __post_init__(self) -> None:
         """Checks counts and scales."""
@@ -174,7 +176,7 @@ class SpeechConfig:
             "speech.token_window",
             self.token_window,
             ">= 2",
-            "training replaces the older half of a window",
+            "raise it: training replaces the older half of a window",
         )
         _require(self.temperature >= 0, "speech.temperature", self.temperature, ">= 0", "raise it")
         _require(self.mel_std > 0, "speech.mel_std", self.mel_std, "> 0", "measure it on the data")
@@ -186,10 +188,10 @@ class VocoderConfig:
 
     dim: int = 192
     layers: int = 6
-    kernel: int = 7  # frames seen by a causal depthwise convolution
-    delay_frames: int = 2  # output lags the mel by this many frames
+    kernel: int = 7  # frames of a causal depthwise convolution
+    delay_frames: int = 2  # frames by which the PCM lags the mel
     order: int = 80  # cepstral coefficients of a filter
-    n_fft: int = 512  # samples in which a filter rings, >= twice the hop
+    n_fft: int = 512  # samples of a filter's response, >= twice the hop
     pitch_bins: int = 64  # classes of the pitch, evenly spaced in its logarithm
     pitch_low: float = 80.0  # Hz
     pitch_high: float = 350.0  # Hz
@@ -200,13 +202,15 @@ class VocoderConfig:
             _require(
                 getattr(self, name) >= 1, f"vocoder.{name}", getattr(self, name), ">= 1", "raise it"
             )
-        _require(self.delay_frames >= 0, "vocoder.delay_frames", self.delay_frames, ">= 0", "set 2")
+        _require(
+            self.delay_frames >= 0, "vocoder.delay_frames", self.delay_frames, ">= 0", "raise it"
+        )
         _require(
             self.order <= self.n_fft,
             "vocoder.order",
             self.order,
             f"<= n_fft={self.n_fft}",
-            "a cepstrum is no longer than its transform",
+            "lower order or raise n_fft",
         )
         _require(
             0 < self.pitch_low < self.pitch_high,
@@ -225,18 +229,18 @@ class ModelConfig:
     transformer: TransformerConfig = TransformerConfig()
     speech: SpeechConfig = SpeechConfig()
     vocoder: VocoderConfig = VocoderConfig()
-    vocab: int = 1_024  # text tokens, the special ones included
-    text_slots: int = 4  # text-in tokens a micro-turn takes at most
+    vocab: int = 1_024  # text tokens, special tokens included
+    text_slots: int = 4  # most text-in tokens of a micro-turn
     patches: int = 9  # 40x40 patches of a frame, a square number
-    audio_positions: int = 2  # positions a micro-turn of the user's audio takes
-    hears_self_audio: bool = True  # whether the step hears its own last speech or blanks it
-    text_temperature: float = 0.0  # of the text stream, 0 takes the most likely token
-    frame_dim: int = 128  # bag-of-embeddings width of one dMel frame
+    audio_positions: int = 2  # positions of the user's audio in a micro-turn
+    self_audio: bool = True  # whether the step reads the model's last speech, or blanks it
+    text_temperature: float = 0.0  # of text sampling, >= 0; 0 takes the most likely token
+    frame_dim: int = 128  # width of the bag of embeddings of one dMel frame
 
     def __post_init__(self) -> None:
         """Checks that the parts fit each other."""
         _require(
-            self.audio_positions >= 1, "audio_positions", self.audio_positions, ">= 1", "raise"
+            self.audio_positions >= 1, "audio_positions", self.audio_positions, ">= 1", "raise it"
         )
         lag = self.vocoder.delay_frames
         most = (self.audio.window - self.audio.speech_hop) // self.audio.speech_hop
@@ -244,7 +248,7 @@ class ModelConfig:
             0 <= lag <= most,
             "vocoder.delay_frames",
             lag,
-            f"0..{most}, the frames that a window looks back",
+            f"0..{most}, the frames by which a window reaches back",
             "lower it",
         )
         _require(
@@ -252,14 +256,14 @@ class ModelConfig:
             "vocoder.n_fft",
             self.vocoder.n_fft,
             f">= twice the hop of {self.audio.speech_hop} samples",
-            "a filter rings on into the next frame",
+            "raise it: a filter's response reaches into the next frame",
         )
         _require(
             self.audio.user_frames % self.audio_positions == 0,
             "audio_positions",
             self.audio_positions,
             f"a divisor of {self.audio.user_frames} dMel frames",
-            "each position holds the same number of frames",
+            "choose a divisor: each position holds the same number of frames",
         )
         side = round(self.patches**0.5)
         _require(
@@ -267,24 +271,26 @@ class ModelConfig:
             "patches",
             self.patches,
             "a square number of 40x40 patches",
-            "a frame is square",
+            "choose a square number: frames are square",
         )
         _require(
             self.speech.prefix_frames <= self.audio.speech_frames,
             "speech.prefix_frames",
             self.speech.prefix_frames,
             f"at most the {self.audio.speech_frames} frames of a micro-turn",
-            "lower it: a session keeps one micro-turn of its own speech",
+            "lower it: a session keeps the speech of one micro-turn",
         )
-        _require(self.vocab > 8, "vocab", self.vocab, "> 8", "ids 0..7 are special tokens")
+        _require(
+            self.vocab > 8, "vocab", self.vocab, "> 8", "raise it: ids 0..7 are special tokens"
+        )
         _require(self.text_slots >= 1, "text_slots", self.text_slots, ">= 1", "raise it")
 
     @property
     def frame_size(self) -> int:
-        """Pixels on a side of a video frame."""
+        """Height and width of a video frame in pixels."""
         return 40 * round(self.patches**0.5)
 
     @property
     def turn_span(self) -> int:
-        """Positions a micro-turn owns on the clock, used or not."""
+        """Positions that are reserved for a micro-turn on the clock, used or not."""
         return self.text_slots + self.patches + self.audio_positions + 1

@@ -1,15 +1,14 @@
 """Which dtype each parameter is multiplied in: one table, independent of how devices share it.
 
-A model computes in `TransformerConfig.dtype`. Its matrices are cast to that dtype; what is added,
-scaled, summed over many rows, or decides something discrete stays float32: norms, biases,
-positions, the router and its bias, attention sinks, the tables of dMel levels, and the pitch and
-the filters of the vocoder, whose error adds up along a session.
+A model computes in `TransformerConfig.dtype`. Its matrices are cast to that dtype. Parameters that
+are added, that scale, that are summed over many rows or that decide something discrete stay
+float32: norms, biases, positions, the router and its bias, attention sinks, the tables of dMel
+levels, and the pitch and the filters of the vocoder, whose error adds up along a session.
 """
 
 import re
 
-# The end of a parameter's path -> whether it takes the computing dtype. Layers that are kept
-# separately are numbered.
+# End of a parameter's path -> whether it takes the computing dtype. Separate layers are numbered.
 _POLICY: tuple[tuple[str, bool], ...] = (
     (r"(sliding|long)/(\d+/)*(gate|up|down|shared_(gate|up|down))", True),
     (r"(sliding|long)/(\d+/)*(query|key|value|attention_out)", True),
@@ -40,19 +39,19 @@ def dtype_of(path: str, compute: str) -> str:
     """The dtype that the parameter at a path is multiplied in.
 
     Args:
-      path: The end of it is looked at: "backbone/sliding/query", "heads/text".
+      path: Path of the parameter, of which the end counts: "backbone/sliding/query", "heads/text".
       compute: The model's computing dtype, "float32" or "bfloat16".
 
     Returns:
       `compute` or "float32".
 
     Raises:
-      ValueError: No entry of the policy matches, or entries that disagree.
+      ValueError: No entry of the policy matches, or matching entries disagree.
     """
     found = {computes for pattern, computes in _COMPILED if pattern.search(path)}
     if len(found) != 1:
         raise ValueError(
-            f"dtype policy: got {path!r}, which {len(found)} kinds of entries match, wanted one; "
-            "add it to interaction/dtype_policy.py"
+            f"dtype policy: got {path!r}, which matches {len(found)} kinds of entries, wanted one; "
+            "add an entry to interaction/dtype_policy.py"
         )
     return compute if found.pop() else "float32"

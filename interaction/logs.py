@@ -1,4 +1,4 @@
-"""Warnings of a live thread, written by another one: a log may wait for a disk, or for a reader."""
+"""Warnings of a live thread, written on another thread, since a log may wait for a disk."""
 
 import atexit
 import logging
@@ -7,20 +7,20 @@ import sys
 import threading
 from typing import Any
 
-_ROOM = 1_000  # warnings that wait; more are dropped
+_ROOM = 1_000  # warnings that may wait; further ones are dropped
 _waiting: queue.SimpleQueue = queue.SimpleQueue()
 _starting = threading.Lock()
 _thread: threading.Thread | None = None
 
 
 def warn(logger: logging.Logger, text: str, *args: Any, exc_info: bool = False) -> None:  # noqa: ANN401
-    """`logger.warning`, soon, and without waiting.
+    """Logs a warning from another thread; returns at once.
 
     Args:
-      logger: Its handlers run on another thread.
-      text: With a place for each of `args`.
-      args: Values; nobody changes them any more.
-      exc_info: Whether the exception that is being handled belongs to it.
+      logger: Logger whose handlers run on the other thread.
+      text: Format string of the warning.
+      *args: Values for the format string; they must not be changed afterwards.
+      exc_info: Whether to add the exception that is being handled.
     """
     if _waiting.qsize() < _ROOM:
         _waiting.put((logger, text, args, sys.exc_info() if exc_info else None))
@@ -29,7 +29,7 @@ def warn(logger: logging.Logger, text: str, *args: Any, exc_info: bool = False) 
 
 
 def flush(wait_s: float = 1.0) -> None:
-    """Waits until what was warned of is written, at most so many seconds."""
+    """Waits until the warnings so far are written, at most `wait_s` seconds."""
     if _thread is not None and _thread.is_alive():
         done = threading.Event()
         _waiting.put(done)
@@ -55,7 +55,7 @@ def _write() -> None:
         logger, text, args, error = item
         try:
             logger.warning(text, *args, exc_info=error)
-        except Exception:  # of a handler that is broken; the next one may do
+        except Exception:  # a broken handler must not stop later warnings
             continue
         finally:
-            del item, error  # a traceback holds arrays
+            del item, error  # a traceback keeps arrays alive

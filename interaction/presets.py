@@ -1,8 +1,8 @@
 """Named model sizes, and the background models beside them.
 
-Windows are as long as a ring of so many slots allows (`ring_capacity` would double it one key
-later). Audio alone takes 15 positions a second: a ring of 2,048 holds 2.2 minutes of talk, one of
-32,768 holds 36 minutes, one of 131,072 holds 2.4 hours.
+Each window is the longest for its ring: with one more key `ring_capacity` would double the ring.
+Audio alone takes 15 positions a second: a ring of 2,048 holds 2.2 minutes of talk, one of 32,768
+holds 36 minutes, one of 131,072 holds 2.4 hours.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from interaction.config import (
 
 
 def tiny() -> ModelConfig:
-    """For tests: every part, as small as it goes, with two groups of layers."""
+    """For tests: every part as small as possible, with two groups of layers."""
     return ModelConfig(
         transformer=TransformerConfig(
             dim=32,
@@ -43,7 +43,7 @@ def tiny() -> ModelConfig:
 
 
 def demo() -> ModelConfig:
-    """Ships trained; runs on two CPU cores."""
+    """12M parameters: the trained model that is released; runs on two CPU cores."""
     return ModelConfig()
 
 
@@ -88,9 +88,9 @@ def base() -> ModelConfig:
 def small() -> ModelConfig:
     """276B parameters, 12B active.
 
-    Few wide layers, because what a layer costs beside its weights is paid once a layer; every
-    size is a multiple of 256. There are two read-outs (text, and what the user is heard to say),
-    both active: with them a vocabulary of 65,536 keeps to 12B.
+    The layers are few and wide, because each layer has costs besides its weights; every size is a
+    multiple of 256. The text head and the transcript head both count as active: with them a
+    vocabulary of 65,536 stays within 12B.
     """
     return _large(
         TransformerConfig(dim=4_096, layers=42, heads=32, expert_ffn=2_048, shared_ffn=2_048),
@@ -101,11 +101,12 @@ def small() -> ModelConfig:
 def medium() -> ModelConfig:
     """661B parameters, 29B active.
 
-    Ours: of the announced larger siblings nothing is known. Each size has two to two and a half
-    times the active parameters of the one before, is as sparse (8 of 256 experts, of at most half
-    a token's width, and a shared one), grows in width more than in depth, and keeps its KV heads,
-    so that a session's state grows with depth alone. The weights take a third to two fifths of
-    the HBM of a slice: of tpu7x-16 for `small`, tpu7x-32 here, tpu7x-64 for `large`.
+    A size of this project: nothing is known about the announced larger models. Each size has two
+    to two and a half times the active parameters of the one before and the same sparsity: 8 of 256
+    experts whose hidden width is at most half of `dim`, and a shared expert. Sizes grow in width
+    more than in depth and keep the number of KV heads, so a session's state grows with depth
+    alone. The weights take a third to two fifths of the HBM of a slice: of tpu7x-16 for `small`,
+    tpu7x-32 here, tpu7x-64 for `large`.
     """
     return _large(
         TransformerConfig(dim=6_144, layers=54, heads=48, expert_ffn=2_560, shared_ffn=2_560),
@@ -114,7 +115,7 @@ def medium() -> ModelConfig:
 
 
 def large() -> ModelConfig:
-    """1.3T parameters, 56B active: the next step of the row that `medium` describes."""
+    """1.3T parameters, 56B active: the size after `medium`, by the same rules."""
     return _large(
         TransformerConfig(dim=8_192, layers=66, heads=64, expert_ffn=3_072, shared_ffn=3_072),
         patches=64,
@@ -122,10 +123,10 @@ def large() -> ModelConfig:
 
 
 def background_demo() -> ModelConfig:
-    """Reasons beside `demo`: the same transformer, which remembers 29 seconds.
+    """Background model of `demo`: the same transformer, with a window of 29 seconds.
 
-    It is as large, so that it learns on from what `demo` has learnt to hear. Its training sessions
-    last 16 seconds: with rings of 2,048 it reads worse after a minute of talk, not better.
+    The same size lets its training start from the weights of `demo`. Its training sessions last 16
+    seconds: with rings of 2,048 it reads worse after a minute of talk, not better.
     """
     return _windows(
         _beside(demo(), demo().transformer), sliding=256, long=512, at_once=PREFILL_TURNS
@@ -133,7 +134,7 @@ def background_demo() -> ModelConfig:
 
 
 def background_base() -> ModelConfig:
-    """4.2B parameters, reasons beside `base`: twice as wide, half as deep again."""
+    """4.2B parameters, background model of `base`: twice as wide, one and a half times as deep."""
     transformer = dataclasses.replace(
         base().transformer, dim=2_048, layers=24, heads=16, expert_ffn=768, shared_ffn=768
     )
@@ -143,14 +144,14 @@ def background_base() -> ModelConfig:
 
 
 def background_small() -> ModelConfig:
-    """661B parameters, reasons beside `small`: the transformer of `medium`."""
+    """661B parameters, background model of `small`: the transformer of `medium`."""
     return _windows(
         _beside(small(), medium().transformer), sliding=4_096, long=131_072, at_once=PREFILL_TURNS
     )
 
 
 def _large(transformer: TransformerConfig, patches: int) -> ModelConfig:
-    """What the sizes for many accelerators share."""
+    """A size for many accelerators, from the fields in which these differ."""
     transformer = dataclasses.replace(
         transformer,
         kv_heads=8,
@@ -182,11 +183,12 @@ def _large(transformer: TransformerConfig, patches: int) -> ModelConfig:
 
 
 def _beside(live: ModelConfig, transformer: TransformerConfig) -> ModelConfig:
-    """A model that reads the record of `live` (its positions and its vocabulary), and is mute.
+    """A model without speech that reads the record of `live`: its positions and its vocabulary.
 
-    Its speech parts are small: nothing runs them. Of the live model's speech it reads the words.
+    Its speech parts are small because nothing runs them. It reads the words of the live model's
+    speech, not the audio.
     """
-    silent = SpeechConfig(
+    unused = SpeechConfig(
         dim=16,
         layers=1,
         condition_dim=256,
@@ -198,16 +200,17 @@ def _beside(live: ModelConfig, transformer: TransformerConfig) -> ModelConfig:
     return dataclasses.replace(
         live,
         transformer=transformer,
-        speech=silent,
+        speech=unused,
         vocoder=VocoderConfig(dim=16, layers=1),
-        hears_self_audio=False,
+        self_audio=False,
     )
 
 
 def _windows(config: ModelConfig, sliding: int, long: int, at_once: int = 1) -> ModelConfig:
-    """The longest windows for rings of so many slots, powers of two.
+    """The config with the longest windows for rings of `sliding` and `long` slots, powers of two.
 
-    They leave room for the micro-turns that are written `at_once`, while the oldest is read.
+    The windows leave room for the `at_once` micro-turns that are written before the oldest of them
+    is read.
     """
     spare = at_once * config.turn_span - 1
     transformer = dataclasses.replace(

@@ -1,8 +1,9 @@
-"""What flows through a step: chunks in, replies out, state between.
+"""Inputs and outputs of a step, special tokens, and the letters that name axes.
 
-Axis letters, used in annotations and einsums alike: b session, n micro-turn, t position, d model,
+Axis letters, in docstrings and einsums alike: b session, n micro-turn, t position, d model,
 h query head, g key-value head, k head dimension, e expert, f ffn, l layer, s cache slot, m mel
-channel, v vocabulary.
+channel, v vocabulary. In a docstring `float[b, t]` is float32 or bfloat16: the model's computing
+dtype.
 """
 
 from typing import NamedTuple
@@ -33,27 +34,25 @@ class Special:
 class Chunk(NamedTuple):
     """Inputs of one micro-turn for a batch of sessions.
 
-    `text=None` and `frame=None` select the compiled variants without those positions; a row that
-    has none of them in a variant with them is marked by PAD tokens and by `has_frame`.
+    `text=None` and `frame=None` select the compiled variants without those positions. In a variant
+    with them, PAD tokens and `has_frame` mark rows without text or without a frame.
     """
 
     audio: Array  # float32[b, turn_samples], the user's PCM in [-1, 1]
     text: Array | None = None  # int32[b, text_slots], tokens that arrived, PAD where empty
     frame: Array | None = None  # float32[b, size, size, 3] in [0, 1]
     has_frame: Array | None = None  # bool[b], required with `frame`
-    active: Array | None = None  # bool[b], rows that take this step; None means all
-    reset: Array | None = None  # bool[b], rows that start afresh before it; None means none
+    active: Array | None = None  # bool[b], rows that take this step; None: all
+    reset: Array | None = None  # bool[b], rows that start a fresh session before it; None: none
 
 
 class Reply(NamedTuple):
     """Outputs of one micro-turn."""
 
-    audio: Array  # float32[b, turn_samples], the model's PCM
+    audio: Array  # float32[b, turn_samples], the model's PCM in [-1, 1]
     text: Array  # int32[b], the text-out token
-    user_transcript: (
-        Array  # int32[b, audio_positions], transcription of the user, NONE where nothing
-    )
-    refused: Array  # bool[b], active rows whose inputs were no usable numbers; nothing was done
+    user_transcript: Array  # int32[b, audio_positions], NONE where the user said nothing
+    refused: Array  # bool[b], active rows whose inputs were unusable; their state is unchanged
 
 
 class Note(NamedTuple):
@@ -61,5 +60,5 @@ class Note(NamedTuple):
 
     time: float  # s since the epoch
     delegation: int
-    kind: str  # of an agent's event, or one of those in `background.delegations`
+    kind: str  # kind of an agent's event, or one of those in `background.delegations`
     text: str = ""

@@ -1,12 +1,11 @@
-r"""Times the expert dispatch on this machine, beside other ways to compute the same.
+"""Times the kernels of the experts on this machine and compares them with other implementations.
 
 python -m pallas_kernels.bench --json=out/kernels.json --plot=out/kernels.png
 
-On a CPU: the XLA forms at the demo's shapes, beside the references and beside forms that let a
-token's bits depend on its neighbours. On a GPU: the Pallas kernels at the shapes of `base`, beside
-`jax.lax.ragged_dot` and, where it is installed, PyTorch (whose compiler writes Triton; a grouped
-product written in Triton by hand is not among them). Candidates alternate, so that what else the
-machine does hits all of them alike; a time is a median.
+On a CPU: the XLA implementations at the demo's shapes, compared with the references and with
+implementations that are not batch-invariant. On a GPU: the Pallas kernels at the shapes of `base`,
+compared with `jax.lax.ragged_dot` and, if it is installed, PyTorch and its compiler. Candidates
+alternate, so that other load on the machine affects all of them alike; times are medians.
 """
 
 import dataclasses
@@ -27,11 +26,11 @@ from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.shapes import PRESETS, STEP_TOKENS, choose, group_sizes
 from pallas_kernels.timing import Candidate, Case, Row, in_one_program, median_times
 
-_DEMO_TOKENS = (3, 24)  # of a step of one session, and of eight
+_DEMO_TOKENS = (3, 24)  # tokens of a step of one session, and of eight
 _REPETITIONS = 50
-_CALLS = 32  # in one program, so that what it takes to start one hardly counts
-_COPIED = 1 << 29  # float32 numbers copied to measure the bandwidth
-_SIDE = 8192  # of the matrices whose product measures the rate
+_CALLS = 32  # calls in one program, so that the time to start it is relatively small
+_COPIED = 1 << 29  # float32 values that are copied to measure the bandwidth
+_SIDE = 8192  # rows and columns of the matrices whose product measures the FLOP/s
 
 Product = Callable[..., jax.Array]  # of lhs, rhs and group sizes
 
@@ -39,14 +38,17 @@ Product = Callable[..., jax.Array]  # of lhs, rhs and group sizes
 def gather_gemv_rows(
     preset: str, tokens: int, dtype: str, repetitions: int, copy_rate: float | None = None
 ) -> list[Row]:
-    """Times `gather_gemv`; in each call other experts, so that no cache helps.
+    """Times `gather_gemv`. Each call uses other experts, so that their weights are not cached.
 
     Args:
-      preset: Whose shapes.
+      preset: One of `shapes.PRESETS`.
       tokens: Tokens of a step.
-      dtype: Of tokens and weights.
-      repetitions: Times that candidates take turns.
+      dtype: Dtype of tokens and weights.
+      repetitions: Runs of each candidate.
       copy_rate: Bytes per second that a copy moves, on a GPU; None on a CPU.
+
+    Returns:
+      One row for each candidate.
     """
     layer = PRESETS[preset]
     keys = jax.random.split(jax.random.key(0), 5)
@@ -71,7 +73,8 @@ def gather_gemv_rows(
     if copy_rate is None:
         ours, candidates = "xla", {"xla": implementation("xla")}
         candidates["reference"] = implementation("reference")
-        candidates["all rows an expert, bits vary"] = candidate(baselines.gather_gemv_all_rows)
+        all_rows = candidate(baselines.gather_gemv_all_rows)
+        candidates["all rows per expert, not batch-invariant"] = all_rows
     else:
         ours, candidates = "gpu", {"gpu": implementation("gpu")}
         candidates["three ragged_dot"] = candidate(baselines.gather_gemv_ragged_dot)
@@ -86,13 +89,16 @@ def gather_gemv_rows(
 def grouped_matmul_rows(
     preset: str, dtype: str, repetitions: int, flop_rate: float | None = None
 ) -> list[Row]:
-    """Times `grouped_matmul` and its gradient on a training step's rows.
+    """Times `grouped_matmul` and its gradient on the rows of a training step.
 
     Args:
-      preset: Whose shapes.
-      dtype: Of rows and weights.
-      repetitions: Times that candidates take turns.
-      flop_rate: Operations per second of a large product, on a GPU; None on a CPU.
+      preset: One of `shapes.PRESETS`.
+      dtype: Dtype of rows and weights.
+      repetitions: Runs of each candidate.
+      flop_rate: FLOP/s of a large product, on a GPU; None on a CPU.
+
+    Returns:
+      One row for each candidate, without and with gradients.
     """
     layer = PRESETS[preset]
     keys = jax.random.split(jax.random.key(0), 3)
@@ -136,7 +142,7 @@ def _cpu_products(sizes: np.ndarray) -> dict[str, Product]:
     return {
         "xla": functools.partial(grouped_matmul, implementation="xla"),
         "reference": functools.partial(grouped_matmul, implementation="reference"),
-        "sizes known at compile time, bits vary": known,
+        "known sizes, not batch-invariant": known,
     }
 
 
@@ -146,7 +152,7 @@ def _gpu_products() -> dict[str, Product]:
 
 
 def cpu_rows(repetitions: int) -> list[Row]:
-    """All that is timed on a CPU."""
+    """Times all candidates of a CPU."""
     found: list[Row] = []
     for tokens in tqdm(_DEMO_TOKENS, "gather_gemv"):
         found += gather_gemv_rows("demo", tokens, "float32", repetitions)
@@ -154,7 +160,7 @@ def cpu_rows(repetitions: int) -> list[Row]:
 
 
 def gpu_rows(repetitions: int) -> list[Row]:
-    """All that is timed on a GPU; shares refer to rates measured first."""
+    """Times all candidates of a GPU; shares refer to the bandwidth and FLOP/s measured first."""
     copied = jnp.ones(_COPIED, jnp.float32)
     square = jax.random.normal(jax.random.key(0), (_SIDE, _SIDE), jnp.bfloat16)
     copy, product = jax.jit(lambda a: a + 1), jax.jit(jnp.dot)
@@ -175,7 +181,7 @@ def gpu_rows(repetitions: int) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows for people to read."""
+    """The rows as a text table."""
     lines = [
         f"{'op':<30}{'implementation':<40}{'tokens':>7}{'time_us':>12}{'share':>8}{'ratio':>8}"
     ]
@@ -189,7 +195,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
-    """Draws the times over tokens, a panel for each op."""
+    """Plots the times over the tokens, with one panel for each op."""
     import matplotlib.pyplot as plt
 
     ops = list(dict.fromkeys(row.op for row in rows))
@@ -200,7 +206,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
             points = [(str(row.tokens), row.time_us) for row in mine if row.implementation == name]
             panel.plot(*zip(*points, strict=True), marker="o", label=name)
         panel.set(title=f"{op}, {mine[0].preset}, {mine[0].dtype}", xlabel="tokens", yscale="log")
-        panel.set_ylabel("µs a call")
+        panel.set_ylabel("µs per call")
         panel.legend(fontsize="small")
     figure.suptitle(rows[0].label)
     figure.savefig(path)
@@ -208,7 +214,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the rows and writes them where asked."""
+    """Prints the rows and writes the files that the flags name."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     backend = jax.default_backend()
@@ -229,6 +235,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("json", None, "Where to write the rows.")
-    flags.DEFINE_string("plot", None, "Where to draw the times, for example out/kernels.png.")
+    flags.DEFINE_string("json", None, "File of the rows.")
+    flags.DEFINE_string("plot", None, "File of the plot, for example out/kernels.png.")
     app.run(main)

@@ -1,6 +1,6 @@
-"""What `bench` sets the kernels beside: other ways to compute the same.
+"""Other implementations of the ops, with which `bench` compares the kernels.
 
-None of them keeps a token's bits from depending on its neighbours.
+None of them is guaranteed to be batch-invariant: a token's result may depend on other tokens.
 """
 
 import functools
@@ -24,7 +24,19 @@ def gather_gemv_all_rows(
     up: jax.Array,
     down: jax.Array,
 ) -> jax.Array:
-    """`gather_gemv` as a loop over the chosen experts, each with products of all rows at once."""
+    """`gather_gemv` as a loop over the chosen experts, with products of all tokens at once.
+
+    Args:
+      x: bfloat16 or float32 [t, d], the tokens.
+      experts: int32[t, k], the experts that each token chose, all in 0 .. e - 1.
+      weights: float32[t, k], the router's weights.
+      gate: [e, d, f] in x's dtype.
+      up: [e, d, f] in x's dtype.
+      down: [e, f, d] in x's dtype.
+
+    Returns:
+      [t, d] in x's dtype.
+    """
     active, count = active_experts(experts, len(gate))
 
     def add(place: jax.Array, total: jax.Array) -> jax.Array:
@@ -44,7 +56,19 @@ def gather_gemv_ragged_dot(
     up: jax.Array,
     down: jax.Array,
 ) -> jax.Array:
-    """`gather_gemv` as a sort and three `jax.lax.ragged_dot`."""
+    """`gather_gemv` as a sort and three calls of `jax.lax.ragged_dot`.
+
+    Args:
+      x: bfloat16 or float32 [t, d], the tokens.
+      experts: int32[t, k], the experts that each token chose, all in 0 .. e - 1.
+      weights: float32[t, k], the router's weights.
+      gate: [e, d, f] in x's dtype.
+      up: [e, d, f] in x's dtype.
+      down: [e, f, d] in x's dtype.
+
+    Returns:
+      [t, d] in x's dtype.
+    """
     order = jnp.argsort(experts.reshape(-1))
     token = order // experts.shape[1]
     sizes = jnp.bincount(experts.reshape(-1), length=len(gate)).astype(jnp.int32)
@@ -62,7 +86,16 @@ def gather_gemv_ragged_dot(
 def grouped_matmul_known_sizes(
     lhs: jax.Array, rhs: jax.Array, group_sizes: np.ndarray
 ) -> jax.Array:
-    """`grouped_matmul` for group sizes known when it is compiled: a plain product for each."""
+    """`grouped_matmul` for group sizes that are known at compile time: a product for each group.
+
+    Args:
+      lhs: bfloat16 or float32 [m, k], rows sorted by group.
+      rhs: [e, k, n] in lhs' dtype, the groups' weights.
+      group_sizes: int32[e], rows of each group, with the sum m.
+
+    Returns:
+      [m, n] in lhs' dtype.
+    """
     rows = jnp.split(lhs, np.cumsum(group_sizes)[:-1])
     return jnp.concatenate([a @ b for a, b in zip(rows, rhs, strict=True)])
 
@@ -76,23 +109,22 @@ def torch_gather_gemv(
     down: jax.Array,
     compiled: bool = True,
 ) -> dict[str, Callable[[], object]]:
-    """`gather_gemv` in PyTorch in three plain ways, each eager and compiled.
+    """Candidates that compute `gather_gemv` in PyTorch, eager and compiled.
 
     Args:
-      x: [t, d].
-      experts: int32[t, k], for as many calls as there are.
-      weights: float32[t, k].
-      gate: [e, d, f].
-      up: [e, d, f].
-      down: [e, f, d].
-      compiled: Whether to compile them too.
+      x: bfloat16 or float32 [t, d], the tokens.
+      experts: int32[t, k] for each call of a run.
+      weights: float32[t, k], the router's weights.
+      gate: [e, d, f] in x's dtype.
+      up: [e, d, f] in x's dtype.
+      down: [e, f, d] in x's dtype.
+      compiled: Whether to include the compiled form of each candidate.
 
     Returns:
-      By name, what makes all calls and returns the last one's result when it is there; empty
-      without PyTorch.
+      Candidates by name, which return the result of the last call; empty without PyTorch.
     """
     if not _torch_is_here():
-        print("PyTorch for this machine is not installed: its figures are left out")
+        print("PyTorch for this platform is not installed: its figures are left out")
         return {}
     import torch
 
@@ -110,7 +142,7 @@ def torch_gather_gemv(
 
 
 def _torch_is_here() -> bool:
-    """Whether there is a PyTorch that runs where JAX runs."""
+    """Whether PyTorch is installed and runs on the platform of JAX."""
     if importlib.util.find_spec("torch") is None:
         return False
     import torch
@@ -119,7 +151,7 @@ def _torch_is_here() -> bool:
 
 
 def _torch_forms() -> dict[str, Callable[..., Any]]:
-    """Plain ways to compute `gather_gemv` in PyTorch, of experts and the other arguments."""
+    """Functions that compute `gather_gemv` in PyTorch; their first argument is `experts`."""
     import torch
     from torch.nn import functional
 
@@ -156,24 +188,25 @@ def _torch_forms() -> dict[str, Callable[..., Any]]:
 def torch_grouped_matmul(
     lhs: jax.Array, rhs: jax.Array, ends: Sequence[jax.Array]
 ) -> dict[str, Callable[[], object]]:
-    """`grouped_matmul` in PyTorch.
+    """Candidates that compute `grouped_matmul` in PyTorch.
 
     Args:
-      lhs: [m, k].
-      rhs: [e, k, n].
-      ends: int32[e] ends of the groups, for as many calls as there are.
+      lhs: bfloat16 or float32 [m, k], rows sorted by group.
+      rhs: [e, k, n] in lhs' dtype, the groups' weights.
+      ends: int32[e] for each call of a run, the end of each group.
 
     Returns:
-      As `torch_gather_gemv`; empty without PyTorch or if it has no such product.
+      Candidates by name, which return the result of the last call; empty without PyTorch or if
+      PyTorch has no grouped product.
     """
     product = _torch_grouped_mm()
     if product is None:
-        print("No grouped product of PyTorch: its figures are left out")
+        print("PyTorch has no grouped product: its figures are left out")
         return {}
     import torch
 
     rows, weights = torch.from_dlpack(lhs), torch.from_dlpack(rhs)
-    # Both orders of the weights in memory, for the kernels differ in which they prefer.
+    # Both memory layouts of the weights, because kernels differ in the one that is faster.
     turned = weights.transpose(1, 2).contiguous().transpose(1, 2)
 
     def call(ends, rows, weights):  # noqa: ANN001, ANN202
@@ -187,7 +220,7 @@ def torch_grouped_matmul(
 
 
 def _torch_grouped_mm() -> Callable[..., Any] | None:
-    """PyTorch's grouped product of rows, weights and the groups' ends; None where it has none."""
+    """PyTorch's grouped product of rows, weights and the groups' ends; None if there is none."""
     if not _torch_is_here():
         return None
     import torch

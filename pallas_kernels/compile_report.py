@@ -1,12 +1,12 @@
-r"""What TPU compilers make of the kernels, with no TPU: schedules, traffic, comparisons.
-
-Compiles our kernels and the public ones for v4, v5e, v5p, v6e and tpu7x and sets scheduled compute
-against HBM time. It takes a few hours of two cores in all; what a file already holds is not
-compiled again, so that the same command goes on where it was stopped:
+"""Compiles the kernels for TPUs without a TPU and reports schedules, HBM traffic and comparisons.
 
     python -m pallas_kernels.compile_report --json=report.json --plot=report.png
 
-Wants libtpu (`pip install libtpu`); tokamax is compared where it is installed.
+Compiles our kernels and the public ones for v4, v5e, v5p, v6e and tpu7x and compares scheduled
+compute time with HBM time. All programs take a few hours on two cores. Programs whose rows are in
+the file are not compiled again, so that an interrupted run can be continued by the same command.
+
+Needs libtpu (`pip install libtpu`). Tokamax is compared if it is installed.
 """
 
 import concurrent.futures
@@ -23,23 +23,24 @@ from absl import app, flags
 from tqdm import tqdm
 
 from pallas_kernels import programs, shapes
-from pallas_kernels.programs import Program, Tile, Work
-from pallas_kernels.tpu_schedule import CHIPS, Kernel, Operation, Schedule, analyse
+from pallas_kernels.builders import Tile
+from pallas_kernels.chips import TPUS
+from pallas_kernels.programs import COMPARED, Program, Work
+from pallas_kernels.tpu_schedule import Kernel, Operation, Schedule, analyse
 
-_CHIPS = flags.DEFINE_list("chips", list(CHIPS), "Chips to compile for.")
+_CHIPS = flags.DEFINE_list("chips", list(TPUS), "Chips to compile for.")
 _PRESETS = flags.DEFINE_list("presets", list(shapes.PRESETS), "Presets whose shapes are compiled.")
 _OPS = flags.DEFINE_list("ops", ["gather_gemv", "grouped_matmul"], "Operations to compile.")
 _IMPLEMENTATIONS = flags.DEFINE_list(
     "implementations", ["tpu", "ragged_dot", "megablox", "tokamax"], "Implementations to compile."
 )
-_JSON = flags.DEFINE_string("json", None, "File for the rows; rows that it holds are kept.")
-_PLOT = flags.DEFINE_string("plot", None, "File for the picture.")
+_JSON = flags.DEFINE_string("json", None, "File of the rows; rows in it are not computed again.")
+_PLOT = flags.DEFINE_string("plot", None, "File of the plot.")
 
 Row = dict[str, Any]
 
-_JOBS = 2
-# Share of the vendor's HBM rate that large transfers reach.
-_HBM_SHARE = 0.85
+_JOBS = 2  # programs that are compiled at a time
+_HBM_SHARE = 0.85  # share of the vendor's HBM bandwidth that large transfers reach
 _KIND = (
     "compiled for TPU: compiled, launches, vmem_bytes, mxu; modelled from the compiled schedule "
     "and the trips and transfers of a skewed load: dma_bytes, dma_us, compute_us, estimate_us"
@@ -49,12 +50,20 @@ _KIND = (
 def figures(program: Program, schedule: Schedule, tokens: int) -> Row:
     """Figures of a compiled program for a number of tokens.
 
+    Args:
+      program: The program.
+      schedule: Its schedule.
+      tokens: Tokens of the step.
+
     Returns:
-      Times in microseconds and bytes, None if the compiler tells nothing of a kernel or of its
-      tile. `compute_us` and `dma_bytes` are of what multiplies, `other_us` of the rest: sorts,
-      gathers, sums. `estimate_us` has all of it, each launch by the slower of compute and HBM.
+      Times in microseconds and bytes; None if the schedule lacks a kernel or its tile.
+      `compute_us` and `dma_bytes` are those of operations that use the matrix unit, `other_us` is
+      the time of all others: sorts, gathers, sums. `estimate_us` is the time of all operations,
+      where each launch takes the longer of its compute time and its HBM time. `mxu` is the share of
+      the matrix unit's slots that are used, `mxu_useful` the share of the device's FLOP/s that rows
+      without padding use.
     """
-    chip = CHIPS[program.chip]
+    chip = TPUS[program.chip]
     compute = other = estimate = busy = 0.0
     moved = flops = place = 0
     known = True
@@ -65,7 +74,7 @@ def figures(program: Program, schedule: Schedule, tokens: int) -> Row:
             continue
         kernel = kernel or Kernel(0)
         if not (operation.mosaic or kernel.use.get("mxu")):
-            seconds = _cycles(operation, kernel) / chip.clock
+            seconds = _cycles(operation, kernel) / chip.clock_hz
             other, estimate = other + seconds, estimate + seconds
             continue
         work = _work(program, operation, kernel, place, tokens)
@@ -74,18 +83,18 @@ def figures(program: Program, schedule: Schedule, tokens: int) -> Row:
             known = False
             continue
         cycles = kernel.total(work.trips) if operation.mosaic else _cycles(operation, kernel)
-        seconds = cycles / chip.clock
+        seconds = cycles / chip.clock_hz
         compute += seconds
         busy += seconds * kernel.use.get("mxu", 0.0)
         moved, flops = moved + work.bytes, flops + work.flops
-        estimate += max(seconds, work.bytes / (_HBM_SHARE * chip.hbm))
+        estimate += max(seconds, work.bytes / (_HBM_SHARE * chip.device_hbm_bytes_per_s))
     if not known:
         uses = (kernel.use.get("mxu", 0.0) for kernel in schedule.kernels.values())
         return dict.fromkeys(_FIGURES) | {"mxu": max(uses, default=0.0)}
-    useful = flops / (compute * chip.flops) if compute else 0.0
+    useful = flops / (compute * chip.device_flops_per_s) if compute else 0.0
     values = (
-        moved, moved / chip.hbm * 1e6, compute * 1e6, other * 1e6, estimate * 1e6,
-        busy / compute if compute else 0.0, useful,
+        moved, moved / chip.device_hbm_bytes_per_s * 1e6, compute * 1e6, other * 1e6,
+        estimate * 1e6, busy / compute if compute else 0.0, useful,
     )  # fmt: skip
     return dict(zip(_FIGURES, (round(value, 4) for value in values), strict=True))
 
@@ -97,9 +106,9 @@ def _work(
     program: Program, operation: Operation, kernel: Kernel, place: int, tokens: int
 ) -> Work | None:
     if not kernel.use.get("mxu"):
-        return Work(1, 0)  # a kernel that prepares lists for another one
+        return Work(1, 0)  # a kernel that prepares index lists for another kernel
     if not operation.mosaic:
-        # XLA's own estimate of a dense product, its traffic included, stands for all of it.
+        # XLA's estimate of a dense product includes its HBM traffic.
         return Work(1, 0, 2 * int(program.sizes(tokens).sum()) * program.layer.expert_values // 3)
     return program.work(kernel, place, tokens)
 
@@ -137,7 +146,7 @@ def make_row(program: Program, schedule: Schedule) -> Row:
         return row | dict.fromkeys(_FIGURES)
     row |= figures(program, schedule, program.tokens)
     if program.op == "tile":
-        # The schedule of a tile is the same for any number of rows.
+        # The schedule of a tile does not depend on the number of rows.
         row["estimates"] = {
             str(t): figures(program, schedule, t)["estimate_us"] for t in shapes.STEP_TOKENS
         }
@@ -145,7 +154,7 @@ def make_row(program: Program, schedule: Schedule) -> Row:
 
 
 def version(program: Program) -> str:
-    """What a row depends on beside its program: the compiler, and our kernel's source."""
+    """The versions that a row depends on: of the compilers, and of our kernel's source."""
     parts = [jax.__version__]
     for package in ("libtpu", "tokamax"):
         try:
@@ -163,10 +172,10 @@ class Report:
     """Rows by program, kept in a file."""
 
     def __init__(self, path: str | None) -> None:
-        """Reads the rows that the file holds.
+        """Reads the rows in the file.
 
         Args:
-          path: The file, which need not be there; None keeps the rows in memory alone.
+          path: The file, which may be missing; None keeps the rows in memory only.
         """
         self._path = pathlib.Path(path) if path else None
         self._rows: dict[str, Row] = {}
@@ -175,16 +184,16 @@ class Report:
 
     @property
     def rows(self) -> list[Row]:
-        """All rows, in order of arrival."""
+        """All rows, in the order in which they were added."""
         return list(self._rows.values())
 
     def lacks(self, program: Program) -> bool:
-        """Whether there is no row of the program as it is now."""
+        """Whether there is no row of the program in its current version."""
         row = self._rows.get(program.key)
         return row is None or row["version"] != version(program)
 
     def add(self, program: Program, row: Row) -> None:
-        """Takes a row in and writes the file anew, whole or not at all."""
+        """Adds a row and replaces the file atomically."""
         self._rows[program.key] = row | {"version": version(program)}
         if self._path:
             partial = self._path.with_suffix(".partial")
@@ -197,7 +206,13 @@ def compile_all(
     report: Report,
     compiler: Callable[..., Schedule] = analyse,
 ) -> None:
-    """Compiles the programs that the report lacks, two at a time."""
+    """Compiles the programs that the report lacks and adds their rows.
+
+    Args:
+      wanted: The programs.
+      report: The report.
+      compiler: Compiles a builder's program for a chip, as `tpu_schedule.analyse` does.
+    """
     missing = [program for program in wanted if report.lacks(program)]
     with concurrent.futures.ThreadPoolExecutor(_JOBS) as pool:
         running = {pool.submit(compiler, *p.request(), p.chip): p for p in missing}
@@ -207,7 +222,7 @@ def compile_all(
 
 
 def best_tile(rows: Sequence[Row], chip: str, matrix: str, tokens: int) -> Tile | None:
-    """The tile of the least estimated time among the products compiled, or None."""
+    """The tile with the least estimated time among the compiled products, or None."""
     found = [
         (row["estimates"][str(tokens)], tuple(row["tiles"][0]))
         for row in rows
@@ -217,7 +232,7 @@ def best_tile(rows: Sequence[Row], chip: str, matrix: str, tokens: int) -> Tile 
     return min(found)[1] if found else None
 
 
-# What the rows say.
+# Comparisons and targets.
 
 
 def _select(rows: Iterable[Row], **wanted: object) -> list[Row]:
@@ -238,12 +253,13 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     )
 
 
-_STEP_PRESET = "small"  # whose figures are asked for
-_STEP_LIMIT = 64  # tokens up to which the traffic and the share of compute are asked for
+_PUBLIC = ("ragged_dot", "megablox", "tokamax")
+_STEP_PRESET = "small"  # the preset that the targets are for
+_STEP_LIMIT = 64  # tokens up to which HBM traffic and the share of compute have targets
 
 
 def layer_comparison(rows: Sequence[Row]) -> list[Row]:
-    """Our bfloat16 layer of `small` against the public ones, by chip and tokens."""
+    """Compares our bfloat16 layer of `small` with the public ones, by chip and tokens."""
     layers = _select(rows, op="gather_gemv", preset=_STEP_PRESET, dtype="bfloat16", compiled=True)
     layers = [row for row in layers if row["estimate_us"] is not None]
     found = []
@@ -273,7 +289,7 @@ def layer_comparison(rows: Sequence[Row]) -> list[Row]:
 
 
 def training_comparison(rows: Sequence[Row]) -> list[Row]:
-    """Use of the matrix unit in training's products of `small`, the best tile of each."""
+    """Compares the matrix unit's use in the training products of `small`, with the best tiles."""
     found = []
     products = _select(rows, op="grouped_matmul", preset=_STEP_PRESET, compiled=True)
     for ours in _select(products, implementation="tpu"):
@@ -288,62 +304,61 @@ def training_comparison(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def thresholds(rows: Sequence[Row]) -> list[tuple[str, str, int, float | None, bool | None]]:
-    """What is asked beside what was found.
+def targets(rows: Sequence[Row]) -> list[tuple[str, str, int, float | None, bool | None]]:
+    """Targets beside the figures of the rows.
+
+    Args:
+      rows: Rows of a report.
 
     Returns:
-      What it is of, what is asked, the number of values there are, the worst of them, whether it
-      holds; None if there is none.
+      For each target: the quantity, the target, the number of values, the worst value, and whether
+      it meets the target; the last two are None if there is no value.
     """
     layers, products = layer_comparison(rows), training_comparison(rows)
-    near = [row for row in layers if row["tokens"] <= _STEP_LIMIT and row["chip"] in _ASKED_CHIPS]
+    near = [row for row in layers if row["tokens"] <= _STEP_LIMIT and row["chip"] in COMPARED]
     found = []
 
-    def ask(what: str, asked: str, values: Iterable[float | None], most: float) -> None:
+    def add(what: str, target: str, values: Iterable[float | None], most: float) -> None:
         known = [value for value in values if value is not None]
         worst = max(known, default=None)
-        found.append((what, asked, len(known), worst, None if worst is None else worst <= most))
+        found.append((what, target, len(known), worst, None if worst is None else worst <= most))
 
-    # Guards the report itself: less traffic than weights means that a kernel was not counted.
+    # A check of the report itself: less HBM traffic than weights means that a kernel is missing.
     whole = _select(rows, op="gather_gemv", preset=_STEP_PRESET)
     counted = [row["expert_bytes"] / row["dma_bytes"] for row in whole if row["dma_bytes"]]
-    ask("every layer: experts' bytes / bytes", "<= 1.0", counted, 1.0)
+    add("every layer: experts' bytes / bytes", "<= 1.0", counted, 1.0)
     ours = _select(rows, implementation="tpu")
-    ask("ours: fails to compile", "0", [int(not row["compiled"]) for row in ours], 0)
-    ask("gather_gemv: bytes / experts' bytes", "<= 1.02", [r["traffic"] for r in near], 1.02)
+    add("ours: fails to compile", "0", [int(not row["compiled"]) for row in ours], 0)
+    add("gather_gemv: bytes / experts' bytes", "<= 1.02", [r["traffic"] for r in near], 1.02)
     for chip, most in {"v5p": 0.6, "v6e": 0.6, "tpu7x": 0.75}.items():
         values = [row["compute/dma"] for row in near if row["chip"] == chip]
-        ask(f"gather_gemv {chip}: compute / HBM time", f"<= {most}", values, most)
-    ask("gather_gemv: launches", "1", [row["launches"] for row in layers], 1)
+        add(f"gather_gemv {chip}: compute / HBM time", f"<= {most}", values, most)
+    add("gather_gemv: launches", "1", [row["launches"] for row in layers], 1)
     ratios = [row["to ragged_dot"] for row in layers]
-    ask("layer: time / best ragged_dot's", "<= 1.0", ratios, 1.0)
+    add("layer: time / best ragged_dot's", "<= 1.0", ratios, 1.0)
     on_v5p = [row["compute to default"] for row in layers if row["chip"] == "v5p"]
-    ask("layer v5p: compute / default ragged_dot's", "<= 0.5", on_v5p, 0.5)
+    add("layer v5p: compute / default ragged_dot's", "<= 0.5", on_v5p, 0.5)
     used = [row["tpu"] for row in products]
     least = min(used, default=None)
-    holds = None if least is None else least >= 0.8
-    found.append(("grouped_matmul: matrix unit", ">= 0.80", len(used), least, holds))
+    met = None if least is None else least >= 0.8
+    found.append(("grouped_matmul: matrix unit", ">= 0.80", len(used), least, met))
     behind = [
         row[name] / row["tpu"] for row in products for name in ("megablox", "tokamax") if row[name]
     ]
-    ask("grouped_matmul: best public use / ours", "<= 1.0", behind, 1.0)
-    # The public kernels take their tiles by the number of rows: their bits depend on it.
+    add("grouped_matmul: best public use / ours", "<= 1.0", behind, 1.0)
+    # The public kernels choose tiles by the number of rows, so they are not batch-invariant.
     for op, lines in (("gather_gemv", layers), ("grouped_matmul", products)):
         costs = [
             row["estimate_us"] / min(times)
             for row in lines
             if (times := [row[f"{name}_us"] for name in _PUBLIC if row[f"{name}_us"]])
         ]
-        ask(f"batch invariance, {op}: time / fastest public", "<= 1.05", costs, 1.05)
+        add(f"batch invariance, {op}: time / fastest public", "<= 1.05", costs, 1.05)
     return found
 
 
-_ASKED_CHIPS = ("v5p", "v6e", "tpu7x")
-_PUBLIC = ("ragged_dot", "megablox", "tokamax")
-
-
 def summary(rows: Sequence[Row]) -> str:
-    """The report as text: comparisons, what is asked, what did not compile."""
+    """The report as text: comparisons, targets, programs that did not compile."""
     parts = [f"{len(rows)} programs. {_KIND}"]
     for title, lines in (
         ("The whole layer, small, bfloat16", layer_comparison(rows)),
@@ -354,16 +369,21 @@ def summary(rows: Sequence[Row]) -> str:
             parts.append(
                 f"{title}\n" + _table(list(lines[0]), [list(line.values()) for line in ordered])
             )
-    verdict = {True: "yes", False: "NO", None: "not measured"}
-    lines = [(*line, verdict[holds]) for *line, holds in thresholds(rows)]
-    parts.append(_table(("asked of", "wanted", "values", "worst", "holds"), lines))
+    verdict = {True: "yes", False: "NO", None: "no value"}
+    lines = [(*line, verdict[met]) for *line, met in targets(rows)]
+    parts.append(_table(("quantity", "target", "values", "worst", "met"), lines))
     failed = [row for row in rows if not row["compiled"]]
     parts += [f"NOT COMPILED {row['key']}: {row['error'][:200]}" for row in failed]
     return "\n\n".join(parts)
 
 
 def plot(rows: Sequence[Row], path: str) -> None:
-    """Draws compute over HBM time, estimates against `ragged_dot`, and the matrix unit's use."""
+    """Plots compute / HBM time, time / best `ragged_dot`'s, and the matrix unit's use.
+
+    Args:
+      rows: Rows of a report.
+      path: File of the plot.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -371,7 +391,7 @@ def plot(rows: Sequence[Row], path: str) -> None:
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
     layers = layer_comparison(rows)
-    for chip in CHIPS:
+    for chip in TPUS:
         lines = sorted(_select(layers, chip=chip), key=lambda row: row["tokens"])
         if not lines:
             continue
@@ -418,7 +438,7 @@ def _run(report: Report) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Compiles, writes the rows and prints what they say."""
+    """Compiles the programs, writes their rows and prints the summary."""
     if len(arguments) > 1:
         raise app.UsageError(f"got {arguments[1:]}, wanted flags only")
     report = Report(_JSON.value)

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs, and why another one does not."""
+"""The choice of an op's implementation, and the reasons why others cannot run."""
 
 import warnings
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import jax
 def platform() -> str:
     """The platform that is traced for: "tpu", "gpu" or "cpu".
 
-    That of the mesh in context, so that a program compiled ahead of time for devices which are
-    not here gets their kernels; without one, that of JAX's default backend.
+    It is "tpu" under a mesh of TPUs, so that a program that is compiled for TPUs on another machine
+    gets the TPU's kernels. Otherwise it is JAX's default backend.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None and "TPU" in device.device_kind:
@@ -23,16 +23,16 @@ def pick(op: str, wanted: str | None, refusals: Mapping[str, str | None]) -> str
 
     Args:
       op: The op's name, for messages.
-      wanted: An implementation's name, or None for the platform's kernel, or "xla" where there is
-        none or it cannot run; of the latter a warning tells.
-      refusals: Why an implementation cannot run here, or None where it can; with "xla", which
-        always can.
+      wanted: An implementation's name. None chooses the platform's kernel; if the platform has
+        none, "xla"; if its kernel cannot run, "xla" with a warning.
+      refusals: For each implementation the reason why it cannot run here, or None if it can. "xla"
+        must be among them and able to run.
 
     Returns:
       The implementation's name.
 
     Raises:
-      ValueError: `wanted` is unknown or cannot run; the message says why.
+      ValueError: `wanted` is unknown or cannot run; the message has the reason.
     """
     if wanted is None:
         here = platform()

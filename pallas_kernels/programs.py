@@ -1,203 +1,51 @@
-"""What `compile_report` compiles: our kernels, the public ones, and how often their loops run.
+"""The programs that `compile_report` compiles, and how many grid steps their kernels run.
 
-A builder gives a function and its operands' shapes; it runs in the compiling process, under the
-mesh of the chip. A schedule tells what a step of a kernel costs; how many steps there are depends
-on the experts chosen, which `Work` computes from a realistic load (`shapes`).
+A schedule gives the cost of one grid step of a kernel. The number of steps depends on the chosen
+experts; `Work` has it for a realistic load, see `shapes`.
 """
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from pallas_kernels import shapes
-from pallas_kernels.gather_gemv import Scales, gather_gemv
-from pallas_kernels.grouped_matmul import grouped_matmul
-from pallas_kernels.tpu_schedule import CHIPS, Kernel
+from pallas_kernels.builders import Built, Tile, build_gather_gemv, build_layer, build_product
+from pallas_kernels.chips import TPUS
+from pallas_kernels.tpu_schedule import Kernel
 
-Built = tuple[Callable[..., Any], tuple[Any, ...]]
-Tile = tuple[int, int, int]  # rows, contracted, columns
-Product = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-DEVICE_EXPERTS = {"demo": 8, "base": 32, "small": 8}  # on one device, in training
-_ROWS = 1024  # of training, in whole tiles of this many
-PASSES = ("forward", "to_lhs", "to_rhs")
+DEVICE_EXPERTS = {"demo": 8, "base": 32, "small": 8}  # experts of one device in training
+_ROWS = 1024  # rows of training are padded to a multiple of this
+PASSES = ("forward", "to_lhs", "to_rhs")  # the product and its two gradients
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One launch of a kernel."""
+    """The work of one launch of a kernel."""
 
-    trips: int  # of its grid's loop, on one core
-    bytes: int  # that cross HBM, on all cores
-    flops: int = 0  # of rows that exist
-
-
-def _shape(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Any:  # noqa: ANN401
-    return jax.ShapeDtypeStruct(tuple(shape), dtype)
+    trips: int  # iterations of the grid's loop on one core
+    bytes: int  # moved from and to HBM by all cores
+    flops: int = 0  # without padding rows
 
 
-# Builders.
-
-
-def _layer_operands(preset: str, tokens: int, dtype: str) -> tuple[Any, ...]:
-    layer = shapes.PRESETS[preset]
-    d, e, f, k = layer.dim, layer.experts, layer.ffn, layer.experts_per_token
-    return (
-        _shape((tokens, d), jnp.bfloat16),
-        _shape((tokens, k), jnp.int32),
-        _shape((tokens, k), jnp.float32),
-        _shape((e, d, f), dtype),
-        _shape((e, d, f), dtype),
-        _shape((e, f, d), dtype),
-    )
-
-
-def build_gather_gemv(preset: str, tokens: int, dtype: str) -> Built:
-    """Our fused layer; 8-bit weights come with their scales."""
-    layer = shapes.PRESETS[preset]
-    operands = _layer_operands(preset, tokens, dtype)
-    if jnp.dtype(dtype).itemsize > 1:
-        return functools.partial(gather_gemv, implementation="tpu"), operands
-    hidden = _shape((layer.experts, layer.ffn), jnp.float32)
-    scales = Scales(hidden, hidden, _shape((layer.experts, layer.dim), jnp.float32))
-
-    def run(*operands: Any) -> jax.Array:  # noqa: ANN401
-        *layer_operands, scales = operands
-        return gather_gemv(*layer_operands, scales=scales, implementation="tpu")
-
-    return run, (*operands, scales)
-
-
-def build_layer(
-    implementation: str, preset: str, tokens: int, into: Tile | None, out: Tile | None
-) -> Built:
-    """The same layer by three grouped products between a sort and a weighted sum.
-
-    Args:
-      implementation: Of the products, see `_product`.
-      preset: Of `shapes.PRESETS`.
-      tokens: Tokens.
-      into: Tile of the gate's and the up projection's products; None leaves it to them.
-      out: Tile of the down projection's.
-    """
-    layer = shapes.PRESETS[preset]
-    multiply = _product(implementation, into)
-    multiply_out = _product(implementation, out)
-    rows_of_tile = max(into[0] if into else 1, out[0] if out else 1)
-
-    def run(x, experts, weights, gate, up, down):  # noqa: ANN001, ANN202
-        flat = experts.reshape(-1)
-        order = jnp.argsort(flat)
-        sizes = jnp.bincount(flat, length=layer.experts).astype(jnp.int32)
-        source = jnp.pad(order // layer.experts_per_token, (0, -len(order) % rows_of_tile))
-        rows = x[source]
-        hidden = jax.nn.silu(multiply(rows, gate, sizes)) * multiply(rows, up, sizes)
-        parts = multiply_out(hidden, down, sizes)[jnp.argsort(order)]
-        parts = parts.reshape(*experts.shape, -1).astype(jnp.float32)
-        return jnp.sum(parts * weights[..., None], axis=1).astype(x.dtype)
-
-    return run, _layer_operands(preset, tokens, "bfloat16")
-
-
-def build_product(
-    implementation: str,
-    direction: str,
-    m: int,
-    k: int,
-    n: int,
-    groups: int,
-    tile: Tile | None = None,
-) -> Built:
-    """A grouped product [m, k] x [groups, k, n], or one of its two gradients, alone."""
-    product = _product(implementation, tile)
-    lhs, grad = _shape((m, k), jnp.bfloat16), _shape((m, n), jnp.bfloat16)
-    rhs, sizes = _shape((groups, k, n), jnp.bfloat16), _shape((groups,), jnp.int32)
-    if direction == "forward":
-        return product, (lhs, rhs, sizes)
-    if implementation == "tokamax":
-        return _tokamax_gradient(direction, tile), (
-            (grad, rhs, sizes) if direction == "to_lhs" else (lhs, grad, sizes)
-        )
-
-    def to_lhs(grad, rhs, sizes):  # noqa: ANN001, ANN202
-        _, pull = jax.vjp(lambda a: product(a, rhs, sizes), jnp.zeros(lhs.shape, lhs.dtype))
-        return pull(grad)[0]
-
-    def to_rhs(lhs, grad, sizes):  # noqa: ANN001, ANN202
-        _, pull = jax.vjp(lambda b: product(lhs, b, sizes), jnp.zeros(rhs.shape, rhs.dtype))
-        return pull(grad)[0]
-
-    if direction == "to_lhs":
-        return to_lhs, (grad, rhs, sizes)
-    return to_rhs, (lhs, grad, sizes)
-
-
-def _product(implementation: str, tile: Tile | None) -> Product:
-    """A grouped product by its implementation's name.
-
-    "tpu" is ours; "ragged_dot" XLA's, on TPU a Mosaic kernel of its own; "megablox" JAX's
-    `jax.experimental.pallas.ops.tpu.megablox`; "tokamax" the package's kernel for TPUs.
-    """
-    if implementation == "tpu":
-        return functools.partial(grouped_matmul, implementation="tpu")
-    if implementation == "ragged_dot":
-
-        def ragged_dot(lhs, rhs, sizes):  # noqa: ANN001, ANN202
-            if tile is None:
-                return jax.lax.ragged_dot(lhs, rhs, sizes)
-            with set_xla_metadata(ragged_dot_tiling=",".join(map(str, tile))):
-                return jax.lax.ragged_dot(lhs, rhs, sizes)
-
-        return ragged_dot
-    if tile is None:
-        raise ValueError(f"implementation={implementation!r} got no tile, wanted one")
-    if implementation == "megablox":
-        from jax.experimental.pallas.ops.tpu.megablox import gmm
-
-        return lambda lhs, rhs, sizes: gmm(lhs, rhs, sizes, jnp.bfloat16, tuple(tile))
-    if implementation == "tokamax":
-        return functools.partial(_tokamax().gmm, **_tokamax_options(tile))
-    raise ValueError(
-        f"implementation={implementation!r}, wanted tpu, ragged_dot, megablox or tokamax"
-    )
-
-
-def _tokamax() -> Any:  # noqa: ANN401
-    # The package's public door asks the default device, a CPU here, and turns its kernel down.
-    return importlib.import_module("tokamax._src.ops.ragged_dot.pallas_mosaic_tpu_kernel")
-
-
-def _tokamax_options(tile: Tile | None) -> dict[str, Any]:
-    return {
-        "precision": (jax.lax.Precision.DEFAULT,) * 2,
-        "out_dtype": jnp.bfloat16,
-        "tiling": None if tile is None else tuple(tile),
-    }
-
-
-def _tokamax_gradient(direction: str, tile: Tile | None) -> Callable[..., jax.Array]:
-    options = _tokamax_options(tile)
-    if direction == "to_lhs":
-        return functools.partial(_tokamax().gmm, transpose_rhs=True, **options)
-    tgmm = _tokamax().tgmm
-    return lambda lhs, grad, sizes: tgmm(lhs.T, grad, sizes, **options)
-
-
-# How often a kernel's loop runs.
+# The number of grid steps of a kernel.
 
 
 def gather_gemv_work(preset: str, tokens: int, chip: str, kernel: Kernel) -> Work | None:
-    """Of our fused kernel: blocks of the chosen experts' weights, each once.
+    """Work of our fused kernel, which reads each chosen expert's weights once.
+
+    Args:
+      preset: One of `shapes.PRESETS`.
+      tokens: Tokens of the step.
+      chip: One of `chips.TPUS`.
+      kernel: The kernel's schedule.
 
     Returns:
-      None where the compiler put the weights into VMEM beforehand: no pipeline is left.
+      The work, or None if the compiler moved the weights to VMEM before the kernel, which then has
+      no pipeline.
     """
     layer = shapes.PRESETS[preset]
     active = len(np.unique(shapes.choose(tokens, layer)))
@@ -206,10 +54,11 @@ def gather_gemv_work(preset: str, tokens: int, chip: str, kernel: Kernel) -> Wor
     if not weights:
         return None
     steps = max(-(-w.whole[1] // w.block[1]) * -(-w.whole[2] // w.block[2]) for w in weights)
-    cores = CHIPS[chip].cores if steps % CHIPS[chip].cores == 0 else 1
+    cores = TPUS[chip].device_cores
+    cores = cores if steps % cores == 0 else 1
     once = sum(w.bytes for w in kernel.windows if w not in weights)
     a_step = sum(w.bytes for w in weights)
-    # What the schedule itself transfers, each place once, beyond the operands that stay in VMEM.
+    # The transfers of one step in the schedule, less those of operands that stay in VMEM.
     loaded = kernel.dma.get("hbm_to_vmem", 0)
     kept = sum(w.bytes for w in kernel.windows if not w.output and w not in weights)
     moved = active * steps * max(a_step, loaded - kept) + once * cores
@@ -218,14 +67,14 @@ def gather_gemv_work(preset: str, tokens: int, chip: str, kernel: Kernel) -> Wor
 
 
 def visits(sizes: np.ndarray, tile: int) -> np.ndarray:
-    """Pairs of a group and a row tile it has rows in, in order.
+    """Pairs of a group and a row tile that contains rows of it, in ascending order.
 
     Args:
-      sizes: int[g].
+      sizes: int32[g] or int64[g], rows of each group.
       tile: Rows of a tile.
 
     Returns:
-      int[v, 2].
+      int64[v, 2], the group and the tile of each pair.
     """
     ends = np.cumsum(sizes)
     pairs = [
@@ -238,19 +87,23 @@ def visits(sizes: np.ndarray, tile: int) -> np.ndarray:
 
 
 def product_work(direction: str, sizes: np.ndarray, k: int, n: int, tile: Tile, cores: int) -> Work:
-    """Of a grouped product in bfloat16 whose pipeline skips what it already holds.
+    """Work of a grouped product in bfloat16 whose pipeline does not fetch a repeated block again.
 
-    All the kernels compared walk column tiles, then (group, row tile) pairs, then the contracted
-    tiles; the gradient of the weights walks the pairs last. Two cores share the first axis.
+    The grid of all compared kernels runs over column tiles, then (group, row tile) pairs, then
+    tiles of the contraction; for the gradient of the weights the pairs are the innermost axis. Two
+    cores divide the first axis.
 
     Args:
-      direction: Of `PASSES`; k is contracted and n wide in the first two, and in "to_rhs" the
-        result is [k, n].
-      sizes: Rows of each group.
-      k: Contracted width, or the result's rows.
+      direction: One of `PASSES`. The product contracts k and has n columns in the first two; in
+        "to_rhs" the result is [k, n] for each group.
+      sizes: int32[g] or int64[g], rows of each group.
+      k: Length of the contraction, or rows of the result.
       n: Columns of the result.
-      tile: Rows, k and n of a step.
-      cores: That run the kernel.
+      tile: Rows, k and n of a block.
+      cores: Cores that run the kernel.
+
+    Returns:
+      The work.
     """
     tm, tk, tn = tile
     pairs = visits(sizes, tm)
@@ -281,7 +134,7 @@ def _grid(*sizes: int) -> list[np.ndarray]:
 
 
 def _moved(index: Sequence[np.ndarray], block: Sequence[int], whole: Sequence[int]) -> int:
-    """Bytes of the blocks that differ from the one before; the last of an axis may be short."""
+    """Bytes of the blocks that differ from the previous one; an axis may end in a shorter block."""
     blocks = np.stack(index, axis=1)
     changed = np.ones(len(blocks), bool)
     changed[1:] = np.any(blocks[1:] != blocks[:-1], axis=1)
@@ -290,7 +143,17 @@ def _moved(index: Sequence[np.ndarray], block: Sequence[int], whole: Sequence[in
 
 
 def product_tile(direction: str, k: int, n: int, kernel: Kernel) -> Tile | None:
-    """The tile a kernel was compiled with, by its windows; None if VMEM holds too much of it."""
+    """The tile that a kernel was compiled with, read from its windows.
+
+    Args:
+      direction: One of `PASSES`.
+      k: Length of the contraction, or rows of the result in "to_rhs".
+      n: Columns of the result.
+      kernel: The kernel's schedule.
+
+    Returns:
+      The tile, or None if the kernel has no window of an operand that determines it.
+    """
     outputs = [w for w in kernel.windows if w.output]
     inputs = [
         w for w in kernel.windows if not w.output and len(w.whole) == 3 - (direction == "to_rhs")
@@ -309,15 +172,15 @@ def product_tile(direction: str, k: int, n: int, kernel: Kernel) -> Tile | None:
     return rows[0], tk, tn
 
 
-# The list.
+# The list of programs.
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program to compile for a chip, and what it stands for.
+    """A program to compile for a chip.
 
-    `op` is "gather_gemv" (the whole layer, whichever way), "grouped_matmul", or "tile" for a
-    single `ragged_dot` of the layer with a pinned tile, of which the best is sought.
+    `op` is "gather_gemv" for the whole layer by any implementation, "grouped_matmul", or "tile" for
+    one `ragged_dot` of the layer with a given tile, from which the best tile is chosen.
     """
 
     op: str
@@ -327,23 +190,23 @@ class Program:
     tokens: int
     dtype: str = "bfloat16"
     direction: str = "forward"
-    matrix: str = ""  # "into" [d, f] or "out" [f, d]; "" for the layer
-    tiles: tuple[Tile, ...] = ()  # pinned; a layer's are of gate and up, and of down
+    matrix: str = ""  # "into" [d, f] or "out" [f, d]; "" for the whole layer
+    tiles: tuple[Tile, ...] = ()  # given tiles; for a layer that of gate and up, and that of down
 
     @property
     def key(self) -> str:
-        """Names the program among all others."""
+        """The program's unique name."""
         values = (str(value) for value in dataclasses.astuple(self))
         return " ".join(value.replace(" ", "") for value in values if value)
 
     @property
     def layer(self) -> shapes.Layer:
-        """The layer it is (part) of."""
+        """The layer that the program computes, or a part of which it computes."""
         return shapes.PRESETS[self.preset]
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of the weights of the distinct experts chosen that it needs."""
+        """Bytes of the weights that the program reads of the distinct chosen experts."""
         if self.op == "grouped_matmul":
             active = int(np.count_nonzero(self.sizes(self.tokens)))
             values = self.layer.expert_values // 3
@@ -353,14 +216,21 @@ class Program:
         return active * values * jnp.dtype(self.dtype).itemsize
 
     def sizes(self, tokens: int) -> np.ndarray:
-        """Rows of each expert, int[e]."""
+        """Rows of each expert.
+
+        Args:
+          tokens: Tokens of the step.
+
+        Returns:
+          int32[e] or int64[e].
+        """
         if self.op == "grouped_matmul":
             return shapes.group_sizes(tokens, self.layer, DEVICE_EXPERTS[self.preset])
         chosen = shapes.choose(tokens, self.layer).reshape(-1)
         return np.bincount(chosen, minlength=self.layer.experts)
 
     def request(self) -> tuple[str, list[Any]]:
-        """The builder and its arguments, as `tpu_schedule.analyse` takes them."""
+        """The builder's name and its arguments, for `tpu_schedule.analyse`."""
         if self.op == "gather_gemv" and self.implementation == "tpu":
             return _builder(build_gather_gemv), [self.preset, self.tokens, self.dtype]
         if self.op == "gather_gemv":
@@ -370,7 +240,7 @@ class Program:
         tile = self.tiles[0] if self.tiles else None
         sizes = self.sizes(self.tokens)
         rows = int(sizes.sum())
-        rows += -rows % _ROWS  # XLA has its fast kernel for whole tiles only
+        rows += -rows % _ROWS  # XLA uses its fast kernel for whole tiles only
         arguments = [self.implementation, self.direction, rows, k, n, len(sizes), tile]
         return _builder(build_product), arguments
 
@@ -379,16 +249,17 @@ class Program:
         return (f, d) if self.matrix == "out" else (d, f)
 
     def work(self, kernel: Kernel, place: int, tokens: int) -> Work | None:
-        """What one of its kernels has to do.
+        """The work of one of the program's kernels.
 
         Args:
-          kernel: Its schedule.
-          place: Which of the program's kernels that multiply it is, in order of execution.
-          tokens: For how many tokens; those compiled for, or what a product of the same tile
-            would have to do for others.
+          kernel: The kernel's schedule.
+          place: The index of the kernel among the program's kernels that use the matrix unit, in
+            order of execution.
+          tokens: Tokens of the step; may differ from the tokens that the program was compiled for,
+            because the schedule of a tile is the same for any number of rows.
 
         Returns:
-          None where the compiler's report does not tell the kernel's tile.
+          The work, or None if the compiler's report does not contain the kernel's tile.
         """
         if self.op == "gather_gemv" and self.implementation == "tpu":
             return gather_gemv_work(self.preset, tokens, self.chip, kernel)
@@ -402,20 +273,20 @@ class Program:
             tile = self.tiles[min(place // 2, len(self.tiles) - 1)]
         if tile is None:
             return None
-        # Within `emit_pipeline`, which tokamax is written with, one core works.
-        cores = 1 if self.implementation == "tokamax" else CHIPS[self.chip].cores
+        # Tokamax uses `emit_pipeline`, which runs on one core.
+        cores = 1 if self.implementation == "tokamax" else TPUS[self.chip].device_cores
         return product_work(self.direction, self.sizes(tokens), k, n, tile, cores)
 
 
 def _builder(function: Callable[..., Built]) -> str:
-    return f"pallas_kernels.programs:{function.__name__}"
+    return f"{function.__module__}:{function.__name__}"
 
 
-_COMPARED = ("v5p", "v6e", "tpu7x")  # chips that the public kernels are pinned and tuned for
-_TILE_ROWS = (16, 32, 64)  # the default is 128 or more
-# Wide enough for HBM; larger blocks take the compiler minutes.
+COMPARED = ("v5p", "v6e", "tpu7x")  # chips for which the tiles of public kernels are searched
+_TILE_ROWS = (16, 32, 64)  # the default tile has 128 rows or more
+# Blocks that are large enough to use the HBM bandwidth; larger ones take minutes to compile.
 _TILE_WIDTHS = {"into": ((4096, 512), (2048, 1024)), "out": ((2048, 1024), (1024, 2048))}
-# Tiles of the training products, contracted width and columns given as the kernel sees them.
+# Tiles of the training products: rows, contraction and columns of the kernel's own product.
 _TRAINING_TILES = {
     "forward": ((512, 1024, 1024), (512, 4096, 512)),
     "to_lhs": ((512, 1024, 1024), (512, 2048, 1024)),
@@ -425,7 +296,11 @@ _EIGHT_BIT_TOKENS = (1, 16, 64)
 
 
 def layers(chips: Sequence[str]) -> list[Program]:
-    """Whole layers that need nothing to be sought first."""
+    """Programs of whole layers that do not depend on a search for tiles.
+
+    Args:
+      chips: Names of `chips.TPUS`.
+    """
     found = []
     for chip in chips:
         ours = functools.partial(Program, "gather_gemv", "tpu", chip)
@@ -435,20 +310,24 @@ def layers(chips: Sequence[str]) -> list[Program]:
         if chip == "tpu7x":
             found += [ours("small", t, "float8_e4m3fn") for t in _EIGHT_BIT_TOKENS]
         found += [public(preset, 16) for preset in ("demo", "base")]
-        counts = shapes.STEP_TOKENS if chip in _COMPARED else (16,)
+        counts = shapes.STEP_TOKENS if chip in COMPARED else (16,)
         found += [public("small", t) for t in counts]
     return found
 
 
 def tiles(chips: Sequence[str]) -> list[Program]:
-    """Single products of a layer of `small`, among whose tiles the best is sought."""
+    """Programs of single products of a layer of `small`, one for each candidate tile.
+
+    Args:
+      chips: Names of `chips.TPUS`.
+    """
     tokens = shapes.STEP_TOKENS[-1]
     return [
         Program(
             "tile", "ragged_dot", chip, "small", tokens, matrix=matrix, tiles=((rows, *widths),)
         )
         for chip in chips
-        if chip in _COMPARED
+        if chip in COMPARED
         for matrix, choices in _TILE_WIDTHS.items()
         for widths in choices
         for rows in _TILE_ROWS
@@ -456,11 +335,12 @@ def tiles(chips: Sequence[str]) -> list[Program]:
 
 
 def pinned_layers(chip: str, best: Callable[[str, int], Tile | None]) -> list[Program]:
-    """Whole layers of `small` with the best tile found for their products.
+    """Programs of whole layers of `small` with the best tile found for their products.
 
     Args:
-      chip: The chip.
-      best: The tile for a matrix ("into" or "out") and a number of tokens, or None.
+      chip: One of `chips.TPUS`.
+      best: Returns the best tile for a matrix ("into" or "out") and a number of tokens, or None if
+        no tile was found.
     """
     found = []
     for tokens in shapes.STEP_TOKENS:
@@ -476,7 +356,11 @@ def pinned_layers(chip: str, best: Callable[[str, int], Tile | None]) -> list[Pr
 
 
 def training(chips: Sequence[str]) -> list[Program]:
-    """Grouped products at training's shapes, and their gradients."""
+    """Programs of grouped products at the shapes of training, and of their gradients.
+
+    Args:
+      chips: Names of `chips.TPUS`.
+    """
     found = []
     for chip in chips:
         for preset, layer in shapes.PRESETS.items():
@@ -486,7 +370,7 @@ def training(chips: Sequence[str]) -> list[Program]:
             for direction in PASSES:
                 part = functools.partial(one, direction=direction)
                 found += [part("tpu", matrix=matrix) for matrix in ("into", "out")]
-                if preset != "small" or chip not in _COMPARED:
+                if preset != "small" or chip not in COMPARED:
                     continue
                 found.append(part("ragged_dot", matrix="into"))
                 for tile in _TRAINING_TILES[direction]:

@@ -1,4 +1,4 @@
-"""Shapes of the model presets' mixture-of-experts layers, and realistic loads of their experts."""
+"""Shapes of the presets' mixture-of-experts layers, and realistic loads of their experts."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ class Layer:
     experts: int
     experts_per_token: int
     ffn: int  # hidden width of one expert
-    train_tokens: int  # tokens a device routes in a training step; rows are experts_per_token more
+    train_tokens: int  # tokens of a device in a training step; each gives experts_per_token rows
 
     @property
     def expert_values(self) -> int:
-        """Numbers in the three matrices of one expert."""
+        """Number of values in the three matrices of one expert."""
         return 3 * self.dim * self.ffn
 
 
@@ -26,16 +26,25 @@ PRESETS = {
     "base": Layer(dim=1024, experts=32, experts_per_token=4, ffn=512, train_tokens=4096),
     "small": Layer(dim=4096, experts=256, experts_per_token=8, ffn=2048, train_tokens=8192),
 }
-STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
+STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)  # tokens of a streaming step
 
-_SKEW = 0.7  # standard deviation of an expert's popularity, in units of a token's own preference
+_SKEW = 0.7  # scale of the experts' popularity, relative to that of a token's own preference
 
 
 def choose(tokens: int, layer: Layer, seed: int = 0) -> np.ndarray:
-    """Experts that a skewed router chooses: some are popular, each token has its own taste.
+    """Draws the choices of a skewed router.
+
+    A token chooses the experts with the highest scores. A score is the sum of the expert's
+    popularity, which all tokens share, and of the token's own preference; both are drawn from a
+    Gumbel distribution.
+
+    Args:
+      tokens: Number of tokens, t.
+      layer: The layer, which has k experts per token.
+      seed: Seed of the draw.
 
     Returns:
-      int32[tokens, experts_per_token], distinct in a row.
+      int32[t, k], distinct experts in each row.
     """
     rng = np.random.default_rng(seed)
     popularity = _SKEW * rng.gumbel(size=layer.experts)
@@ -44,16 +53,16 @@ def choose(tokens: int, layer: Layer, seed: int = 0) -> np.ndarray:
 
 
 def group_sizes(tokens: int, layer: Layer, experts: int, seed: int = 0) -> np.ndarray:
-    """Rows of each of a device's experts in a training step, with the layer's skewed load.
+    """Draws the rows of each of a device's experts in a training step, with a skewed load.
 
     Args:
-      tokens: Tokens a device routes; with its peers, to all of the layer's experts.
-      layer: The layer's shape.
-      experts: Experts on a device, a divisor of the layer's; the share of the first is drawn.
-      seed: Of the draw.
+      tokens: Tokens of one device; all devices together send theirs to all experts of the layer.
+      layer: The layer.
+      experts: Experts of one device, e, a divisor of the layer's; the device has the first ones.
+      seed: Seed of the draw.
 
     Returns:
-      int32[experts]; the sum is about tokens * experts_per_token, and that if there are no peers.
+      int32[e]; the sum is about tokens * experts_per_token, and equal to it on a single device.
     """
     chosen = choose(tokens, layer, seed)
     popularity = np.bincount(chosen.reshape(-1), minlength=layer.experts) / chosen.size

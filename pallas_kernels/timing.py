@@ -1,4 +1,4 @@
-"""Timing of candidates that alternate, and the rows that come of it."""
+"""Times alternating candidates, and the rows of their results."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Candidate = Callable[[], object]  # runs one call or several to their end
+Candidate = Callable[[], object]  # runs one or several calls and waits until they end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,27 +25,35 @@ class Row:
     tokens: int
     dtype: str
     time_us: float  # of one call
-    bytes: int | None  # of the distinct chosen experts' weights
-    share: float | None  # of the copy bandwidth, or of a large product's rate
-    ratio: float  # to the time of this package's form in the same run
-    label: str
+    bytes: int | None  # weights of the distinct chosen experts
+    share: float | None  # share of the copy bandwidth, or of the FLOP/s of a large product
+    ratio: float  # time / time of this package's implementation in the same run
+    label: str  # where it was measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is common to candidates that alternate."""
+    """Common properties of candidates that alternate."""
 
     op: str
-    ours: str  # the candidate that `ratio` refers to
+    ours: str  # the candidate whose time is the denominator of `Row.ratio`
     preset: str
     tokens: int
     dtype: str
     calls: int  # in one run of a candidate
-    floor: float | None = None  # seconds of a call at the full bandwidth or rate
-    bytes: int | None = None
+    floor: float | None = None  # seconds of a call at the full bandwidth or FLOP/s
+    bytes: int | None = None  # weights of the distinct chosen experts
 
     def rows(self, candidates: Mapping[str, Candidate], repetitions: int) -> list[Row]:
-        """Times the candidates."""
+        """Times the candidates.
+
+        Args:
+          candidates: Candidates by name.
+          repetitions: Runs of each candidate.
+
+        Returns:
+          One row for each candidate.
+        """
         times = {n: t / self.calls for n, t in median_times(candidates, repetitions).items()}
         return [
             Row(
@@ -75,7 +83,15 @@ def _device() -> str:
 
 
 def median_times(candidates: Mapping[str, Candidate], repetitions: int) -> dict[str, float]:
-    """Seconds that each candidate takes; they alternate."""
+    """Times candidates that run in turn.
+
+    Args:
+      candidates: Candidates by name; each first runs once without being timed.
+      repetitions: Timed runs of each candidate.
+
+    Returns:
+      Median seconds of one run, by name.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
         run()
@@ -88,9 +104,17 @@ def median_times(candidates: Mapping[str, Candidate], repetitions: int) -> dict[
 
 
 def in_one_program(call: Callable[..., Any], calls: int, *arguments: jax.Array) -> Candidate:
-    """Calls `call(i, *arguments)` for i up to `calls`, all in one program.
+    """Calls `call(i, *arguments)` for i = 0 .. calls - 1 in one compiled program.
 
-    What it takes to start a program then hardly counts.
+    The time to start a program is then small relative to the time of the calls.
+
+    Args:
+      call: A function of the index int32[] and the arguments to a tree of arrays.
+      calls: Number of calls.
+      *arguments: Of any shapes [...] and dtypes, such as bfloat16 or int32.
+
+    Returns:
+      The candidate.
     """
     shapes = jax.eval_shape(call, jnp.int32(0), *arguments)
 
@@ -99,7 +123,7 @@ def in_one_program(call: Callable[..., Any], calls: int, *arguments: jax.Array) 
         zeros = jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), shapes)
 
         def body(i: jax.Array, _: object) -> jax.Array:
-            # So that nothing that stays the same from call to call moves out of the loop.
+            # The barrier keeps XLA from moving loop-invariant operations out of the loop.
             return call(*jax.lax.optimization_barrier((i, *arguments)))
 
         return jax.lax.fori_loop(0, calls, body, zeros)

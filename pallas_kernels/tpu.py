@@ -8,24 +8,27 @@ from pallas_kernels.implementation import platform
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-    """What the choice of a kernel's blocks depends on."""
+class TpuTarget:
+    """Properties of a TPU that the block sizes of a kernel depend on."""
 
     name: str
     generation: int
     vmem_bytes: int  # of one core
-    cores: int  # that share a JAX device
+    cores: int  # TensorCores of one JAX device
 
 
-# Kernels that are interpreted are cut as for the smallest chip.
-_INTERPRETED = Chip("the interpreter", 7, 16 << 20, 2)
+# Interpreted kernels use the block sizes of the smallest VMEM.
+_INTERPRETED = TpuTarget("the interpreter", 7, 16 << 20, 2)
 
 
-def chip() -> Chip:
-    """The chip of the mesh in context or of the default backend; a small one on other platforms."""
+def tpu_target() -> TpuTarget:
+    """The TPU of the mesh in context or of the default backend.
+
+    On other platforms, where kernels are interpreted, a TPU with a small VMEM.
+    """
     if platform() != "tpu":
         return _INTERPRETED
     info = pltpu.get_tpu_info()
-    return Chip(
+    return TpuTarget(
         f"TPU {info.chip_version.value}", info.generation, info.vmem_capacity_bytes, info.num_cores
     )

@@ -1,11 +1,11 @@
-"""Schedules of programs compiled for TPUs that are not here.
+"""Schedules of programs that are compiled for TPUs without a TPU.
 
-libtpu compiles for any TPU on any machine and, asked to, writes down what it made: the schedule
-of each kernel, bundle by bundle, stalls included; the use of each unit; what lies in VMEM; the
-HLO. A child process compiles, because libtpu reads its options once per process.
+libtpu compiles for any TPU on any machine. With the dump options it writes the schedule of each
+kernel as VLIW bundles with stalls, the use of each unit, the contents of VMEM, and the HLO. A child
+process compiles, because libtpu reads its options once per process.
 
-What such figures are worth against published measurements: scheduled cycles × trips / clock is
-0.96 to 1.04 of what is measured on dense products and 0.6 to 1.0 on grouped ones; VMEM is exact.
+Accuracy against published measurements: scheduled cycles × trips / clock is 0.96 to 1.04 of the
+measured time for dense products and 0.6 to 1.0 for grouped ones; VMEM sizes are exact.
 """
 
 import dataclasses
@@ -26,34 +26,15 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One JAX device of a TPU generation; rates are the vendor's."""
-
-    topology: str  # the smallest one that libtpu knows
-    clock: float  # Hz
-    hbm: float  # bytes/s
-    flops: float  # bfloat16 FLOP/s
-    cores: int  # that share the device
-    granule: int = 32  # bytes, in which transfers are counted
-
-
-CHIPS = {
-    "v4": Chip("v4:2x2x1", 1.05e9, 1.23e12, 275e12, 2, granule=512),
-    "v5e": Chip("v5e:2x2", 1.5e9, 0.82e12, 197e12, 1),
-    "v5p": Chip("v5p:2x2x1", 1.75e9, 2.77e12, 459e12, 2),
-    "v6e": Chip("v6e:2x2", 1.75e9, 1.64e12, 918e12, 1),
-    "tpu7x": Chip("tpu7x:2x2x1", 1.9e9, 3.69e12, 1153.5e12, 1),
-}
+from pallas_kernels.chips import TPUS
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A loop of a schedule; `cycles` are of one trip, inner loops run once."""
+    """A loop of a schedule; `cycles` is one trip in which inner loops run once."""
 
     depth: int  # 1 is outermost
-    start: int  # its first bundle
+    start: int  # index of its first bundle
     cycles: int
 
 
@@ -62,22 +43,22 @@ class Window:
     """A block of an operand that a kernel's pipeline keeps in VMEM."""
 
     output: bool
-    operand: int
+    operand: int  # index among the inputs, or among the outputs
     dtype: str
-    block: tuple[int, ...]
-    whole: tuple[int, ...]
+    block: tuple[int, ...]  # shape of the block
+    whole: tuple[int, ...]  # shape of the operand
     bytes: int  # of one buffer
-    buffers: int
+    buffers: int  # 2 if the pipeline is double-buffered
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What the compiler made of one Mosaic kernel or HLO operation."""
+    """The schedule of one Mosaic kernel or HLO operation."""
 
-    cycles: int  # every bundle once; of branches that exclude each other the longer one
+    cycles: int  # each bundle counts once; of two exclusive branches only the longer one counts
     loops: tuple[Loop, ...] = ()
-    dma: Mapping[str, int] = dataclasses.field(default_factory=dict)  # bytes, each transfer once
-    use: Mapping[str, float] = dataclasses.field(default_factory=dict)  # share of a unit's slots
+    dma: Mapping[str, int] = dataclasses.field(default_factory=dict)  # direction -> bytes, once
+    use: Mapping[str, float] = dataclasses.field(default_factory=dict)  # unit -> share of slots
     vmem_bytes: int = 0
     windows: tuple[Window, ...] = ()
 
@@ -85,8 +66,8 @@ class Kernel:
         """Cycles of a whole run.
 
         Args:
-          trips: Of the longest outermost loop, the grid's.
-          inner: Trips of the loops within it, in order; what is not given counts as 1.
+          trips: Trips of the longest outermost loop, which is the loop over the grid.
+          inner: Trips of the loops inside it, in order; 1 for further loops.
         """
         outer = [loop for loop in self.loops if loop.depth == 1]
         if not outer:
@@ -109,28 +90,28 @@ class Operation:
 
     name: str
     opcode: str
-    mosaic: bool  # a Pallas kernel, or one of XLA's own made the same way
-    heavy: bool  # a kernel, or moves or multiplies data: gather, scatter, sort, dot, loop
-    estimated_cycles: int | None  # XLA's own, which it has not for kernels
-    # Equal for operations that are alike but for their names, which may be compiled once.
+    mosaic: bool  # a Pallas kernel, or a kernel of XLA that is compiled by Mosaic
+    heavy: bool  # a Mosaic kernel, gather, scatter, sort, dot, loop or similar
+    estimated_cycles: int | None  # by XLA; None for kernels
+    # Equal for operations that differ in their names only, which libtpu may compile once.
     signature: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A compiled program; `error` says why there is none."""
+    """A compiled program, or the `error` of the compiler."""
 
     kernels: Mapping[str, Kernel] = dataclasses.field(default_factory=dict)
     operations: tuple[Operation, ...] = ()
-    flops: float = 0.0  # XLA's count
+    flops: float = 0.0  # counted by XLA
     temporary_bytes: int = 0  # in HBM
     vmem_capacity: int = 0
-    seconds: float = 0.0  # that compiling took
+    seconds: float = 0.0  # time of compilation
     error: str | None = None
 
     @property
     def compiled(self) -> bool:
-        """Whether the compiler took the program."""
+        """Whether the program compiled."""
         return self.error is None
 
 
@@ -140,15 +121,15 @@ _BRANCH = re.compile(r"sbr\.rel \((!?)%(p\w+)\) target bundleno = (\d+)")
 _COMPARE = re.compile(r"%(p\w+) = scmp\.(eq|ne|lt|ge|gt|le)\.(\S+) ([^/;}]*)")
 _NEGATE = re.compile(r"%(p\w+) = pneg %(p\w+)")
 _OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
-_SHORTEST_LOOP = 8  # bundles; shorter ones are of the compiler's own
+_SHORTEST_LOOP = 8  # bundles; shorter loops are not of the program
 
 
 def parse_bundles(text: str, granule: int = 32) -> Kernel:
-    """Reads a `packed-bundles-post-ra` dump: one bundle, and one cycle, a row.
+    """Parses a `packed-bundles-post-ra` dump, in which each row is one bundle and one cycle.
 
     Args:
       text: The dump.
-      granule: Bytes in which it counts transfers.
+      granule: Bytes of the unit in which the dump counts transfers.
     """
     depths: list[int] = []
     dma: dict[str, int] = {}
@@ -156,10 +137,10 @@ def parse_bundles(text: str, granule: int = 32) -> Kernel:
     predicates: dict[str, object] = {}
     for line in text.splitlines():
         if row := _BUNDLE.match(line):
-            # An empty bundle, a stall, does not show its depth.
+            # An empty bundle is a stall; its row does not show the loop depth.
             stall = row[3] and depths
             depths.append(depths[-1] if stall else row[2].count(">"))
-        if "BoundsCheck" in line:  # quotes the transfer that it guards
+        if "BoundsCheck" in line:  # the row repeats the transfer that it checks
             continue
         for direction, granules in _DMA.findall(line):
             dma[direction] = dma.get(direction, 0) + int(granules) * granule
@@ -185,10 +166,10 @@ def _negated(condition: object) -> object:
 
 
 def _spared(branches: Sequence[tuple[int, int, object]]) -> list[tuple[int, int]]:
-    """Cycles that do not run because another branch does: (bundle, cycles) pairs.
+    """Cycles of branches that do not run because the other branch does: (bundle, cycles) pairs.
 
-    A conditional becomes two stretches, each jumped over by a branch on one of two opposite
-    conditions. The longer one is taken.
+    A conditional is compiled to two ranges of bundles. Each is skipped by a jump, on opposite
+    conditions. The longer range is taken to run.
     """
     spared = []
     for start, target, condition in branches:
@@ -217,7 +198,11 @@ _UNITS = ("mxu", "xlu", "valu", "vpop", "eup", "vload", "fill", "vstore", "spill
 
 
 def parse_use(text: str) -> dict[str, float]:
-    """Reads a `pre-delay` utilisation dump: slots taken in each bundle, after their capacity."""
+    """Parses a `pre-delay` utilisation dump: a row of capacities, then the used slots per bundle.
+
+    Returns:
+      For each unit, the share of its slots that are used.
+    """
     numbers = [line.split() for line in text.splitlines() if re.fullmatch(r"[0-9 ]*[0-9] *", line)]
     if len(numbers) < 2:
         return {}
@@ -235,10 +220,11 @@ _WINDOW = re.compile(
 
 
 def parse_vmem(text: str) -> tuple[int, dict[str, tuple[int, tuple[Window, ...]]]]:
-    """Reads the VMEM report, an HTML page around a JSON object.
+    """Parses the VMEM report, an HTML page that contains a JSON object.
 
     Returns:
-      The capacity in bytes; by kernel, the bytes it holds and its windows in operands' order.
+      The capacity in bytes, and for each kernel the bytes that it uses and its windows in the order
+      of the operands.
     """
     start = text.find("const DATA =")
     if start < 0:
@@ -289,7 +275,7 @@ _HEAVY = frozenset(
 
 
 def parse_hlo(text: str) -> tuple[Operation, ...]:
-    """Lists the operations that the entry computation runs, those of its loops' bodies once."""
+    """Lists the operations of the entry computation, with those of each loop's body once."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -314,7 +300,7 @@ def _operations(computations: Mapping[str, list[str]], name: str) -> list[Operat
             opcodes |= {other[2] for other in inside if other}
         mosaic = 'custom_call_target="tpu_custom_call"' in line
         if found[2] == "custom-call" and not mosaic:
-            continue  # bookkeeping of the compiler
+            continue  # internal operations of the compiler, which cost nothing
         estimate = _ESTIMATE.search(line)
         cycles = int(estimate[1]) if estimate else _UNKNOWN_CYCLES
         operations.append(
@@ -348,7 +334,12 @@ _NAME = re.compile(
 
 
 def read(folder: pathlib.Path, granule: int = 32) -> Schedule:
-    """Reads what a child wrote into a folder; `granule` as in `parse_bundles`."""
+    """Reads the files that the compiling process wrote.
+
+    Args:
+      folder: Where they are.
+      granule: See `parse_bundles`.
+    """
     outcome = json.loads((folder / "outcome.json").read_text())
     capacity, vmem = 0, {}
     for report in glob.glob(str(folder / "*vmem_report.html")):
@@ -378,27 +369,27 @@ def read(folder: pathlib.Path, granule: int = 32) -> Schedule:
 
 
 _PASSES = ".*(packed-bundles-post-ra|pre-delay_hlo-static|vmem_report).*"
-_TIMEOUT = 900  # s; a child that takes longer has blocks of a size that nobody should ship
+_TIMEOUT = 900  # s; longer compilations come from blocks that are too large to be useful
 
 
 def analyse(build: str, arguments: Sequence[object], chip: str) -> Schedule:
-    """Compiles a program for one device of a chip, in a child process, and reads its schedule.
+    """Compiles a program for one JAX device of a chip in a child process and reads its schedule.
 
     Args:
-      build: "module:function" of what, called in the child with `arguments`, returns the
-        function to compile and its operands, a tuple of trees of `jax.ShapeDtypeStruct`. It
-        runs under a mesh of the one device, which kernels ask what they are traced for.
-      arguments: Of it; what JSON can hold.
-      chip: One of `CHIPS`.
+      build: "module:function" of a builder, which the child calls with `arguments`. It returns the
+        function to compile and its operands, a tuple of trees of `jax.ShapeDtypeStruct`. It is
+        called under a mesh of the one device, from which kernels read their target.
+      arguments: Arguments of the builder, as JSON types.
+      chip: One of `chips.TPUS`.
 
     Returns:
-      The schedule; one with an `error` if the program does not trace or compile.
+      The schedule; it has an `error` if the program does not trace or compile.
 
     Raises:
-      ValueError: No such chip.
+      ValueError: The chip is unknown.
     """
-    if chip not in CHIPS:
-        raise ValueError(f"chip={chip!r}, wanted one of {', '.join(CHIPS)}")
+    if chip not in TPUS:
+        raise ValueError(f"chip={chip!r}, wanted one of {', '.join(TPUS)}")
     with tempfile.TemporaryDirectory(prefix="schedule_") as folder:
         request = json.dumps([build, list(arguments), chip, folder])
         try:
@@ -415,7 +406,7 @@ def analyse(build: str, arguments: Sequence[object], chip: str) -> Schedule:
         if not (pathlib.Path(folder) / "outcome.json").exists():
             last = done.stderr.strip()[-2000:]
             return Schedule(error=f"the compiler ended with {done.returncode}: {last}")
-        return read(pathlib.Path(folder), CHIPS[chip].granule)
+        return read(pathlib.Path(folder), TPUS[chip].dma_granule)
 
 
 def _environment(folder: str) -> dict[str, str]:
@@ -425,7 +416,7 @@ def _environment(folder: str) -> dict[str, str]:
     )
     return os.environ | {
         "LIBTPU_INIT_ARGS": dumps,
-        # Without these libtpu asks the cloud where it runs, or waits for another process.
+        # Without these, libtpu queries the cloud's metadata server or waits for other processes.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
@@ -437,7 +428,7 @@ def _environment(folder: str) -> dict[str, str]:
 
 def _compile(build: str, arguments: Sequence[object], chip: str, folder: pathlib.Path) -> dict:
     module, function = build.split(":")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[chip].topology)
     mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("device",))
     here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     started = time.monotonic()
@@ -456,13 +447,13 @@ def _compile(build: str, arguments: Sequence[object], chip: str, folder: pathlib
 
 
 def main() -> None:
-    """Compiles what the command line asks for; the child's side of `analyse`."""
+    """Runs in the child process of `analyse`: compiles the program of the command line."""
     build, arguments, chip, folder = json.loads(sys.argv[1])
     path = pathlib.Path(folder)
     try:
         outcome = _compile(build, arguments, chip, path)
     except Exception as error:
-        # Whatever a compiler or a kernel raises is the answer to the question.
+        # Any exception of the compiler or of a kernel is reported to the parent process.
         (path / "hlo.txt").write_text("")
         outcome = {"error": f"{type(error).__name__}: {str(error)[:2000]}"}
     (path / "outcome.json").write_text(json.dumps(outcome))

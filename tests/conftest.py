@@ -1,4 +1,4 @@
-"""Tests run on the CPU, wherever they run, which shows eight devices."""
+"""Tests run on the CPU of any machine, which is set up as eight devices."""
 
 import os
 

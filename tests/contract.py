@@ -1,4 +1,4 @@
-"""The streaming contract, stated once: every part that streams passes `verify_stream_contract`."""
+"""The streaming contract: all streaming parts of the model pass `verify_stream_contract`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ Tree = Any
 
 
 class StreamPart(NamedTuple):
-    """A part of the model that streams, in units of its own (frames, micro-turns).
+    """A streaming part of the model, with its unit of time (frame, micro-turn).
 
-    `step` takes any number of units at once; leaves of state, inputs and outputs have the session
-    as their leading axis, those of inputs and outputs the unit as their second.
+    `step` takes any number of units at once. The leading axis of the leaves of state, inputs and
+    outputs is the session; the second axis of inputs and outputs is the unit.
     """
 
     init: Callable[[int], Tree]  # sessions -> state
@@ -57,9 +57,10 @@ def verify_stream_contract(
     keeps structure, shapes and dtypes; rows do not depend on their order.
 
     Args:
-      part: What to check.
-      tolerance: Largest difference over the largest magnitude; measured numbers stand at the call.
-      sizes: Units at a time, each against all at once.
+      part: The part to check.
+      tolerance: Most that a difference may be relative to the largest magnitude; callers give the
+        measured value in a comment.
+      sizes: Numbers of units at a time, each compared with all units at once.
     """
     part = part._replace(step=jax.jit(part.step))
     units = jax.tree.leaves(part.inputs)[0].shape[1]

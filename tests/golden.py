@@ -1,4 +1,4 @@
-r"""Text goldens, to be read as diffs: parameters of every preset, collectives of `small`.
+r"""Text goldens whose diffs are read: parameters of every preset, collectives of `small`.
 
 python -m tests.golden            # rewrites tests/golden/*.txt
 """
@@ -22,16 +22,16 @@ from interaction.model.parameters import init_model_params
 from interaction.presets import PRESETS
 from interaction.pretrained.tree_paths import flatten
 from interaction.training import state as train_state
-from interaction.training.conversation import joint_objective
+from interaction.training.conversation_loss import joint_objective
 from interaction.training.optimizer import make_optimizer
 from interaction.training.train_config import TrainConfig
 from interaction.types import Chunk, Params
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
-# What a TPU compiler would be given, traced without one.
+# Programs are traced for TPUs without a TPU.
 _TPU = AbstractDevice(device_kind="TPU v5p", platform="tpu", num_cores=2)
 STEP_MESH, TRAIN_MESH = {"expert": 16, "tensor": 2}, {"fsdp": 16, "expert": 8, "sequence": 2}
-TURNS = 100  # micro-turns of a training session: enough for experts to take rows in rounds
+TURNS = 100  # micro-turns of a training session: so many that the all-to-all is chunked
 _MOVES = ("all_gather", "all_to_all", "ragged_all_to_all", "reduce_scatter", "psum", "pmax")
 
 
@@ -41,7 +41,7 @@ def abstract_params(model: ModelConfig) -> Params:
 
 
 def parameters(preset: str) -> str:
-    """Path, dtype as served, shape and mesh axes of each parameter, and counts by part."""
+    """Path, dtype in serving, shape and mesh axes of each parameter, and counts by part."""
     config = PRESETS[preset]()
     cast = functools.partial(sharding.cast_params, dtype=config.transformer.dtype)
     params = jax.eval_shape(cast, abstract_params(config))
@@ -66,12 +66,12 @@ def _axes(spec: PartitionSpec) -> str:
 
 
 def tpu_mesh(axes: dict[str, int]) -> AbstractMesh:
-    """A mesh of TPUs that are not there."""
+    """A mesh of abstract TPUs."""
     return AbstractMesh(sharding.mesh_shape(axes), AXES, abstract_device=_TPU)
 
 
 def trace_step(model: ModelConfig, axes: dict[str, int], sessions: int) -> Any:  # noqa: ANN401
-    """The jaxpr of a streaming step that gets audio alone."""
+    """The jaxpr of a streaming step with audio alone."""
     cast = functools.partial(sharding.cast_params, dtype=model.transformer.dtype)
     params = jax.eval_shape(cast, abstract_params(model))
     keys = jax.ShapeDtypeStruct((sessions, 2), jnp.uint32)
@@ -96,7 +96,7 @@ def trace_train(model: ModelConfig, axes: dict[str, int], batch: int) -> Any:  #
 
 
 def moves(jaxpr: Any) -> collections.Counter:  # noqa: ANN401
-    """Collectives and kernels of a jaxpr: (loops they are in, name, axes, operand) -> how many."""
+    """Collectives and kernels of a jaxpr: (enclosing loops, name, axes, operand) -> number."""
     found: collections.Counter = collections.Counter()
 
     def visit(jaxpr: Any, loops: str) -> None:  # noqa: ANN401
@@ -111,7 +111,7 @@ def moves(jaxpr: Any) -> collections.Counter:  # noqa: ANN401
                 axes = (axes,) if isinstance(axes, str) else axes
                 for operand in eqn.invars if name in ("psum", "pmax") else eqn.invars[:1]:
                     found[loops, name, "+".join(axes), operand.aval.str_short()] += 1
-            trips = params["length"] if name == "scan" else "rounds"
+            trips = params["length"] if name == "scan" else "chunks"
             inside = f"{loops}{trips} x " if name in ("scan", "while") else loops
             for value in jax.tree.leaves(params, is_leaf=lambda x: hasattr(x, "jaxpr")):
                 inner = getattr(value, "jaxpr", value)
@@ -123,7 +123,7 @@ def moves(jaxpr: Any) -> collections.Counter:  # noqa: ANN401
 
 
 def collectives(trace: Callable[[], Any]) -> str:
-    """The moves of a traced program, a line each; those of nested loops first."""
+    """The moves of a traced program, one per line; those in nested loops first."""
     lines = [
         f"{loops}{name} {axes} {operand}".rstrip() + (f"  ({count})" if count > 1 else "")
         for (loops, name, axes, operand), count in sorted(moves(trace()).items())

@@ -1,4 +1,4 @@
-"""Parameters, shardings and collectives: a change must be seen, and wanted."""
+"""Parameters, shardings and collectives equal their goldens, so that each change is a decision."""
 
 import math
 
@@ -24,14 +24,14 @@ def test_collectives(program: str) -> None:
 
 @pytest.mark.parametrize("preset", ["base", "medium", "large", "background_base"])
 def test_the_step_moves_activations_and_splits_no_sum(preset: str) -> None:
-    """Shapes fit the mesh; nothing as large as a weight travels, no float is summed on the way."""
+    """Shapes fit the mesh; no array as large as a weight is moved, no floats are summed."""
     model = PRESETS[preset]()
     found = golden.moves(golden.trace_step(model, {"expert": 8, "tensor": 2}, 8))
     assert any(name == "kernel" and kernel == "gather_gemv" for _, name, kernel, _ in found)
     names = {name for _, name, _, _ in found}
     assert names == {"all_gather", "all_to_all", "kernel", "psum"}
     summed = {operand for _, name, _, operand in found if name == "psum"}
-    assert all(operand.startswith("int32") for operand in summed)  # who refuses which row
+    assert all(operand.startswith("int32") for operand in summed)  # refused rows
     smallest = model.transformer.dim * model.transformer.expert_ffn
     for _, name, _, operand in found:
         if name != "kernel":
@@ -44,5 +44,5 @@ def test_the_step_moves_activations_and_splits_no_sum(preset: str) -> None:
 def test_training_fits_the_mesh(preset: str, axes: dict[str, int]) -> None:
     found = golden.moves(golden.trace_train(PRESETS[preset](), axes, 16))
     assert any(kernel == "grouped_outer" for _, _, kernel, _ in found)
-    # Products' inputs are gathered; sums over the network are of gradients, outside of layers.
+    # Inputs of products are gathered; only gradients are summed over devices, outside of layers.
     assert not [move for move in found if move[1] == "psum" and " x " in move[0]]

@@ -1,4 +1,4 @@
-"""Sizes of the presets: parameters, windows, and the shapes that the kernels are tuned for."""
+"""Sizes of the presets: parameters, windows, and the shapes for which the kernels are tuned."""
 
 import dataclasses
 import functools
@@ -70,7 +70,7 @@ def test_sizes_are_as_named() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_one_more_key_would_double_a_ring(preset: str) -> None:
     config = PRESETS[preset]()
-    span = config.turn_span * (PREFILL_TURNS if preset in LIVE else 1)  # that is written at once
+    span = config.turn_span * (PREFILL_TURNS if preset in LIVE else 1)  # positions written at once
     for window in (config.transformer.window, config.transformer.long_window):
         capacity = ring_capacity(window, span)
         if preset not in ("tiny", "demo"):
@@ -105,12 +105,12 @@ def test_sizes_are_multiples_of_256(preset: str) -> None:
 @pytest.mark.parametrize("preset", sorted(LIVE))
 def test_background_reads_the_record_of_its_live_model(preset: str) -> None:
     config, live = PRESETS[preset](), PRESETS[LIVE[preset]]()
-    own = ("transformer", "speech", "vocoder", "hears_self_audio")
+    differs = ("transformer", "speech", "vocoder", "self_audio")
     for field in dataclasses.fields(config):
-        if field.name not in own:
+        if field.name not in differs:
             assert getattr(config, field.name) == getattr(live, field.name)
     assert config.transformer.long_window > live.transformer.long_window
-    assert live.hears_self_audio and not config.hears_self_audio
+    assert live.self_audio and not config.self_audio
 
 
 @pytest.mark.parametrize("preset", ["background_base", "background_small"])

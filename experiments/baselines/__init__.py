@@ -1,1 +1,1 @@
-"""The same models in PyTorch, written on their own, to compare with."""
+"""The same models in PyTorch, written independently, for comparison."""

@@ -1,8 +1,9 @@
 """The model's parts in PyTorch, on plain tensors.
 
-Parameters are the released ones as a nested dict of tensors; nothing here calls the library's ops.
-Shapes: b session, n micro-turn, t position, d model, h query head, g key-value head, k head
-dimension, e expert, f ffn, m mel channel.
+Parameters are those of a released model, as a nested dict of tensors. Nothing here calls the
+library's ops. Tensors are float32 unless stated otherwise. Axes: b session, n micro-turn,
+t position, d model, h query head, g key-value head, k head dimension, e expert, f ffn, m mel
+channel.
 """
 
 import math
@@ -16,35 +17,35 @@ from torch import Tensor
 from interaction.config import AudioConfig, ModelConfig, TransformerConfig
 
 Params = dict  # nested dict of tensors
-FLOOR, NORM_EPS = 1e-10, 1e-6  # of a mel magnitude; added to a mean square
+FLOOR, NORM_EPS = 1e-10, 1e-6  # smallest mel magnitude; addend of a mean square
 
 
 def to_torch(tree: Any) -> Any:  # noqa: ANN401
-    """A nested dict of arrays as one of float32 tensors, copied."""
+    """Copies a nested dict of arrays into one of float32 tensors."""
     if isinstance(tree, dict):
         return {name: to_torch(leaf) for name, leaf in tree.items()}
     return torch.tensor(np.asarray(tree, np.float32))
 
 
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
-    """Root-mean-square normalisation of the last axis."""
+    """Root-mean-square normalisation of the last axis (arXiv 1910.07467)."""
     return F.rms_norm(x, (x.shape[-1],), scale, NORM_EPS)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU by the tanh formula."""
+    """GELU in the tanh approximation (arXiv 1606.08415)."""
     return F.gelu(x, approximate="tanh")
 
 
 def log_mel(pcm: Tensor, filters: Tensor, window: Tensor, hop: int, cfg: AudioConfig) -> Tensor:
-    """Log10 mel magnitude: [b, window - hop + frames * hop] -> [b, frames, m]."""
+    """Log10 mel magnitude: PCM [b, window - hop + frames * hop] -> [b, frames, m]."""
     frames = pcm.unfold(1, cfg.window, hop) * window
     magnitude = torch.fft.rfft(frames, n=cfg.n_fft).abs()
     return (magnitude @ filters).clamp_min(FLOOR).log10()
 
 
 def dmel_bins(mel: Tensor, cfg: AudioConfig) -> Tensor:
-    """Nearest dMel level, int64 like `mel`."""
+    """Nearest dMel levels: log10 magnitude [..., m] -> int64[..., m]."""
     return ((mel - cfg.bin_low) / cfg.bin_step).round().clamp(0, cfg.bins - 1).long()
 
 
@@ -58,7 +59,7 @@ def bag(table: Tensor, bins: Tensor) -> Tensor:
 def audio_in(
     p: Params, user: Tensor, self_audio: Tensor, self_audio_gain: Tensor, cfg: ModelConfig
 ) -> Tensor:
-    """Embeds int64[b, n, frames, m] of both sides -> [b, n, audio_positions, d]."""
+    """Embeds dMel levels int64[b, n, frames, m] of both sides -> [b, n, audio_positions, d]."""
     frames = bag(p["user_table"], user)
     frames = frames + bag(p["self_table"], self_audio) * self_audio_gain[:, :, None, None]
     patch = frames.reshape(*frames.shape[:2], cfg.audio_positions, -1)
@@ -74,7 +75,7 @@ def rope(position: Tensor, cfg: TransformerConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the pairs (i, i + k/2) of [b, t, heads, k]."""
+    """Rotates the pairs (i, i + k/2) of [b, t, heads, k] (RoPE, arXiv 2104.09864)."""
     cos, sin = turn
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -83,7 +84,7 @@ def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
 def qkv(
     p: Params, x: Tensor, turn: tuple[Tensor, Tensor], cfg: TransformerConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [b, t, h, k], keys and values [b, t, g, k] of normalised x [b, t, d]."""
+    """Queries [b, t, h, k], keys and values [b, t, g, k] of the normalised x [b, t, d]."""
     split = (*x.shape[:2], -1, cfg.head_dim)
     q = rms_norm((x @ p["query"]).view(split), p["query_norm"])
     k = rms_norm((x @ p["key"]).view(split), p["key_norm"])
@@ -91,16 +92,16 @@ def qkv(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sink: Tensor) -> Tensor:
-    """Attention with one learned logit a head in the denominator.
+    """Attention with one learned logit per head in the denominator.
 
-    That logit comes from one more key with value zero: it is zero but for an added coordinate, in
-    which queries hold their head's logit. So the fused kernel serves.
+    An additional key with value zero gives that logit: it is one in an added coordinate, in which
+    queries hold the logit of their head, and zero elsewhere. So the fused kernel can be used.
 
     Args:
       q: [b, t, h, k].
       k: [b, s, g, k].
       v: [b, s, g, k].
-      seen: bool[t, s], which keys a query sees.
+      seen: bool[t, s], the keys that each query sees.
       sink: [h].
 
     Returns:
@@ -123,10 +124,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sink: Tensor) -> Te
 
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sink: Tensor) -> Tensor:
-    """`attention` of few queries, in plain products: here the fused kernel takes longer."""
+    """`attention` of a few queries as plain products, which are faster here."""
     b, t, heads, dim = q.shape
     group = heads // k.shape[2]
-    # The heads that share a key head are rows of one product.
+    # Query heads that share a key head are rows of one product.
     rows = (q * dim**-0.5).view(b, t, -1, group, dim).permute(0, 2, 3, 1, 4)
     scores = rows.reshape(b, -1, group * t, dim) @ k.permute(0, 2, 3, 1)
     scores = scores.view(b, heads, t, -1).masked_fill(~seen, -math.inf)
@@ -137,10 +138,10 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sink: Tensor) 
 
 
 def experts(p: Params, x: Tensor, bias: Tensor, cfg: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """Mixture of experts, every expert on every token, beside the shared one.
+    """Mixture of experts with a shared expert; every expert runs on every token.
 
-    Gates, ups and downs of all experts lie side by side, [d, e * f] and [e * f, d], so that each
-    is one product.
+    The gate, up and down matrices of all experts are joined, [d, e * f] and [e * f, d], so that
+    each of the three is one product.
 
     Returns:
       [t, d] and the router's logits [t, e].
@@ -168,11 +169,11 @@ def speech_condition(
     """Features and a first guess of the frames of a micro-turn.
 
     Args:
-      p: {"table", ...}.
-      hidden: [b, d].
-      tokens: int64[b, token_window].
-      prefix: [b, prefix_frames, m], standardised.
-      frames: Of a micro-turn.
+      p: Parameters of `SpeechCondition`.
+      hidden: [b, d], hidden states of the backbone.
+      tokens: int64[b, token_window], the last spoken tokens.
+      prefix: [b, prefix_frames, m], standardised mel before the micro-turn.
+      frames: Frames of a micro-turn.
 
     Returns:
       [b, frames, feature_dim] and [b, frames, m].
@@ -190,7 +191,16 @@ def speech_condition(
 def flow_estimate(
     p: Params, point: Tensor, time: Tensor, features: Tensor, guess: Tensor, cfg: ModelConfig
 ) -> Tensor:
-    """The mel that `point` [b, frames, m] at `time` [b] leads to, [b, frames, m]."""
+    """Predicts the standardised mel [b, frames, m] at the end of the flow.
+
+    Args:
+      p: Parameters of `FlowNet`.
+      point: [b, frames, m], point of the flow.
+      time: [b], its time in [0, 1].
+      features: [b, frames, feature_dim], from `speech_condition`.
+      guess: [b, frames, m], from `speech_condition`.
+      cfg: Model configuration.
+    """
     x = torch.cat([point, guess, features], dim=-1) @ p["in"] + p["position"]
     clock = F.silu(time_features(time, p["time_in"].shape[0]) @ p["time_in"])
     for layer in range(cfg.speech.layers):

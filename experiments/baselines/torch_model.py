@@ -1,4 +1,4 @@
-"""The transformer in PyTorch: over whole sessions, and step by step with a key-value cache."""
+"""The transformer in PyTorch: over whole sessions, and step by step with key-value caches."""
 
 from typing import NamedTuple
 
@@ -13,24 +13,24 @@ from interaction.config import ModelConfig
 
 
 class Outputs(NamedTuple):
-    """What the transformer says about n micro-turns."""
+    """Outputs of the transformer for n micro-turns."""
 
     text_logits: Tensor  # [b, n, v]
     transcript_logits: Tensor  # [b, n, audio_positions, v]
     hidden: Tensor  # [b, n, d], conditions speech
-    router_logits: list[Tensor]  # a layer: [b * t, e]
+    router_logits: list[Tensor]  # [b * t, e] of each layer
 
 
 def backbone_from_released(backbone: dict, bias: np.ndarray, config: ModelConfig) -> Params:
-    """The backbone's arrays, stacked by layer, as a list of layers.
+    """Converts the backbone's arrays, which are stacked by layer, into a list of layers.
 
     Args:
-      backbone: nested dict of numpy arrays, as released.
+      backbone: Nested dict of numpy arrays of a released model.
       bias: float32[l, e], selection bias of the routers.
-      config: The model's.
+      config: Model configuration.
 
     Returns:
-      "audio_in", "text_in" and "read_out" as they are, "layers" in order.
+      "audio_in", "text_in" and "heads" unchanged, and "layers" in order.
     """
     cfg = config.transformer
     parts: Params = {
@@ -52,25 +52,23 @@ def backbone_from_released(backbone: dict, bias: np.ndarray, config: ModelConfig
 
 
 def window_of(layer: int, config: ModelConfig) -> int:
-    """Keys that a layer's queries see."""
+    """Number of keys that a query of a layer sees."""
     cfg = config.transformer
     return cfg.long_window if (layer + 1) % cfg.long_every == 0 else cfg.window
 
 
 class Inputs(NamedTuple):
-    """What the transformer reads in n micro-turns, without text in or frames."""
+    """Inputs of the transformer in n micro-turns, without text in or frames."""
 
     user: Tensor  # int64[b, n, frames, m], dMel of the user
     self_audio: Tensor  # int64[b, n, frames, m], dMel of the model's speech one micro-turn earlier
-    self_audio_gain: Tensor  # [b, n], 0 where own speech is blanked
-    user_transcript: (
-        Tensor  # int64[b, n, audio_positions], transcription of the previous micro-turn
-    )
+    self_audio_gain: Tensor  # [b, n], 0 where self audio is blanked
+    user_transcript: Tensor  # int64[b, n, audio_positions], of the previous micro-turn
     last: Tensor  # int64[b, n], text-out token of the previous micro-turn
 
 
 def embed(p: Params, config: ModelConfig, inputs: Inputs) -> Tensor:
-    """Positions of n micro-turns: [b, n * (audio_positions + 1), d]."""
+    """Embeds n micro-turns: [b, n * (audio_positions + 1), d]."""
     audio = layers.audio_in(
         p["audio_in"], inputs.user, inputs.self_audio, inputs.self_audio_gain, config
     )
@@ -80,7 +78,7 @@ def embed(p: Params, config: ModelConfig, inputs: Inputs) -> Tensor:
 
 
 def clock(turn: int, turns: int, config: ModelConfig) -> Tensor:
-    """Places of those positions on the session's clock, int64[t]."""
+    """Times of these positions on the session's clock, int64[t]."""
     first = config.text_slots + config.patches
     start = torch.arange(turn, turn + turns)[:, None] * config.turn_span
     return (start + first + torch.arange(config.audio_positions + 1)).flatten()
@@ -89,7 +87,12 @@ def clock(turn: int, turns: int, config: ModelConfig) -> Tensor:
 def apply_heads(
     p: Params, config: ModelConfig, x: Tensor, turns: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Text logits, heard logits and speech condition of the last layer's [b, t, d]."""
+    """Runs the heads on the last layer [b, t, d].
+
+    Returns:
+      Text logits [b, n, v], transcript logits [b, n, audio_positions, v], and the hidden states
+      [b, n, d] that condition speech.
+    """
     x = layers.rms_norm(x, p["norm"])
     x = x.view(x.shape[0], turns, -1, x.shape[-1])
     audio, text = x[:, :, :-1], x[:, :, -1]
@@ -100,9 +103,9 @@ def forward(p: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
     """Runs n micro-turns from the start of a session at once, teacher-forced.
 
     Args:
-      p: From `backbone_from_released`.
-      config: The model's.
-      inputs: n micro-turns.
+      p: Result of `backbone_from_released`.
+      config: Model configuration.
+      inputs: Inputs of n micro-turns.
 
     Returns:
       Logits and hidden states.
@@ -119,15 +122,15 @@ def forward(p: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
         mixed = layers.attention(*layers.qkv(layer, normed, turn, cfg), seen, layer["sink"])
         x = x + mixed @ layer["attention_out"]
         normed = layers.rms_norm(x, layer["ffn_norm"]).flatten(0, 1)
-        fed, logits = layers.experts(layer, normed, layer["bias"], cfg)
-        x = x + fed.view(x.shape)
+        added, logits = layers.experts(layer, normed, layer["bias"], cfg)
+        x = x + added.view(x.shape)
         router_logits.append(logits)
     text, user_transcript, hidden = apply_heads(p["heads"], config, x, turns)
     return Outputs(text, user_transcript, hidden, router_logits)
 
 
 class Cache:
-    """Keys and values that coming queries can still see, of one layer."""
+    """Keys and values of one layer that later queries can see."""
 
     def __init__(self, sessions: int, window: int, config: ModelConfig) -> None:
         self.window = window
@@ -145,7 +148,7 @@ class Cache:
 
 
 def make_caches(sessions: int, config: ModelConfig) -> list[Cache]:
-    """Empty caches, one a layer."""
+    """Empty caches, one per layer."""
     number = config.transformer.layers
     return [Cache(sessions, window_of(layer, config), config) for layer in range(number)]
 
@@ -156,14 +159,15 @@ def step(
     """Runs micro-turn number `turn`; the caches are updated in place.
 
     Args:
-      p: From `backbone_from_released`.
-      caches: One a layer.
-      config: The model's.
+      p: Result of `backbone_from_released`.
+      caches: One cache per layer.
+      config: Model configuration.
       turn: Number of the micro-turn.
-      inputs: That micro-turn, n = 1.
+      inputs: Inputs of that micro-turn, n = 1.
 
     Returns:
-      Text logits [b, 1, v], heard logits [b, 1, audio_positions, v], hidden [b, 1, d].
+      Text logits [b, 1, v], transcript logits [b, 1, audio_positions, v], and hidden states
+      [b, 1, d].
     """
     cfg = config.transformer
     x = embed(p, config, inputs)

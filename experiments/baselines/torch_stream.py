@@ -1,4 +1,4 @@
-"""One micro-turn from PCM to PCM in PyTorch, eager, with a key-value cache."""
+"""One micro-turn from PCM to PCM in PyTorch, eager, with key-value caches."""
 
 import dataclasses
 
@@ -14,10 +14,17 @@ from interaction.types import Params, Special
 
 
 class TorchStream:
-    """Sessions that run in step; greedy text."""
+    """A batch of sessions at the same micro-turn, with greedy text."""
 
     def __init__(self, config: ModelConfig, params: Params, sessions: int, seed: int = 0) -> None:
-        """Takes the released parameters: backbone, speech, vocoder, router_bias."""
+        """Starts sessions.
+
+        Args:
+          config: Model configuration.
+          params: Parameters of a released model: backbone, speech, vocoder, router_bias.
+          sessions: b.
+          seed: Seed of the noise of the flow.
+        """
         audio, speech = config.audio, config.speech
         self.config = config
         self.backbone = torch_model.backbone_from_released(
@@ -41,7 +48,14 @@ class TorchStream:
 
     @torch.inference_mode()
     def step(self, pcm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Hears float32[b, turn_samples]; returns as much PCM and int64[b] text tokens."""
+        """Runs a micro-turn.
+
+        Args:
+          pcm: float32[b, turn_samples], the user's PCM.
+
+        Returns:
+          The model's PCM float32[b, turn_samples], and text-out tokens int64[b].
+        """
         cfg, audio = self.config, self.config.audio
         joined = torch.cat([self.tail, torch.from_numpy(pcm)], dim=1)
         self.tail = joined[:, -self.tail.shape[1] :]
@@ -65,14 +79,14 @@ class TorchStream:
         return self.speak(hidden[:, 0], self.aloud(token)).numpy(), token.numpy()
 
     def aloud(self, token: Tensor) -> Tensor:
-        """What of int64[b] tokens is said, see `interaction.model.control_tokens`."""
+        """The spoken tokens int64[b] of `token` int64[b], see `model.control_tokens`."""
         word = token >= Special.COUNT
         unspoken = (self.inside & word) | torch.isin(token, torch.tensor(CONTROL))
         self.inside = torch.isin(token, torch.tensor(OPENING)) | (self.inside & word)
         return torch.where(unspoken, Special.SILENT, token)
 
     def speak(self, hidden: Tensor, token: Tensor) -> Tensor:
-        """PCM [b, turn_samples] of a micro-turn whose spoken token is int64[b] `token`."""
+        """PCM [b, turn_samples] of a micro-turn with the spoken tokens `token` int64[b]."""
         cfg, audio = self.config, self.config.audio
         before, silent = self.tokens[:, -1] == Special.SILENT, token == Special.SILENT
         self.tokens = torch.cat([self.tokens[:, 1:], token[:, None]], dim=1)
@@ -96,7 +110,7 @@ class TorchStream:
         return pcm.masked_fill(quiet, 0.0).clamp(-1.0, 1.0)
 
     def generate_mel(self, hidden: Tensor, noise: Tensor) -> Tensor:
-        """Log10 mel [b, speech_frames, m] by Euler steps of the flow."""
+        """Log10 mel [b, speech_frames, m], by Euler steps from `noise` of the same shape."""
         cfg = self.config.speech
         prefix = self.mel[:, -cfg.prefix_frames :].clamp_min(cfg.mel_floor)
         prefix = (prefix - cfg.mel_mean) / cfg.mel_std

@@ -1,4 +1,4 @@
-"""A training step of the conversation in PyTorch: features, forward, losses, AdamW."""
+"""A training step of backbone and flow head in PyTorch: features, forward, losses, AdamW."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from experiments.baselines import torch_layers as layers, torch_model
 from experiments.baselines.torch_layers import Params
 from interaction.config import AudioConfig
 from interaction.ops.mel import mel_filterbank
-from interaction.training import conversation, features, speech as speech_training
+from interaction.training import conversation_loss, features, speech_loss
 from interaction.training.train_config import TrainConfig
 from interaction.types import Special
 
@@ -19,7 +19,7 @@ Batch = dict[str, Tensor]
 
 
 def leaves(tree: Params | list | Tensor, path: str = "") -> dict[str, Tensor]:
-    """Tensors of nested dicts and lists under their paths."""
+    """Tensors of nested dicts and lists, by path."""
     if isinstance(tree, Tensor):
         return {path: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
@@ -28,7 +28,7 @@ def leaves(tree: Params | list | Tensor, path: str = "") -> dict[str, Tensor]:
 
 
 def augment_user(frames: Tensor) -> Tensor:
-    """Warps, tilts, lifts, hides and noises [b, frames, m], one draw a session."""
+    """`features.augment_user` on log10 mel [b, frames, m]."""
     b, _, mels = frames.shape
     channel = torch.arange(mels, dtype=torch.float32)
 
@@ -41,24 +41,24 @@ def augment_user(frames: Tensor) -> Tensor:
     shape = uniform(-0.3, 0.3) * (channel / mels - 0.5) * 2 + uniform(-0.25, 0.25)
     out = out + shape[:, None]
     low, width = uniform(0, mels), uniform(-8, 8)
-    hidden = ((channel >= low) & (channel < low + width))[:, None]
-    out = torch.where(hidden, out.amin((1, 2), keepdim=True), out)
+    masked = ((channel >= low) & (channel < low + width))[:, None]
+    out = torch.where(masked, out.amin((1, 2), keepdim=True), out)
     return out + 0.15 * uniform(0, 1)[:, None] * torch.randn_like(out)
 
 
 def delayed(turns: Tensor, start: float) -> Tensor:
-    """Moves [b, n, ...] one micro-turn later, with `start` in front."""
+    """Moves [b, n, ...] one micro-turn later, after `start`."""
     return torch.cat([torch.full_like(turns[:, :1], start), turns[:, :-1]], dim=1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, events: Tensor) -> Tensor:
-    """Nats an event: [..., v], int64[...], bool[...] -> []."""
+    """Cross-entropy of [..., v] against int64[...], nats per event of bool[...]."""
     value = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="sum")
     return value / events.sum().clamp_min(1)
 
 
 def corrupt_transcript(user_transcript: Tensor) -> Tensor:
-    """As `features.misheard`, on int64[b, n, a]: other words are words of the same session."""
+    """`features.corrupt_transcript` on int64[b, n, audio_positions]."""
     rate = features.MOST_WRONG_WORDS * torch.rand(user_transcript.shape[0], 1, 1).square()
     said = user_transcript != Special.NONE
     chance = torch.where(said, torch.rand(user_transcript.shape), -1.0).flatten(1)
@@ -70,18 +70,18 @@ def corrupt_transcript(user_transcript: Tensor) -> Tensor:
 
 
 def spliced(tokens: Tensor) -> Tensor:
-    """As `speech.spliced`, on int64[b, rows, window]: older parts come from the same session."""
+    """`speech.spliced` on int64[b, rows, window]; older parts come from the same session."""
     b, rows, window = tokens.shape
     cut = torch.randint(1, window // 2 + 1, (b, rows, 1))
-    cut = torch.where(torch.rand(b, rows, 1) < speech_training.SPLICED, cut, 0)
+    cut = torch.where(torch.rand(b, rows, 1) < speech_loss.SPLICED, cut, 0)
     return torch.where(torch.arange(window) < cut, tokens.roll(1, 1), tokens)
 
 
 class TorchTrainer:
-    """Trains backbone and flow head together, as `conversation.joint_objective` does.
+    """Trains backbone and flow head together, as `conversation_loss.joint_objective` does.
 
-    On a GPU the loss is compiled, and where the model computes in bfloat16, so does autocast;
-    what is float32 multiplies as TF32, as XLA does.
+    On a GPU the loss is compiled. A model that computes in bfloat16 uses autocast, and float32
+    products are computed as TF32, as XLA does.
     """
 
     def __init__(
@@ -92,19 +92,27 @@ class TorchTrainer:
         bias: np.ndarray,
         device: str = "cpu",
     ) -> None:
-        """Takes fresh parameters of the library; `device` is "cpu" or "cuda"."""
+        """Copies the library's initial parameters.
+
+        Args:
+          config: Configuration of the run.
+          backbone: Parameters of the backbone, numpy arrays.
+          speech: Parameters of the speech head, numpy arrays.
+          bias: float32[l, e], selection bias of the routers.
+          device: "cpu" or "cuda".
+        """
         self.config, self.model, self.device = config, config.model, device
         gpu = device == "cuda"
         self.bfloat16 = gpu and config.model.transformer.dtype == "bfloat16"
         if gpu:
             torch.set_float32_matmul_precision("high")
-            torch.set_default_device(device)  # of tensors that are made on the way
+            torch.set_default_device(device)  # for tensors that the loss makes
         self.run_loss = torch.compile(self.loss) if gpu else self.loss
         self._place(backbone, speech, bias)
 
     @property
     def label(self) -> str:
-        """How it runs."""
+        """Version, device and dtype of the baseline."""
         if self.device == "cpu":
             return f"PyTorch {torch.__version__}, CPU, float32"
         dtype = "bfloat16 autocast" if self.bfloat16 else "float32 (TF32)"
@@ -138,12 +146,12 @@ class TorchTrainer:
         self.window = torch.hann_window(self.model.audio.window)
 
     def stream_mel(self, samples: Tensor, hop: int, audio: AudioConfig) -> Tensor:
-        """Log-mel of int16[b, samples] -> [b, frames, m]."""
+        """Log10 mel of PCM int16[b, samples] -> [b, frames, m]."""
         pcm = F.pad(samples.float() / 32_768, (audio.window - hop, 0))
         return layers.log_mel(pcm, self.filters, self.window, hop, audio)
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """DMel of the user and of own speech, int64[b, n, frames, m], and the speech mel."""
+        """DMel of user and self audio, int64[b, n, frames, m], and the log10 mel of speech."""
         audio, floor = self.model.audio, self.model.speech.mel_floor
         split = (audio.user_frames, audio.mels)
         text = batch["text"]
@@ -161,11 +169,11 @@ class TorchTrainer:
         return user.view(*text.shape, *split), self_audio, mel
 
     def flow_loss(self, hidden: Tensor, text: Tensor, mel: Tensor) -> Tensor:
-        """Errors of the mel over micro-turns with speech, see the library's."""
+        """`speech.flow_loss` of `hidden` [b, n, d], `text` int64[b, n] and log10 `mel`."""
         cfg, params = self.model.speech, self.params["speech"]
         speaking = text != Special.SILENT
         b, n = speaking.shape
-        count, some = speech_training.flow_rows(n)
+        count, some = speech_loss.flow_rows(n)
         rank, picked = (speaking + torch.rand(b, n)).topk(count, dim=1)
         picked = (picked + n * torch.arange(b)[:, None]).flatten()
         weight = (rank >= 1).float().flatten()
@@ -179,7 +187,7 @@ class TorchTrainer:
         def rows(turns: Tensor) -> Tensor:
             return turns.flatten(0, 1)[picked]
 
-        def first(rows: Tensor) -> Tensor:  # of each session
+        def first(rows: Tensor) -> Tensor:  # the first `some` rows of each session
             return rows.unflatten(0, (b, count))[:, :some].flatten(0, 1)
 
         prefix = rows(before)[:, -seen:]
@@ -192,7 +200,7 @@ class TorchTrainer:
                 frames,
             )
         self_fed = rows(delayed(text, Special.SILENT)) != Special.SILENT
-        self_fed &= torch.rand(b * count) < speech_training.SELF_FED
+        self_fed &= torch.rand(b * count) < speech_loss.SELF_FED
         guess = guess[:, -seen:].clamp_min(quiet)
         prefix = torch.where(self_fed[:, None, None], guess, prefix)
         level = 0.4 * torch.rand(b * count, 1, 1).square()
@@ -215,12 +223,14 @@ class TorchTrainer:
         return error(guess, target, weight) + error(estimate, first(target), first(weight))
 
     def loss(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The whole loss, and the routers' logits by layer."""
+        """The loss, and the routers' logits by layer."""
         with torch.no_grad():
             user, self_audio, mel = self.features(batch)
         text, user_transcript = batch["text"], batch["user_transcript"]
         last = delayed(text, Special.SILENT)
-        self_audio_gain = (torch.rand(text.shape[0], 1) > conversation.SELF_AUDIO_BLANKED).float()
+        self_audio_gain = (
+            torch.rand(text.shape[0], 1) > conversation_loss.SELF_AUDIO_BLANKED
+        ).float()
         backbone = self.params["backbone"]
         layered = [
             {**layer, "bias": bias}
@@ -238,9 +248,9 @@ class TorchTrainer:
         said = cross_entropy(
             out.transcript_logits.float(), user_transcript, user_transcript != Special.NONE
         )
-        loss = loss + conversation.TRANSCRIPT_WEIGHT * said + 0.5 * flow
+        loss = loss + conversation_loss.TRANSCRIPT_WEIGHT * said + 0.5 * flow
         z = sum(logits.float().logsumexp(-1).square().mean() for logits in out.router_logits)
-        return loss + conversation.ROUTER_Z_WEIGHT * z, out.router_logits
+        return loss + conversation_loss.ROUTER_Z_WEIGHT * z, out.router_logits
 
     def step(self, batch: Batch) -> float:
         """One update; returns the loss."""
@@ -258,4 +268,4 @@ class TorchTrainer:
     def _balance(self, bias: Tensor, logits: Tensor) -> None:
         taken = (logits.sigmoid() + bias).topk(self.model.transformer.experts_per_token).indices
         load = torch.bincount(taken.flatten(), minlength=bias.numel()).float()
-        bias += conversation.BIAS_RATE * (load.mean() - load).sign()
+        bias += conversation_loss.BIAS_RATE * (load.mean() - load).sign()

@@ -1,4 +1,4 @@
-"""The vocoder in PyTorch: a convolutional network steers pulses, noise and their filters."""
+"""The vocoder in PyTorch: a convolutional network controls pulses, noise and their filters."""
 
 import dataclasses
 import math
@@ -15,10 +15,10 @@ from interaction.modules.vocoder import envelope_cepstra
 
 @dataclasses.dataclass
 class VocoderStream:
-    """What the vocoder carries from chunk to chunk; the step replaces the fields."""
+    """State of the vocoder between micro-turns; the step replaces the fields."""
 
     mel: Tensor  # [b, 2, m], standardised
-    blocks: list[Tensor]  # a layer: [b, dim, kernel - 1]
+    blocks: list[Tensor]  # [b, dim, kernel - 1] of each layer
     pitch: Tensor  # [b], Hz
     phase: Tensor  # float64[b], cycles
     clock: Tensor  # int64[b], frames so far
@@ -27,7 +27,7 @@ class VocoderStream:
 
 
 def open_stream(sessions: int, cfg: VocoderConfig, audio: AudioConfig) -> VocoderStream:
-    """The state of streams that start."""
+    """The state at the start of streams."""
     cepstra = torch.zeros(sessions, 2, cfg.order)
     cepstra[..., 0] = -18.0
     return VocoderStream(
@@ -42,7 +42,7 @@ def open_stream(sessions: int, cfg: VocoderConfig, audio: AudioConfig) -> Vocode
 
 
 def choose(pick: Tensor, yes: VocoderStream, no: VocoderStream) -> VocoderStream:
-    """`yes` in the rows that are bool[b] `pick`, `no` in the others."""
+    """Rows of `yes` where bool[b] `pick` is true, and of `no` elsewhere."""
 
     def rows(one: Tensor, other: Tensor) -> Tensor:
         return torch.where(pick.view(-1, *[1] * (one.ndim - 1)), one, other)
@@ -57,7 +57,7 @@ def choose(pick: Tensor, yes: VocoderStream, no: VocoderStream) -> VocoderStream
 
 
 def vocoder_from_released(params: dict, cfg: VocoderConfig, audio: AudioConfig) -> Params:
-    """The released parameters, and the constants beside them."""
+    """The parameters of a released model, and constants."""
     noise = np.random.default_rng(0).standard_normal((128, audio.speech_hop))
     level = -2.0 * math.log(10.0)
     start = torch.zeros(2, cfg.order)
@@ -93,7 +93,7 @@ def _controls(p: Params, stream: VocoderStream, mel: Tensor) -> tuple[Tensor, Te
 
 
 def _decode_pitch(logits: Tensor, cfg: VocoderConfig) -> Tensor:
-    """Hz: mean of log pitch over the best class and two neighbours on either side."""
+    """Pitch [b, frames], Hz: mean of log pitch over the best class and two on either side."""
     classes = torch.arange(cfg.pitch_bins)
     far = (classes - logits.argmax(-1, keepdim=True)).abs() > 2
     weights = logits.masked_fill(far, -math.inf).softmax(-1)
@@ -102,7 +102,7 @@ def _decode_pitch(logits: Tensor, cfg: VocoderConfig) -> Tensor:
 
 
 def _pulses(stream: VocoderStream, pitch: Tensor, hop: int, rate: int) -> Tensor:
-    """Band-limited pulses of unit power, [b, frames, hop]."""
+    """Band-limited pulses of unit power [b, frames, hop] at `pitch` [b, frames], Hz."""
     before = torch.cat([stream.pitch[:, None], pitch[:, :-1]], dim=1)
     advance = ((before + pitch) * (0.5 * hop / rate) * 2.0**20).round().double() / 2.0**20
     ends = stream.phase[:, None] + advance.cumsum(1)
@@ -126,7 +126,7 @@ def vocoder_step(
     cfg: VocoderConfig,
     audio: AudioConfig,
 ) -> Tensor:
-    """PCM [b, frames * hop] of log10 mel [b, frames, m]; `stream` moves on."""
+    """Renders log10 mel [b, frames, m] to PCM [b, frames * hop]; `stream` is updated in place."""
     hop, frames = audio.speech_hop, mel.shape[1]
     logits, cepstra = _controls(p, stream, mel)
     pulses = _pulses(stream, _decode_pitch(logits, cfg), hop, audio.sample_rate)

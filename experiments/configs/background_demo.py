@@ -1,4 +1,4 @@
-"""The background model of the demo, second leg: whole talks, requests late in them as well."""
+"""The background model of the demo, second stage: whole sessions, with late requests as well."""
 
 from interaction.presets import background_demo
 from interaction.training.train_config import TrainConfig
@@ -8,7 +8,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="background_demo",
-        objective="interaction.training.reasoning:reasoning_objective",
+        objective="interaction.training.reasoning_loss:reasoning_objective",
         data="data/delegation",
         model=background_demo(),
         batch=8,

@@ -1,4 +1,4 @@
-"""The background model of the demo, first leg: calls, after little talk, on the demo's backbone."""
+"""The background model of the demo, first stage: short records, from the demo's backbone."""
 
 from interaction.presets import background_demo
 from interaction.training.train_config import TrainConfig
@@ -8,7 +8,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="background_demo_start",
-        objective="interaction.training.reasoning:reasoning_objective",
+        objective="interaction.training.reasoning_loss:reasoning_objective",
         data="data/short_records",
         model=background_demo(),
         batch=16,

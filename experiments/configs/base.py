@@ -1,4 +1,4 @@
-"""The 1.0B model on one accelerator: a trial of data and recipe before a pod is paid for."""
+"""The 1.0B model on one accelerator, to test data and recipe before a run on a pod."""
 
 from interaction.presets import base
 from interaction.training.train_config import TrainConfig
@@ -8,10 +8,10 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="base",
-        objective="interaction.training.conversation:joint_objective",
+        objective="interaction.training.conversation_loss:joint_objective",
         data="data/train",
         model=base(),
-        batch=64,  # of 80 micro-turns: 15,360 positions
+        batch=64,  # with 80 micro-turns per session 15,360 positions
         accumulate=4,
         steps=50_000,
         learning_rate=4e-4,

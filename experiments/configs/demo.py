@@ -1,4 +1,4 @@
-"""The conversation: when to speak and what to say, learnt from what the user is heard to say."""
+"""The backbone of the demo, second stage: when to speak and what to say."""
 
 from interaction.training.train_config import TrainConfig
 
@@ -7,7 +7,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="demo",
-        objective="interaction.training.conversation:conversation_objective",
+        objective="interaction.training.conversation_loss:conversation_objective",
         data="data/train",
         batch=8,
         steps=8_500,

@@ -1,4 +1,4 @@
-"""The conversation, third leg: what to hand over, and to say results when they come."""
+"""The backbone of the demo, third stage: which requests to delegate, and how to say results."""
 
 from interaction.training.train_config import TrainConfig
 
@@ -7,7 +7,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="demo_delegation",
-        objective="interaction.training.conversation:conversation_objective",
+        objective="interaction.training.conversation_loss:conversation_objective",
         data="data/delegation_sessions",
         batch=8,
         steps=5_200,

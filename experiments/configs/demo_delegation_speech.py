@@ -1,4 +1,4 @@
-"""The flow head, second leg: words that only errands have."""
+"""The flow head of the demo, second stage: sessions with tool requests, which have more words."""
 
 from interaction.training.train_config import TrainConfig
 
@@ -7,7 +7,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="demo_delegation_speech",
-        objective="interaction.training.speech:speech_objective",
+        objective="interaction.training.speech_loss:speech_objective",
         data="data/delegation_sessions",
         batch=16,
         steps=5_200,

@@ -1,4 +1,4 @@
-"""The flow head alone: it needs no backbone to learn to speak."""
+"""The flow head of the demo, first stage, trained without the backbone."""
 
 from interaction.training.train_config import TrainConfig
 
@@ -7,7 +7,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="demo_speech",
-        objective="interaction.training.speech:speech_objective",
+        objective="interaction.training.speech_loss:speech_objective",
         data="data/train",
         batch=16,
         steps=20_000,

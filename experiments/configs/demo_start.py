@@ -1,4 +1,4 @@
-"""The conversation, first leg."""
+"""The backbone of the demo, first stage."""
 
 from interaction.training.train_config import TrainConfig
 
@@ -7,7 +7,7 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="demo_start",
-        objective="interaction.training.conversation:conversation_objective",
+        objective="interaction.training.conversation_loss:conversation_objective",
         data="data/train",
         batch=8,
         steps=2_500,

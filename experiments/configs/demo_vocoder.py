@@ -1,4 +1,4 @@
-"""The vocoder."""
+"""The vocoder of the demo."""
 
 from interaction.training.train_config import TrainConfig
 

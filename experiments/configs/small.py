@@ -1,7 +1,7 @@
-"""The 276B model on a v5p-2048 slice, 1,024 chips; `docs/tpu_pods.md` says how to run it.
+"""The 276B model on a v5p-2048 slice of 1,024 chips; `docs/tpu_pods.md` says how to run it.
 
-Peak learning rate, betas, weight decay and warm-up are those that DeepSeek-V3 (arXiv 2412.19437),
-which is about as sparse, was trained with.
+Peak learning rate, betas, weight decay and warm-up are those of DeepSeek-V3 (arXiv 2412.19437),
+which has a similar sparsity.
 """
 
 from interaction.presets import small
@@ -12,11 +12,11 @@ def get_config() -> TrainConfig:
     """The run."""
     return TrainConfig(
         name="small",
-        objective="interaction.training.conversation:joint_objective",
+        objective="interaction.training.conversation_loss:joint_objective",
         data="/bucket/data/train",
         model=small(),
         workdir="/bucket/runs/small",
-        batch=1_024,  # one a chip; of 1,024 micro-turns (3.4 minutes): 3.1M positions
+        batch=1_024,  # one session per chip; with 1,024 micro-turns (3.4 minutes) 3.1M positions
         mesh={"fsdp": 32, "expert": 32},
         steps=100_000,
         learning_rate=2.2e-4,
@@ -24,6 +24,6 @@ def get_config() -> TrainConfig:
         schedule="wsd",
         beta2=0.95,
         weight_decay=0.1,
-        save_every_s=900.0,  # a checkpoint is 4.4 TB
-        sample_every=0,  # samples are made on one device, which cannot hold this model
+        save_every_s=900.0,  # a checkpoint has 4.4 TB
+        sample_every=0,  # one device cannot hold the model, which samples need
     )

@@ -1,4 +1,4 @@
-"""Whoever reasons behind a conversation, and its tools; see docs/background.md."""
+"""Background agents, which reason during a conversation, and tools; see docs/background.md."""
 
 from interaction.background.agent import BackgroundAgent, Event, MicroTurn
 from interaction.background.demo_tools import Row, demo_tools

@@ -1,7 +1,7 @@
-"""`ChatAgent`: any chat endpoint that speaks OpenAI's protocol, as the reasoner of a conversation.
+"""`ChatAgent`: a background agent that reasons with a chat endpoint of OpenAI's protocol.
 
-It follows the talk as a transcript of what was heard and said. Each request to the endpoint streams
-on a thread of its own; `ThreadedAgent`'s thread picks up what has come.
+It keeps a transcript of both sides of the conversation. Each response of the endpoint streams on
+its own thread; the thread of `ThreadedAgent` collects the pieces.
 """
 
 import dataclasses
@@ -30,21 +30,21 @@ PROMPT = (
     "short sentence that is read aloud: plain lower case words, numbers spelled out, no "
     "punctuation, no formatting."
 )
-_TRANSCRIPT = 4_000  # characters
-_ANSWER = 2_000  # characters
-_ROUNDS = 8  # requests to the endpoint for one delegation
-_CALLS = 8  # of one round
-_ARGUMENTS = 10_000  # characters
-_AT_ONCE = 16  # threads; those included that hang until their time is over
-_REMEMBERED = 32  # delegations; of more, those that are done are forgotten
+_TRANSCRIPT = 4_000  # most characters of the transcript
+_ANSWER = 2_000  # most characters of a response
+_REQUESTS = 8  # most requests to the endpoint for one delegation
+_CALLS = 8  # most calls of one response
+_ARGUMENTS = 10_000  # most characters of a call's arguments
+_AT_ONCE = 16  # most threads at once, including those that wait for a silent endpoint
+_REMEMBERED = 32  # delegations; beyond these the oldest that are done are forgotten
 
 
 @dataclasses.dataclass
-class _Round:
-    """What one streamed response brings; filled by its thread."""
+class _Response:
+    """A streamed response; its thread adds the pieces."""
 
-    pieces: queue.SimpleQueue  # of (kind, text or calls)
-    dropped: threading.Event  # nobody wants it any more
+    pieces: queue.SimpleQueue  # (kind, text or calls)
+    dropped: threading.Event  # the response is not needed any more
 
 
 @dataclasses.dataclass
@@ -53,20 +53,22 @@ class _Work:
 
     request: str
     updates: list[str] = dataclasses.field(default_factory=list)
-    made: list[str] = dataclasses.field(default_factory=list)  # calls and their results, in words
+    made: list[str] = dataclasses.field(default_factory=list)  # finished calls with results, JSON
     messages: list[Any] = dataclasses.field(default_factory=list)
-    rounds: int = 0
-    round: _Round | None = None
+    requests: int = 0  # requests to the endpoint so far
+    response: _Response | None = None  # the response that streams
+    # Running calls: id, JSON of the call, call.
     calls: list[tuple[str, str, ToolCall]] = dataclasses.field(default_factory=list)
-    rest: str = ""  # of a word that is not whole yet
-    said: int = 0  # characters
+    rest: str = ""  # beginning of an incomplete word
+    said: int = 0  # characters of the answer so far
 
 
-_CALL, _FINISHED, _ERROR = "calls", "finished", "error"  # pieces, beside TEXT and THINKING
+# Kinds of pieces beside TEXT and THINKING.
+_CALL, _FINISHED, _ERROR = "calls", "finished", "error"
 
 
 class ChatAgent(ThreadedAgent):
-    """A `BackgroundAgent` that asks a chat endpoint."""
+    """A `BackgroundAgent` that sends delegations to a chat endpoint."""
 
     def __init__(
         self,
@@ -80,17 +82,17 @@ class ChatAgent(ThreadedAgent):
         timeout_s: float = 30.0,
         keep: int = KEEP,
     ) -> None:
-        """Makes an agent; nothing is sent before it is asked.
+        """Makes an agent; nothing is sent before the first delegation.
 
         Args:
-          model: The endpoint's name of a model.
-          toolbox: What it may call.
-          decode: Words of ids of the live model, such as its `tokenizer.decode`.
-          base_url: Of the endpoint; None: that of OPENAI_BASE_URL, or OpenAI's.
-          api_key: None: that of OPENAI_API_KEY.
-          prompt: Tells it what to do.
-          timeout_s: How long the endpoint may keep silent.
-          keep: Micro-turns that the transcript goes back.
+          model: Name of the model at the endpoint.
+          toolbox: Tools that it can call.
+          decode: Decodes token ids of the live model, for example its `tokenizer.decode`.
+          base_url: Address of the endpoint; None takes OPENAI_BASE_URL, or else OpenAI's.
+          api_key: Key of the endpoint; None takes OPENAI_API_KEY.
+          prompt: System prompt.
+          timeout_s: Longest silence of the endpoint, s.
+          keep: Micro-turns that the transcript covers.
 
         Raises:
           openai.OpenAIError: There is no key.
@@ -127,7 +129,7 @@ class ChatAgent(ThreadedAgent):
         self._begin(delegation, work)
 
     def on_update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
-        """See `ThreadedAgent`; calls that were made stay made, and the endpoint is told."""
+        """See `ThreadedAgent`; the endpoint is told which calls were made before."""
         before = self._works.pop(delegation, _Work(""))
         _stop(before)
         for _, _, call in before.calls:
@@ -152,9 +154,9 @@ class ChatAgent(ThreadedAgent):
         """See `ThreadedAgent`."""
         for number in self.running:
             work = self._works[number]
-            while work.round is not None:
+            while work.response is not None:
                 try:
-                    kind, value = work.round.pieces.get_nowait()
+                    kind, value = work.response.pieces.get_nowait()
                 except queue.Empty:
                     break
                 self._take(number, work, kind, value)
@@ -174,16 +176,16 @@ class ChatAgent(ThreadedAgent):
         self._ask(number, work)
 
     def _ask(self, number: int, work: _Work) -> None:
-        """Sends the messages, on a thread of its own."""
-        work.rounds += 1
-        if work.rounds > _ROUNDS or not self._room.acquire(blocking=False):
-            why = "too many calls" if work.rounds > _ROUNDS else "too many requests at once"
+        """Sends the messages on a new thread."""
+        work.requests += 1
+        if work.requests > _REQUESTS or not self._room.acquire(blocking=False):
+            why = "too many calls" if work.requests > _REQUESTS else "too many requests at once"
             self._fail(number, work, why)
             return
-        work.round = _Round(queue.SimpleQueue(), threading.Event())
+        work.response = _Response(queue.SimpleQueue(), threading.Event())
         threading.Thread(
             target=self._request,
-            args=(work.round, list(work.messages)),
+            args=(work.response, list(work.messages)),
             name=f"chat {number}",
             daemon=True,
         ).start()
@@ -196,10 +198,10 @@ class ChatAgent(ThreadedAgent):
         elif kind == _ERROR:
             self._fail(number, work, value)
         elif kind == _CALL:
-            work.round = None
+            work.response = None
             self._start_calls(number, work, value)
         else:
-            work.round = None
+            work.response = None
             self._say(number, work, " ")
             if work.said:
                 self.emit(number, DONE)
@@ -207,7 +209,7 @@ class ChatAgent(ThreadedAgent):
                 self._fail(number, work, "the endpoint said nothing")
 
     def _say(self, number: int, work: _Work, text: str) -> None:
-        """Whole words go out as they come."""
+        """Emits complete words at once."""
         *whole, work.rest = re.split(r"\s", work.rest + text)
         words = speakable(" ".join(whole))
         if words:
@@ -240,9 +242,8 @@ class ChatAgent(ThreadedAgent):
         work.calls = []
         self._ask(number, work)
 
-    # On the thread of a request.
-
-    def _request(self, round: _Round, messages: list[Any]) -> None:
+    def _request(self, response: _Response, messages: list[Any]) -> None:
+        """Receives a response, on its own thread."""
         try:
             schemas: list[Any] = self._toolbox.schemas()
             stream = self._client.chat.completions.create(
@@ -252,23 +253,23 @@ class ChatAgent(ThreadedAgent):
                 stream=True,
             )
             with stream:
-                _read(stream, round)
-        except Exception as error:  # whatever an endpoint sends, or does not
-            round.pieces.put((_ERROR, f"{type(error).__name__}: {str(error)[:150]}"))
+                _read(stream, response)
+        except Exception as error:  # an endpoint may send anything
+            response.pieces.put((_ERROR, f"{type(error).__name__}: {str(error)[:150]}"))
         finally:
             self._room.release()
 
 
-def _read(stream: Any, round: _Round) -> None:  # noqa: ANN401
-    """Takes one streamed response apart.
+def _read(stream: Any, response: _Response) -> None:  # noqa: ANN401
+    """Splits a stream into the pieces of a response.
 
     Raises:
-      ValueError: It is none, or is cut off.
+      ValueError: The stream is not a response, or is cut off.
     """
     calls: dict[int, list[str]] = {}
     length, reason = 0, None
     for chunk in stream:
-        if round.dropped.is_set():
+        if response.dropped.is_set():
             return
         choices = getattr(chunk, "choices", None)
         if not choices:
@@ -277,7 +278,7 @@ def _read(stream: Any, round: _Round) -> None:  # noqa: ANN401
         content, reasoning = delta.content, getattr(delta, "reasoning_content", None)
         for kind, text in ((TEXT, content), (THINKING, reasoning)):
             if isinstance(text, str) and text:
-                round.pieces.put((kind, text[: _ANSWER - length]))
+                response.pieces.put((kind, text[: _ANSWER - length]))
                 length += len(text)
         for part in delta.tool_calls or ():
             _add_call(calls, part)
@@ -287,7 +288,7 @@ def _read(stream: Any, round: _Round) -> None:  # noqa: ANN401
     if reason not in ("stop", "length", "tool_calls", "function_call") and length < _ANSWER:
         raise ValueError("the stream ended early" if reason is None else f"ended by {reason}")
     made = [(one, name, given) for one, name, given in calls.values()]
-    round.pieces.put((_CALL, made) if made else (_FINISHED, ""))
+    response.pieces.put((_CALL, made) if made else (_FINISHED, ""))
 
 
 def _add_call(calls: dict[int, list[str]], part: Any) -> None:  # noqa: ANN401
@@ -301,7 +302,7 @@ def _add_call(calls: dict[int, list[str]], part: Any) -> None:  # noqa: ANN401
 
 
 def _call_text(name: str, arguments: str) -> str:
-    """A call as `Toolbox.start` takes it; arguments that are no JSON object are refused there."""
+    """JSON of a call for `Toolbox.start`, which refuses arguments that are not a JSON object."""
     try:
         return json.dumps({"tool": name} | json.loads(arguments or "{}") | {"tool": name})
     except (ValueError, TypeError, RecursionError):
@@ -309,27 +310,27 @@ def _call_text(name: str, arguments: str) -> str:
 
 
 def _stop(work: _Work) -> None:
-    if work.round is not None:
-        work.round.dropped.set()
-        work.round = None
+    if work.response is not None:
+        work.response.dropped.set()
+        work.response = None
     for _, _, call in work.calls:
         call.cancel()
 
 
 def speakable(text: str) -> str:
-    """Words as the live model has them: lower case, without punctuation."""
+    """The words of a text as the live model reads them: lower case, without punctuation."""
     return " ".join(re.sub(r"[^\w']|_", " ", text.lower()).split())
 
 
 class Transcript:
-    """What was heard and what was said aloud, in words."""
+    """The words of both sides: the user transcript, and what the model said aloud."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], keep: int) -> None:
-        """Begins empty.
+        """Makes an empty transcript.
 
         Args:
-          decode: Words of ids.
-          keep: Micro-turns that it goes back.
+          decode: Decodes token ids.
+          keep: Micro-turns that it covers.
         """
         self._decode = decode
         self._keep = keep
@@ -342,7 +343,7 @@ class Transcript:
         self._words, self._inside = [], False
 
     def add(self, turn: MicroTurn) -> None:
-        """Follows one micro-turn; spans of control tokens are not said."""
+        """Adds one micro-turn; words between control tokens are not said aloud and left out."""
         self._turn += 1
         for token in turn.user_transcript:
             if token >= Special.COUNT:
@@ -356,7 +357,7 @@ class Transcript:
             self._words.pop(0)
 
     def text(self) -> str:
-        """One line for each speaker in a row, the last `_TRANSCRIPT` characters."""
+        """A line for each change of the speaker, cut to the last `_TRANSCRIPT` characters."""
         lines: list[tuple[str, list[int]]] = []
         for _, speaker, token in self._words:
             if not lines or lines[-1][0] != speaker:

@@ -1,6 +1,6 @@
-"""Between the control tokens of a live model and a background agent: who asked what, what is due.
+"""Bookkeeping of delegations, between the control tokens of a live model and a background agent.
 
-Pure bookkeeping on the driver's thread; nothing here waits.
+It runs on the driver's thread and never waits.
 """
 
 import collections
@@ -29,29 +29,29 @@ from interaction.types import Note, Special
 
 _log = logging.getLogger(__name__)
 SORRY = "sorry that did not work"
-LIMIT_S = 120.0
-CALLS_LIMIT_S = 90_000.0  # a timer may last a day; other tools have limits of their own
-# Kinds of notes beside those of an agent's events.
+LIMIT_S = 120.0  # default time limit of an agent, without its tool calls, s
+CALLS_LIMIT_S = 90_000.0  # the same of tool calls, s; a timer may last a day
+# Kinds of notes beside those of an agent's events. GIVEN: the live model has read all words.
 ASKED, UPDATED, CANCELLED, GIVEN, IGNORED = "asked", "updated", "cancelled", "given", "ignored"
 TYPED = 0  # number of text that comes from outside; delegations count from 1
 _LONGEST_REQUEST = 200  # tokens
-_CORRECTIONS = 8  # of a request, the newest
-_LONGEST_ANSWER = 500
+_CORRECTIONS = 8  # newest corrections of a request that are kept
+_LONGEST_ANSWER = 500  # tokens
 _LONGEST_TEXT = 4_000  # characters of an event
-_AT_ONCE = 8  # delegations; more fail
-_WAITING = 32  # results; more are ignored
-_EVENTS = 64  # handled in a micro-turn, so that a flood is spread over many
-_BACKLOG = 5_000
+_AT_ONCE = 8  # most running delegations; further ones fail
+_WAITING = 32  # most unfinished delegations and typed texts; further requests are ignored
+_EVENTS = 64  # most events that are handled in a micro-turn
+_BACKLOG = 5_000  # most events that wait
 
 
 class Words(Protocol):
-    """What a tokenizer does."""
+    """The methods of a tokenizer that are needed here."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of words."""
+        """Token ids of a text."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Words of ids."""
+        """Text of token ids."""
 
 
 @dataclasses.dataclass
@@ -61,15 +61,15 @@ class Delegation:
     number: int
     request: str
     updates: list[str] = dataclasses.field(default_factory=list)
-    asked: bool = False  # the agent knows of it
+    asked: bool = False  # the agent has the request
     called: bool = False  # a tool was called, which must not happen again
     calling: int = 0  # calls without a result yet
-    worked_s: float = 0.0  # without them
-    called_s: float = 0.0  # of them
-    due: list[int] = dataclasses.field(default_factory=list)  # tokens to give
-    length: int = 0  # of the answer
-    begun: bool = False  # some tokens were given
-    ended: bool = False  # nothing is to be added
+    worked_s: float = 0.0  # time of the agent's work without tool calls, s
+    called_s: float = 0.0  # time of tool calls, s
+    due: list[int] = dataclasses.field(default_factory=list)  # tokens that wait for the live model
+    length: int = 0  # tokens of the answer so far
+    begun: bool = False  # the live model was given some tokens
+    ended: bool = False  # the answer is complete
 
 
 class Delegations:
@@ -83,14 +83,14 @@ class Delegations:
         calls_limit_s: float = CALLS_LIMIT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begins with none.
+        """Starts without delegations.
 
         Args:
-          agent: Whom to ask; with None every delegation fails.
-          words: The live model's tokenizer.
-          limit_s: How long an agent may take, its tool calls apart.
-          calls_limit_s: How long the tool calls of one delegation may take, timers among them.
-          clock: Seconds from anywhere on.
+          agent: The background agent; with None every delegation fails.
+          words: Tokenizer of the live model.
+          limit_s: Time limit of the agent for one delegation, without its tool calls, s.
+          calls_limit_s: Time limit of the tool calls of one delegation, including timers, s.
+          clock: Returns a time in seconds.
         """
         self._agent = agent
         self._words = words
@@ -100,33 +100,33 @@ class Delegations:
         self._raised = False
         self._backlog: collections.deque[Event] = collections.deque()
         self._notes: list[Note] = []
-        # What is saved:
+        # The fields of `saved`:
         self._last = 0
-        self._open: dict[int, Delegation] = {}  # with something to come
-        self._ready: list[int] = []  # with tokens to give, in the order in which these came
-        self._floor: int | None = None  # whose tokens are being given; nobody else's come between
-        self._span: tuple[int, list[int]] | None = None  # opening token and words since
+        self._open: dict[int, Delegation] = {}  # unfinished delegations
+        self._ready: list[int] = []  # delegations with tokens to give, in order of arrival
+        self._floor: int | None = None  # the delegation whose tokens are given without a break
+        self._span: tuple[int, list[int]] | None = None  # opening token, and words after it
 
     @property
     def running(self) -> list[int]:
-        """Delegations whose result has not been given in full."""
+        """Delegations whose result has not been given completely."""
         return [number for number in self._open if number != TYPED]
 
     def notes(self) -> list[Note]:
-        """What has happened since the last call."""
+        """The notes since the last call."""
         notes, self._notes = self._notes, []
         return notes
 
     def _note(self, number: int, kind: str, text: str = "") -> None:
         self._notes.append(Note(time.time(), number, kind, clean_text(text[:_LONGEST_TEXT])))
 
-    # Text that arrives.
+    # Text for the live model.
 
     def type(self, text: str) -> None:
-        """Puts text from outside among what is to be given.
+        """Queues text from outside for the live model.
 
         Raises:
-          ValueError: There is too much of it; send it later.
+          ValueError: The text is too long, or too much text waits.
         """
         ids = self._encode(text)
         unit = self._open.get(TYPED) or Delegation(TYPED, "", ended=True)
@@ -143,18 +143,18 @@ class Delegations:
         """The next tokens for the live model.
 
         Args:
-          slots: How many at most.
+          slots: Most tokens.
 
         Returns:
-          int32[slots], PAD where empty, of one delegation; None if nothing is due, and while the
-          live model hands something over, which may correct what is due.
+          int32[slots], tokens of one delegation, PAD where empty. None if no tokens wait, or while
+          the live model writes a request, which may correct the waiting tokens.
         """
         if self._span is not None and len(self._span[1]) <= _LONGEST_REQUEST:
             return None
         if self._floor is not None and self._ready:
             idle = self._open[self._floor]
             if idle.calling and not idle.due and not idle.ended:
-                # Its words so far are closed: a tool may take long, and others have theirs.
+                # Closes its words so far: a tool may take long, and other delegations wait.
                 self._floor = None
                 return np.array([Special.END_DELEGATE] + [Special.PAD] * (slots - 1), np.int32)
         if self._floor is None and self._ready:
@@ -185,23 +185,23 @@ class Delegations:
             self._ready.remove(number)
 
     def _encode(self, text: str) -> list[int]:
-        """Ids of words; text cannot smuggle in a control token."""
+        """Token ids of a text, without control tokens."""
         ids = self._words.encode(clean_text(text[:_LONGEST_TEXT]))
         return [one for one in ids if one >= Special.COUNT]
 
     # The agent.
 
     def observe(self, turn: MicroTurn) -> None:
-        """Tells the agent of a micro-turn."""
+        """Passes a micro-turn to the agent."""
         self._tell("observe", turn)
 
     def close(self) -> None:
-        """Closes the agent, and takes what it has done until then."""
+        """Closes the agent and handles its last events."""
         self._tell("close")
         self.collect(every=True)
 
     def _tell(self, method: str, *args: Any) -> Any:  # noqa: ANN401
-        """Calls the agent; one that raises fails what was running."""
+        """Calls the agent; if it raises, all running delegations fail."""
         if self._agent is None:
             return None
         try:
@@ -218,10 +218,10 @@ class Delegations:
             return None
 
     def collect(self, every: bool = False) -> None:
-        """Takes up what the agent has done, and ends what takes too long.
+        """Handles events of the agent, and fails delegations beyond a time limit.
 
         Args:
-          every: All events; otherwise a flood is spread over calls.
+          every: Handles all events and checks no limit; otherwise at most 64 events.
         """
         events = self._tell("events")
         if isinstance(events, list):
@@ -230,10 +230,10 @@ class Delegations:
             self._backlog.clear()
             for one in list(self._open.values()):
                 if not one.ended:
-                    self._fail(one, "the agent floods")
+                    self._fail(one, "the agent sent too many events")
         for _ in range(len(self._backlog) if every else min(len(self._backlog), _EVENTS)):
             self._handle(self._backlog.popleft())
-        if every:  # at the end of a talk, or while it is saved: nobody takes too long then
+        if every:  # the conversation ends or is saved, so its time does not count
             return
         now = self._clock()
         passed, self._seen = now - self._seen, now
@@ -272,7 +272,7 @@ class Delegations:
         elif kind == DONE and one.length:
             self._finish(one)
         elif kind in (DONE, FAILED):
-            self._fail(one, text if kind == FAILED else "there were no words")
+            self._fail(one, text if kind == FAILED else "the answer has no words")
 
     def _say(self, one: Delegation, text: str) -> None:
         ids = self._encode(text)[: _LONGEST_ANSWER - one.length]
@@ -288,7 +288,7 @@ class Delegations:
         self._give(one, [Special.END_DELEGATE])
 
     def _fail(self, one: Delegation, why: str) -> None:
-        """In place of what was not given yet, an honest sentence."""
+        """Replaces the words that wait by the sentence `SORRY`."""
         self._note(one.number, FAILED, why)
         one.due.clear()
         self._give(one, self._encode(SORRY))
@@ -297,7 +297,7 @@ class Delegations:
     # Control tokens.
 
     def read(self, token: int) -> None:
-        """Follows the live model's text, token by token."""
+        """Takes the next text-out token of the live model."""
         if token >= Special.COUNT:
             if self._span is not None and len(self._span[1]) <= _LONGEST_REQUEST:
                 self._span[1].append(token)
@@ -308,14 +308,15 @@ class Delegations:
         if span is not None and token != Special.END_DELEGATE:
             self._note(0, IGNORED, "a request that was not finished")
         elif span is not None:
-            self._order(*span)
+            self._end_span(*span)
         if token == Special.CANCEL:
             self._cancel()
 
-    def _order(self, opening: int, ids: list[int]) -> None:
+    def _end_span(self, opening: int, ids: list[int]) -> None:
         words = self._words.decode(ids)
         if not words or len(ids) > _LONGEST_REQUEST:
-            self._note(0, IGNORED, "a request without words" if not words else "too long a request")
+            why = "without words" if not words else "that is too long"
+            self._note(0, IGNORED, f"a request {why}")
         elif opening == Special.DELEGATE:
             self._ask(words)
         elif not self.running:
@@ -332,13 +333,14 @@ class Delegations:
         one = self._open[self._last] = Delegation(self._last, words)
         self._note(one.number, ASKED, words)
         if self._agent is None or busy >= _AT_ONCE:
-            self._fail(one, "nobody to ask" if self._agent is None else "too many at once")
+            why = "no background agent" if self._agent is None else "too many delegations at once"
+            self._fail(one, why)
         else:
             one.asked = True
             self._tell("ask", one.number, words)
 
     def _update(self, one: Delegation, words: str) -> None:
-        """Also of one whose result is there: what of it was not given is void."""
+        """Corrects a delegation; if it is done, its words that were not given are dropped."""
         self._note(one.number, UPDATED, words)
         if self._agent is None or not one.asked:
             return
@@ -360,7 +362,7 @@ class Delegations:
     # A conversation as a file.
 
     def saved(self) -> dict[str, Any]:
-        """Everything, as values that MessagePack has."""
+        """The state of all delegations, in types that MessagePack has."""
         return {
             "last": self._last,
             "open": [dataclasses.asdict(one) for one in self._open.values()],
@@ -370,13 +372,13 @@ class Delegations:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Takes up what was saved, after the agent has been told the record.
+        """Restores what `saved` returned, after the agent has observed the record.
 
-        What was running is asked again; where a tool had been called, or words given already, the
-        honest sentence comes instead.
+        Running delegations are started again, except those that had called a tool or whose words
+        were given in part: their answer is the sentence `SORRY`.
 
         Raises:
-          ValueError, TypeError, KeyError: It was not written by `saved`.
+          ValueError, TypeError, KeyError: The value is not a result of `saved`.
         """
         self._last = int(saved["last"])
         self._open = {one["number"]: Delegation(**one) for one in saved["open"]}
@@ -387,7 +389,7 @@ class Delegations:
             if one.ended:
                 continue
             if one.called or one.begun or self._agent is None:
-                self._fail(one, "it ran when the conversation was saved")
+                self._fail(one, "it was running when the conversation was saved")
                 continue
             one.due.clear()
             self._withdraw(one.number)

@@ -1,4 +1,7 @@
-"""The five tools of the demo: arithmetic, the time, timers, a table of things, units."""
+"""The five tools of the demo: arithmetic, time of day, timers, a table of things, and units.
+
+Models read the docstrings and the error messages of the tools.
+"""
 
 import ast
 import datetime
@@ -15,14 +18,14 @@ from interaction.background.tool import Tool, tool
 from interaction.data.domain.tool_requests import TIMER_UNITS
 
 Number = int | float
-LARGEST = 10**15  # of a calculation, so that no power takes for ever
-LONGEST_S = 86_400  # a timer
-_EXPONENT = 64
-_BITS = 4_096  # of a fraction's two numbers: they multiply without letting other threads run
+LARGEST = 10**15  # largest number of a calculation, so that a power cannot take for ever
+LONGEST_S = 86_400  # longest timer, s
+_EXPONENT = 64  # largest exponent
+_BITS = 4_096  # most bits of a numerator or denominator; their product blocks other threads
 
 
 class Row(NamedTuple):
-    """What the table says of one thing."""
+    """One thing of the table."""
 
     item: str
     price: int  # dollars
@@ -37,9 +40,9 @@ def demo_tools(
     """The tools of one conversation.
 
     Args:
-      rows: What `lookup` finds: rows of a table in memory, or an SQLite file of `make_database`.
-      now: The time that `clock` tells.
-      sleep: Waits so many seconds, or until the event is set; None waits by the real clock.
+      rows: The table of `lookup`: its rows, or an SQLite file of `make_database`.
+      now: Returns the time that `clock` tells.
+      sleep: Waits so many seconds, or until the event is set; None uses the real clock.
 
     Returns:
       calculate, clock, timer, lookup, convert.
@@ -56,13 +59,13 @@ def demo_tools(
     def timer(
         amount: int, unit: Literal["seconds", "minutes"], cancelled: threading.Event, item: str = ""
     ) -> str:
-        """Returns when a time has passed.
+        """Waits until a time has passed.
 
         Args:
           amount: How long.
-          unit: Of the amount.
-          cancelled: Ends it before.
-          item: What it is for.
+          unit: Unit of the amount.
+          cancelled: Ends the timer early.
+          item: What the timer is for.
         """
         seconds = amount * TIMER_UNITS[unit]
         if not 0 < seconds <= LONGEST_S:
@@ -77,14 +80,14 @@ def make_database(rows: Iterable[Row], path: str | pathlib.Path = ":memory:") ->
     """Writes rows into a new SQLite database.
 
     Args:
-      rows: With different items.
-      path: Of the file; the default keeps it in memory.
+      rows: Rows with different items.
+      path: The file; the default keeps the database in memory.
 
     Returns:
       The open database, for use by one thread at a time.
 
     Raises:
-      ValueError: The file exists and has a table of things, or an item comes twice.
+      ValueError: The file has such a table already, or an item occurs twice.
     """
     database = sqlite3.connect(path, check_same_thread=False)
     try:
@@ -96,12 +99,15 @@ def make_database(rows: Iterable[Row], path: str | pathlib.Path = ":memory:") ->
             database.executemany("INSERT INTO things VALUES (?, ?, ?)", lines)
     except sqlite3.Error as error:
         database.close()
-        raise ValueError(f"rows: {path} takes no such table ({error}); correct them") from error
+        raise ValueError(
+            f"rows: {path} cannot hold this table ({error}), wanted a new file and different "
+            "items; correct them"
+        ) from error
     return database
 
 
 def _lookup(rows: Iterable[Row] | pathlib.Path) -> Tool:
-    alone = threading.Lock()
+    lock = threading.Lock()
     memory = None if isinstance(rows, pathlib.Path) else make_database(rows)
     if memory is not None:
         memory.execute("PRAGMA query_only = ON")
@@ -109,7 +115,7 @@ def _lookup(rows: Iterable[Row] | pathlib.Path) -> Tool:
     def find(item: str) -> tuple[int, str] | None:
         query = "SELECT price, place FROM things WHERE item = ?", (item.strip().lower(),)
         if memory is not None:
-            with alone:
+            with lock:
                 return memory.execute(*query).fetchone()
         uri = f"{pathlib.Path(str(rows)).resolve().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as database:
@@ -146,7 +152,7 @@ def calculate(expression: str) -> Number:
     """Calculates exactly with + - * / // % ** and parentheses.
 
     Args:
-      expression: Such as "7 * (8 - 1)".
+      expression: What to calculate, such as "7 * (8 - 1)".
     """
     if len(expression) > 200:
         raise ValueError(f"expression: got {len(expression)} characters, wanted at most 200")
@@ -192,14 +198,14 @@ def _too_large() -> Fraction:
 
 
 def _number(value: Fraction) -> Number:
-    """A whole number as int, any other with four decimals, or four digits if it is small."""
+    """An int if it is whole, else a float of four decimals, or of four digits below 1."""
     if value.denominator == 1:
         return int(value)
     return float(f"{float(value):.4g}") if abs(value) < 1 else round(float(value), 4)
 
 
 def _units() -> dict[str, tuple[str, Fraction]]:
-    """Kind of a unit and how many of the smallest one it is, by its singular and plural."""
+    """Singular or plural of a unit -> its kind, and its size in the smallest unit of the kind."""
     table = {
         "time": "second:1 minute:60 hour:3600 day:86400 week:604800",
         "length": "millimeter:1 centimeter:10 meter:1000 kilometer:1000000 inch/inches:25.4 "
@@ -226,8 +232,8 @@ def convert(amount: float, unit: str, to: str) -> Number:
 
     Args:
       amount: How many.
-      unit: Of what, such as "weeks".
-      to: Into what, such as "days".
+      unit: Unit of the amount, such as "weeks".
+      to: Unit of the result, such as "days".
     """
     known = []
     for name in (unit, to):

@@ -1,11 +1,11 @@
-"""The background model's two functions: follow the record of a session, read and write a branch.
+"""The background model's functions: prefill the record of a session, fork its state, read tokens.
 
-The reasoner prefills the micro-turns of a live conversation, some at a time, and then holds as much
-of it in its ring caches as its windows reach back. A branch is a copy of that state, in which text
-stands one token a micro-turn: what is asked, what is thought, a tool's result. Branches do not come
-back; the record goes on beside them.
+The reasoner prefills the micro-turns of a live conversation, a few at a time. Its ring caches then
+hold as much of the conversation as its windows reach back. A fork is a copy of that state for one
+delegation. It reads text at one token per micro-turn: the request, reasoning tokens, and results of
+tools. Forks are dropped at their end; the record continues beside them.
 
-Of the live model it reads what was said as text, and not the sound of it.
+The reasoner reads the live model's text and not its audio.
 """
 
 from collections.abc import Callable
@@ -23,36 +23,36 @@ from interaction.model.heads import text_head
 from interaction.model.positions import embed, embed_arrivals
 from interaction.model.ring_caches import init_caches, run_cached, session_specs
 from interaction.model.turn_inputs import Arrivals, TurnOutputs, assemble, silent_outputs
-from interaction.modules.attention import Cache
+from interaction.modules.layer_attention import Cache
 from interaction.ops import mel, ring
 from interaction.types import Array, Params
 
 
 class ReasonerState(NamedTuple):
-    """All that the reasoner knows of sessions; the leading axis of every leaf is the session."""
+    """State of sessions, of their records or of forks; the leading axis of every leaf is b."""
 
-    clock: Array  # uint32[b], micro-turns and a branch's tokens so far, wraps
+    clock: Array  # uint32[b], micro-turns and tokens of a fork so far; wraps
     rings: ring.RingClock
     caches: dict[str, Cache]
-    audio_tail: Array  # float32[b, window - user_hop], the user's last samples
+    audio_tail: Array  # float32[b, window - user_hop], the user's last samples, PCM
     user_transcript: Array  # int32[b, audio_positions], transcription of the last micro-turn
     text: Array  # int32[b], the live model's last text-out token
 
 
 class MicroTurns(NamedTuple):
-    """The next micro-turns of a record, n <= PREFILL_TURNS; those from `count` on may be anything."""
+    """The next micro-turns of a record, n <= PREFILL_TURNS; those from `count` on are not read."""
 
-    audio: Array  # float32[b, n, turn_samples], the user's PCM
+    audio: Array  # float32[b, n, turn_samples], the user's PCM in [-1, 1]
     user_transcript: Array  # int32[b, n, audio_positions], its transcription by the live model
     text: Array  # int32[b, n], the live model's text-out tokens
     arrived: Array  # int32[b, n, text_slots], PAD where empty
-    count: Array  # int32[b], micro-turns that are there, the first ones
-    frame: Array | None = None  # float32[b, n, size, size, 3]
+    count: Array  # int32[b], how many of the n micro-turns exist
+    frame: Array | None = None  # float32[b, n, size, size, 3] in [0, 1]
     has_frame: Array | None = None  # bool[b, n], required with `frame`
 
 
 def init_state(config: ModelConfig, sessions: int) -> ReasonerState:
-    """Sessions before their first micro-turn."""
+    """The state of sessions before their first micro-turn."""
     silent = silent_outputs(config, sessions)
     rings, caches = init_caches(config.transformer, sessions, PREFILL_TURNS * config.turn_span)
     return ReasonerState(
@@ -68,19 +68,19 @@ def init_state(config: ModelConfig, sessions: int) -> ReasonerState:
 def prefill(
     config: ModelConfig, params: Params, state: ReasonerState, turns: MicroTurns
 ) -> ReasonerState:
-    """Takes the next micro-turns in, however many of them there are.
+    """Reads the next micro-turns of a record.
 
     Args:
-      config: The model's.
-      params: The model's: backbone, router_bias.
-      state: Before them.
-      turns: At most PREFILL_TURNS of each session.
+      config: Model configuration.
+      params: Parameters of the model: backbone, router_bias.
+      state: State before the micro-turns.
+      turns: At most PREFILL_TURNS micro-turns of each session.
 
     Returns:
-      The state after them.
+      The state after the micro-turns.
 
     Raises:
-      ValueError: More than the rings have room for.
+      ValueError: There are more micro-turns than the rings have room for.
     """
     b, n = turns.text.shape
     if n > PREFILL_TURNS:
@@ -127,20 +127,20 @@ def prefill(
 def read(
     config: ModelConfig, params: Params, state: ReasonerState, tokens: Array
 ) -> tuple[ReasonerState, Array]:
-    """Takes text in that belongs to a branch, and says what comes after it.
+    """Reads tokens of a fork and predicts the next one.
 
     Args:
-      config: The model's.
-      params: The model's: backbone, router_bias.
-      state: Of branches, or of records from which they part here.
+      config: Model configuration.
+      params: Parameters of the model: backbone, router_bias.
+      state: State of the forks, or of the records, which then become forks.
       tokens: int32[b, m], PAD at the end of rows that have fewer.
 
     Returns:
-      The state after them, and the logits of the next token, float32[b, v]; those of a row without
-      a token mean nothing.
+      The state after the tokens, and the logits of the next token, float32[b, v]; those of a row
+      without tokens are meaningless.
 
     Raises:
-      ValueError: More tokens than the rings have room for.
+      ValueError: There are more tokens than the rings have room for.
     """
     m, span = tokens.shape[1], config.turn_span
     if m > PREFILL_TURNS * span:
@@ -161,12 +161,15 @@ def read(
 
 
 class Functions(NamedTuple):
-    """The reasoner's functions, jitted; each shape of inputs is compiled once."""
+    """The reasoner's functions, jitted; each shape of inputs is compiled once.
 
-    init: Callable[[int], ReasonerState]  # sessions -> their state
+    `prefill` and `read` donate their state.
+    """
+
+    init: Callable[[int], ReasonerState]  # sessions -> state
     prefill: Callable[..., ReasonerState]  # (params, state, turns) -> state
     read: Callable[..., tuple[ReasonerState, Array]]  # (params, state, tokens) -> state, int32[b]
-    fork: Callable[[ReasonerState], ReasonerState]  # a copy; the others donate their state
+    fork: Callable[[ReasonerState], ReasonerState]  # state -> its copy
 
 
 def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
@@ -180,17 +183,17 @@ def make_reasoner(
     specs: Any,  # noqa: ANN401
     unpack: Callable[[Any], Params] = lambda params: params,
 ) -> Functions:
-    """The jitted functions on a mesh.
+    """Makes the jitted functions on a mesh.
 
     Args:
-      config: The model's.
-      mesh: With all axes of `collectives.AXES`; its `data`, `fsdp` and `expert` devices share out the
+      config: Model configuration.
+      mesh: Devices, with all axes of `collectives.AXES`; `data`, `fsdp` and `expert` split the
         sessions.
-      specs: `PartitionSpec`s of params, `sharding.param_specs` of a model's.
-      unpack: Makes a model's parameters of params, on each device.
+      specs: `PartitionSpec`s of the params, for example from `sharding.param_specs`.
+      unpack: Makes the model's parameters from the params, on each device.
 
     Returns:
-      `prefill` and `read`, which gives the likeliest next token.
+      The functions; `read` returns the likeliest next token.
     """
     sessions, states = PartitionSpec(SESSIONS), state_specs(config)
     inputs, placed = (specs, states, sessions), place(mesh, states)

@@ -1,9 +1,9 @@
-"""A background agent that reasons with a model of this library, and calls tools.
+"""A background agent that reasons with a model of this library and calls tools.
 
-In a branch of the record the model reads and writes text, a token at a time:
+Each delegation has a fork of the record's state. In it the model reads and writes text:
 
-  read   <delegate> the request </delegate>, then what changes it, <update> ... </delegate>
-  write  the request as it understands it, then <delegate> {"tool": name, ...} </delegate>
+  read   <delegate> the request </delegate>, then corrections, <update> ... </delegate>
+  write  reasoning: the request as understood, then <delegate> {"tool": name, ...} </delegate>
   read   <update> {"result": value} </delegate>, or {"error": text}
   write  further calls, then <hold> the words for the user <silent>
 """
@@ -35,14 +35,14 @@ from interaction.model.parameters import init_params
 from interaction.pretrained import store
 from interaction.types import Params, Special
 
-READ = 16  # tokens of a span that are read at once
-LIMIT = 256  # tokens that a branch may write
-_LONGEST = 500  # tokens of a span that is read
-_THINK, _CALL, _SAY = "think", "call", "say"  # what a branch is writing
+READ = 16  # most tokens that are read at once
+LIMIT = 256  # most tokens that a fork writes
+_LONGEST = 500  # most tokens of a span that is read
+_THINK, _CALL, _SAY = "think", "call", "say"  # what a fork writes: reasoning, a call, words
 
 
 class Reasoner:
-    """A loaded background model; immutable, so one serves any number of conversations."""
+    """A loaded background model; it is immutable and serves any number of conversations."""
 
     def __init__(
         self, config: ModelConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh | None = None
@@ -50,14 +50,15 @@ class Reasoner:
         """Puts the parameters on the devices; functions are compiled when first called.
 
         Args:
-          config: The model's.
-          params: Of which backbone and router_bias are read: a background model is mute.
-          tokenizer: The live model's.
-          mesh: Devices to run on, other than the live model's if need be; None takes the first.
+          config: Model configuration.
+          params: Parameters; only backbone and router_bias are read, for a background model is
+            without speech head.
+          tokenizer: Tokenizer of the live model.
+          mesh: Devices, which may differ from those of the live model; None takes the first device.
 
         Raises:
-          ValueError: The tokenizer has more ids than the model, or the mesh splits conversations
-            or a parameter that it does not divide.
+          ValueError: The tokenizer has more ids than the model, the mesh splits sessions, or it
+            does not divide a parameter.
         """
         if tokenizer.vocab > config.vocab:
             raise ValueError(
@@ -68,15 +69,15 @@ class Reasoner:
         sharding.check_heads(mesh, config.transformer.kv_heads)
         if sharding.size(mesh, *SESSIONS) > 1:
             raise ValueError(
-                f"mesh: got {dict(mesh.shape)}, wanted size 1 along {SESSIONS}; a conversation "
-                "stays on one of the devices that share sessions out"
+                f"mesh: got {dict(mesh.shape)}, wanted size 1 along {SESSIONS}, which split "
+                "sessions; a reasoner runs one conversation at a time, so leave these axes out"
             )
         self.config, self.tokenizer = config, tokenizer
         params = {part: params[part] for part in ("backbone", "router_bias")}
         params = sharding.cast_params(params, config.transformer.dtype)
         params = jax.tree.map(sharding.put, params, sharding.shardings(mesh, params))
         platform = sharding.platform(mesh)
-        if platform == "cpu" and mesh.size == 1:  # see `run_stack`
+        if platform == "cpu" and mesh.size == 1:  # see `ops.layers.run_stack`
             params = {**params, "backbone": jax.jit(separate_layers)(params["backbone"])}
         packing = Packing(params, sharding.param_specs(params), LIMITS[platform])
         self._packed = packing.join(params, mesh)
@@ -85,7 +86,7 @@ class Reasoner:
         self._compiled: set[bool] = set()
 
     def warm_up(self, frames: bool = False) -> None:
-        """Compiles all that a conversation needs, with `frames` what it needs for video."""
+        """Compiles the functions of a conversation; with `frames` those for video."""
         with self._warm:
             if frames in self._compiled:
                 return
@@ -100,13 +101,14 @@ class Reasoner:
             self._compiled.add(frames)
 
     def start(self) -> ReasonerState:
-        """A conversation before its first micro-turn."""
+        """The state of a conversation before its first micro-turn."""
         return self._run.init(1)
 
     def prefill(self, state: ReasonerState, turns: Sequence[MicroTurn]) -> ReasonerState:
-        """Takes at most FOLLOW micro-turns in; the state is donated.
+        """Reads at most PREFILL_TURNS micro-turns; the state is donated.
 
-        Waits for it, so that no more work than this ever lies before the live model's on a device.
+        Waits for the result, so that on a shared device the live model's next step waits for at
+        most one prefill.
         """
         config, count = self.config, len(turns)
         samples, positions = config.audio.turn_samples, config.audio_positions
@@ -130,11 +132,11 @@ class Reasoner:
         return jax.block_until_ready(self._run.prefill(self._packed, state, MicroTurns(**given)))
 
     def fork(self, state: ReasonerState) -> ReasonerState:
-        """A copy, to be read on."""
+        """A copy of the state."""
         return self._run.fork(state)
 
     def read(self, state: ReasonerState, ids: Sequence[int]) -> tuple[ReasonerState, int]:
-        """Takes at most READ tokens in, and says the likeliest next one; the state is donated."""
+        """Reads at most READ tokens and returns the likeliest next one; the state is donated."""
         tokens = np.full((1, 1 if len(ids) == 1 else READ), Special.PAD, np.int32)
         tokens[0, : len(ids)] = ids
         state, token = self._run.read(self._packed, state, tokens)
@@ -147,7 +149,7 @@ def load_reasoner(
     """Loads a released background model by name, or from a folder of `store.save_model`.
 
     Args:
-      name: Of the model, or its folder; its weights are backbone and router_bias alone.
+      name: Name of the model, or its folder; its weights are only backbone and router_bias.
       mesh: See `Reasoner`.
 
     Raises:
@@ -166,34 +168,35 @@ def load_reasoner(
 
 @dataclasses.dataclass
 class _Fork:
-    """One delegation at work."""
+    """The fork of one delegation."""
 
     state: ReasonerState
-    unread: list[int]  # tokens that the model is still to take in
-    token: int = Special.PAD  # that it says next, when it has
+    unread: list[int]  # tokens that the model has to read next
+    token: int = Special.PAD  # the likeliest token after those that were read
     writes: str = _THINK
-    part: list[int] = dataclasses.field(default_factory=list)  # words of it so far
-    call: ToolCall | None = None  # that runs
-    written: int = 0  # tokens
-    said: bool = False  # words for the user were given
+    part: list[int] = dataclasses.field(default_factory=list)  # word tokens of this kind so far
+    call: ToolCall | None = None  # the running call
+    written: int = 0  # tokens that the model wrote
+    said: bool = False  # words for the user were emitted
     mistakes: int = 0
 
 
 class ReasonerAgent(ThreadedAgent):
-    """Follows one conversation and works on its delegations, several at once.
+    """Observes one conversation and works on its delegations, several at once.
 
-    A branch that writes what is no call and no answer is told so once; then it has failed.
+    A fork that writes neither a call nor an answer reads an error once; after a second mistake the
+    delegation fails.
     """
 
     def __init__(
         self, model: Reasoner, toolbox: Toolbox, *, frames: bool = False, keep: int = KEEP
     ) -> None:
-        """Compiles all that the conversation will need.
+        """Compiles the functions that the conversation needs.
 
         Args:
-          model: A loaded one.
-          toolbox: What it may call.
-          frames: Whether video may come.
+          model: A loaded background model.
+          toolbox: Tools that it can call.
+          frames: Whether the conversation has video.
           keep: See `ThreadedAgent`.
         """
         super().__init__(keep)
@@ -213,14 +216,14 @@ class ReasonerAgent(ThreadedAgent):
         self._pending: list[MicroTurn] = []
 
     def close(self) -> None:
-        """See `BackgroundAgent`; calls that run are cancelled."""
+        """See `ThreadedAgent`; running calls are cancelled."""
         super().close()
         for fork in list(self._forks.values()):
             if fork.call is not None:
                 fork.call.cancel()
 
     def on_turns(self, turns: list[MicroTurn]) -> None:
-        """See `ThreadedAgent`; `work` follows them when there are enough."""
+        """See `ThreadedAgent`; `work` prefills them when there are enough."""
         self._pending += turns
 
     def on_ask(self, delegation: int, request: str) -> None:
@@ -228,7 +231,7 @@ class ReasonerAgent(ThreadedAgent):
         self._open(delegation, self._span(Special.DELEGATE, request))
 
     def on_update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
-        """See `ThreadedAgent`: a new branch of the record."""
+        """See `ThreadedAgent`; a new fork of the record replaces the old one."""
         call = self._drop(delegation)
         if call is not None:
             self.emit(delegation, RESULT, call.result())
@@ -240,7 +243,7 @@ class ReasonerAgent(ThreadedAgent):
         self._drop(delegation)
 
     def work(self) -> bool:
-        """Follows some micro-turns, or takes each branch one token further."""
+        """Prefills some micro-turns, or advances each fork by a token or a piece of a span."""
         if len(self._pending) >= PREFILL_TURNS:
             self._prefill_some()
             return True
@@ -257,7 +260,7 @@ class ReasonerAgent(ThreadedAgent):
         self._forks[number] = _Fork(self._model.fork(self._record), unread)
 
     def _drop(self, number: int) -> ToolCall | None:
-        """Ends a branch; returns its call that ran, which is over then."""
+        """Ends a fork and cancels its running call, which is returned."""
         fork = self._forks.pop(number, None)
         call = None if fork is None else fork.call
         if call is not None:
@@ -269,7 +272,7 @@ class ReasonerAgent(ThreadedAgent):
         return [opening, *ids[:_LONGEST], Special.END_DELEGATE]
 
     def _advance(self, number: int, fork: _Fork) -> bool:
-        """Takes a branch a little further; False while it waits for a call, and at its end."""
+        """Advances a fork; returns False while it waits for a call, and at its end."""
         if fork.call is not None:
             if not fork.call.done():
                 return False
@@ -285,7 +288,7 @@ class ReasonerAgent(ThreadedAgent):
         return True
 
     def _write(self, number: int, fork: _Fork, token: int) -> None:
-        """Does what a token that the model wrote says."""
+        """Acts on a token that the model wrote."""
         fork.written += 1
         if fork.written > LIMIT:
             self._give_up(number, f"no end after {LIMIT} tokens")
@@ -311,7 +314,7 @@ class ReasonerAgent(ThreadedAgent):
             self._correct(number, fork, f"{Special.NAMES[token]} where it was to {fork.writes}")
 
     def _say(self, number: int, fork: _Fork, last: bool) -> None:
-        """Gives the words that are whole: all but the last one, to which more may belong."""
+        """Emits complete words; before the end, the last word may still be incomplete."""
         text = self._model.tokenizer.decode(fork.part)
         if not last:
             text, more, _ = text.rpartition(" ")

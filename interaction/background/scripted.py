@@ -1,18 +1,18 @@
-"""`ScriptedAgent`: says what a script says, at the micro-turn at which the script says it."""
+"""`ScriptedAgent`: an agent for tests whose events and their micro-turns stand in a script."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from interaction.background.agent import Event, MicroTurn
 
-DIE = "die"  # a kind of `Line`: from then on every method raises
+DIE = "die"  # kind of a `Line` after which every method raises
 
 
 class Line(NamedTuple):
     """One event of an answer."""
 
     after: int  # micro-turns since the line before, or since the request
-    kind: str  # of the event, or DIE
+    kind: str  # kind of the event, or DIE
     text: str = ""
 
 
@@ -20,21 +20,22 @@ Script = Mapping[str, Iterable[Line]] | Callable[[str], Iterable[Line]]
 
 
 class ScriptedAgent:
-    """A `BackgroundAgent` without a thread: its time is that of the micro-turns that it follows.
+    """A `BackgroundAgent` without a thread; its clock counts the micro-turns that it observes.
 
-    A script without a last line DONE or FAILED hangs. What it was told is in `told`.
+    An answer whose last line is neither DONE nor FAILED never ends. `told` lists the calls of its
+    methods.
     """
 
     def __init__(self, script: Script) -> None:
         """Makes an agent.
 
         Args:
-          script: Lines by the words of a request, or of an update, which has an answer of its own
-            in place of what was still to come.
+          script: Lines by the words of a request or of an update. The lines of an update replace
+            those that are still to come.
         """
         self._script = script if callable(script) else lambda words: script.get(words, ())
         self._now = 0
-        self._lines: dict[int, list[tuple[int, Line]]] = {}  # by delegation, with their turns
+        self._lines: dict[int, list[tuple[int, Line]]] = {}  # delegation -> (micro-turn, line)
         self._dead = False
         self.told: list[tuple] = []
         self.turns: list[MicroTurn] = []

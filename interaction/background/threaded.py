@@ -1,10 +1,10 @@
-"""`ThreadedAgent`: a background agent whose work is done on one thread of its own.
+"""`ThreadedAgent`: the base class of agents that work on a thread.
 
-What the conversation says is put down as messages; the thread handles them in order and, between
-them, works in small pieces. Whatever goes wrong there ends the delegations that were running, and
-nothing else.
+The calls of the conversation become messages. The thread handles them in order and works in small
+pieces between them. An exception there fails the delegations that were running, and nothing else.
 """
 
+import abc
 import collections
 import logging
 import threading
@@ -15,9 +15,9 @@ from interaction.background.agent import CALL, DONE, FAILED, KINDS, TEXT, Event,
 from interaction.background.toolbox import Toolbox, ToolCall
 
 _log = logging.getLogger(__name__)
-KEEP = 300  # micro-turns that are told again after a crash: a minute
-IDLE_S = 0.01
-_EVENTS = 1_000  # that wait to be taken; then whoever emits waits
+KEEP = 300  # micro-turns that are repeated after a failure: a minute
+IDLE_S = 0.01  # s between calls of `work` while nothing happens
+_EVENTS = 1_000  # most events that wait for the conversation; then `emit` waits
 _TEXT = 20_000  # characters of an event
 _TURN, _ASK, _UPDATE, _CANCEL = "turn", "ask", "update", "cancel"
 
@@ -26,40 +26,40 @@ class _Message(NamedTuple):
     kind: str
     turn: MicroTurn | None = None
     delegation: int = 0
-    words: tuple[str, ...] = ()  # the request, then what corrects it
+    words: tuple[str, ...] = ()  # the request, then its corrections
 
 
-class ThreadedAgent:
-    """Implements `BackgroundAgent`; a subclass implements what the thread does.
+class ThreadedAgent(abc.ABC):
+    """Implements `BackgroundAgent`; a subclass implements the work of the thread.
 
-    The methods that begin with `on_`, `work` and `reset` run on the thread, one at a time. The
-    thread starts with the first message, so after the subclass's constructor. What is its own has
-    two underscores, so that a subclass is free to choose its names.
+    The abstract methods run on the thread, one at a time. The thread starts with the first message,
+    which is after the constructor of the subclass. Private names of this class have two
+    underscores, so that a subclass can choose any other names.
     """
 
     def __init__(self, keep: int = KEEP) -> None:
-        """Makes an agent without a thread yet.
+        """Makes an agent; its thread starts later.
 
         Args:
-          keep: Micro-turns that are kept, to be told again after a crash. A thread that is further
-            behind than that has crashed.
+          keep: Micro-turns that are kept and repeated after a failure. A thread that is further
+            behind counts as failed.
         """
         self.__keep = keep
-        self.__change = threading.Condition()  # guards what follows, down to the blank line
+        self.__change = threading.Condition()  # guards the fields up to the blank line
         self.__inbox: collections.deque[_Message] = collections.deque()
-        self.__waiting = 0  # turns in the inbox
+        self.__waiting = 0  # micro-turns in the inbox
         self.__skipped: collections.deque[MicroTurn] = collections.deque(maxlen=keep)
         self.__outbox: collections.deque[Event] = collections.deque()
-        self.__updates: collections.Counter[int] = collections.Counter()  # that wait
+        self.__updates: collections.Counter[int] = collections.Counter()  # updates in the inbox
         self.__closed = False
 
         self.__thread: threading.Thread | None = None
-        # Of the thread:
+        # Only the thread uses these:
         self.__kept: collections.deque[MicroTurn] = collections.deque(maxlen=keep)
         self.__running: dict[int, None] = {}
-        self.__down = False  # could not be brought up again
+        self.__down = False  # the last restart failed
 
-    # What the conversation calls.
+    # Methods that the conversation calls.
 
     def observe(self, turn: MicroTurn) -> None:
         """See `BackgroundAgent`."""
@@ -70,7 +70,7 @@ class ThreadedAgent:
         self.__put(_Message(_ASK, None, delegation, (request,)))
 
     def update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
-        """See `BackgroundAgent`; words of before that nobody has taken yet are dropped."""
+        """See `BackgroundAgent`; older words that were not taken yet are dropped."""
         with self.__change:
             self.__updates[delegation] += 1
             kept = [one for one in self.__outbox if not self.__overtaken(one)]
@@ -92,7 +92,7 @@ class ThreadedAgent:
         return events
 
     def close(self) -> None:
-        """Ends the thread after its present piece of work; waits a second at most for it."""
+        """Ends the thread after its current piece of work; waits for it at most one second."""
         with self.__change:
             self.__closed = True
             self.__change.notify_all()
@@ -105,7 +105,7 @@ class ThreadedAgent:
                 return
             self.__inbox.append(message)
             self.__waiting += message.turn is not None
-            if self.__waiting > self.__keep:  # the thread hangs: memory has a bound all the same
+            if self.__waiting > self.__keep:  # the thread hangs; this bounds the memory
                 turns = [one.turn for one in self.__inbox if one.turn is not None]
                 self.__skipped.extend(turns)
                 self.__inbox = collections.deque(one for one in self.__inbox if one.turn is None)
@@ -115,51 +115,57 @@ class ThreadedAgent:
             self.__thread = threading.Thread(target=self.__run, name="background", daemon=True)
             self.__thread.start()
 
-    # What a subclass implements.
+    # Methods that a subclass implements.
 
+    @abc.abstractmethod
     def on_turns(self, turns: list[MicroTurn]) -> None:
-        """Follows the record: all micro-turns that waited, in order."""
+        """Takes all micro-turns that waited, in order."""
 
+    @abc.abstractmethod
     def on_ask(self, delegation: int, request: str) -> None:
-        """Begins a delegation."""
-        raise NotImplementedError
+        """Starts a delegation, see `BackgroundAgent.ask`."""
 
+    @abc.abstractmethod
     def on_update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
-        """Changes one, see `BackgroundAgent`; it may just have been done, and then runs again."""
-        raise NotImplementedError
+        """Corrects a delegation, which may be done, see `BackgroundAgent.update`."""
 
+    @abc.abstractmethod
     def on_cancel(self, delegation: int) -> None:
-        """Drops one that is running."""
-        raise NotImplementedError
+        """Drops a running delegation."""
 
+    @abc.abstractmethod
     def work(self) -> bool:
-        """Does a small piece of work, such as a token, or a look at the calls that run.
+        """Does a small piece of work, such as one token, or a check of running calls.
 
         Returns:
           True if there is more to do at once. Otherwise it is called again after a message, and
-          while a delegation runs also after 10 ms.
+          after 10 ms while a delegation runs.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def reset(self) -> None:
-        """Forgets everything, after a crash."""
-        raise NotImplementedError
+        """Forgets everything; called after a failure."""
 
-    # What a subclass uses.
+    # Methods that a subclass uses.
 
     @property
     def running(self) -> tuple[int, ...]:
-        """Delegations that are running, in the order in which they were asked."""
+        """Running delegations, in the order of their requests."""
         return tuple(self.__running)
 
     def emit(self, delegation: int, kind: str, text: str = "") -> None:
-        """Hands over an event; what is not running any more has none.
+        """Adds an event; one of a delegation that is not running is dropped.
 
         Waits while a thousand events have not been taken.
 
+        Args:
+          delegation: Number of the delegation.
+          kind: One of `agent.KINDS`.
+          text: Text of the event.
+
         Raises:
-          ValueError: An unknown kind.
-          RuntimeError: The agent was closed, and the thread is to end.
+          ValueError: The kind is unknown.
+          RuntimeError: The agent was closed; the exception ends the thread.
         """
         if kind not in KINDS:
             raise ValueError(f"kind: got {kind!r}, wanted one of {KINDS}; use a constant of agent")
@@ -176,12 +182,18 @@ class ThreadedAgent:
                 self.__outbox.append(event)
 
     def call(self, delegation: int, toolbox: Toolbox, call_text: str) -> ToolCall:
-        """Emits a call and starts it, in this order: none is made that nobody knows of."""
+        """Emits a CALL and then starts it, so that no call is missing from the record.
+
+        Args:
+          delegation: Number of the delegation.
+          toolbox: The tools.
+          call_text: JSON of the call, see `Toolbox.start`.
+        """
         self.emit(delegation, CALL, call_text)
         return toolbox.start(call_text)
 
     def __overtaken(self, event: Event) -> bool:
-        """Under the lock: whether an update waits that makes the event void."""
+        """Whether an update in the inbox makes the event void; needs the lock."""
         return event.kind in (TEXT, DONE, FAILED) and self.__updates[event.delegation] > 0
 
     # The thread.
@@ -198,7 +210,7 @@ class ThreadedAgent:
                     raise RuntimeError(f"more than {self.__keep} micro-turns behind")
                 self.__handle(messages)
                 more = not self.__down and self.work()
-            except BaseException as error:  # a thread that ends for whatever reason comes back
+            except BaseException as error:  # the thread continues after every exception
                 if self.__closed:
                     return
                 _log.warning("background agent failed", exc_info=True)
@@ -206,7 +218,10 @@ class ThreadedAgent:
                 self.__fail(error, messages)
 
     def __take(self, more: bool) -> tuple[collections.deque[_Message] | None, list[MicroTurn]]:
-        """Messages that wait, at least one unless there is work to do; None at the end."""
+        """Takes the messages and skipped micro-turns; waits for some unless there is more work.
+
+        Returns None for the messages when the agent is closed.
+        """
 
         def ready() -> bool:
             return self.__closed or bool(self.__inbox) or bool(self.__skipped)
@@ -223,7 +238,7 @@ class ThreadedAgent:
         return messages, skipped
 
     def __handle(self, messages: collections.deque[_Message]) -> None:
-        """Handles messages in order and removes each before it may fail."""
+        """Handles messages in order and removes each one before handling it."""
         while messages:
             turns = []
             while messages and (turn := messages[0].turn) is not None:
@@ -259,17 +274,17 @@ class ThreadedAgent:
             self.on_turns(turns)
 
     def __fail(self, error: BaseException, messages: collections.deque[_Message]) -> None:
-        """Ends what was running, starts afresh, and handles the messages that are left."""
+        """Fails the running delegations, restarts, and handles the remaining messages."""
         while True:
             reason = f"{type(error).__name__}: {error}"
-            with self.__change:  # not through emit, which may wait
+            with self.__change:  # not `emit`, which may wait
                 failed = [Event(one, FAILED, reason[:200]) for one in self.__running]
                 self.__outbox.extend(one for one in failed if not self.__overtaken(one))
             self.__running.clear()
             try:
                 self.__recover()
             except BaseException:
-                _log.warning("background agent stays down until it is asked", exc_info=True)
+                _log.warning("background agent is down until its next request", exc_info=True)
             try:
                 self.__handle(messages)
                 return
@@ -278,7 +293,7 @@ class ThreadedAgent:
                 error = another
 
     def __recover(self) -> None:
-        """Forgets everything and tells again what is kept; raises if the agent cannot start."""
+        """Resets the agent and repeats the kept micro-turns; raises if the reset fails."""
         self.__down = True
         self.reset()
         try:

@@ -1,8 +1,8 @@
-"""`tool`: a typed Python function as something that a model may call.
+"""`tool`: makes a typed Python function a tool that models can call.
 
 The JSON schema of the arguments comes from the type hints, the descriptions from the docstring in
-Google style. A parameter `cancelled: threading.Event` is set when nobody waits for the call any
-more; models do not see it.
+Google style. A parameter `cancelled: threading.Event` is hidden from models; it is set when the
+result of the call is no longer needed.
 """
 
 import inspect
@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, overload
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # default time limit of a call, s
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _NAMES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 _WANTED = "int, float, str, bool, a Literal of these, or any of them | None"
@@ -24,15 +24,21 @@ class Parameter(NamedTuple):
     """One argument of a tool."""
 
     schema: dict[str, Any]  # JSON schema
-    kinds: tuple[type, ...]  # types that a value may have
-    choices: tuple[Any, ...] | None  # values that it may have; None: all of its types
+    kinds: tuple[type, ...]  # allowed types of a value
+    choices: tuple[Any, ...] | None  # allowed values; None allows all values of these types
     required: bool
 
     def check(self, value: Any) -> Any:  # noqa: ANN401
-        """Takes a parsed JSON value; 5.0 passes for 5, and 5 for 5.0.
+        """Checks a parsed JSON value; converts 5.0 to 5 and 5 to 5.0 where the type needs it.
+
+        Args:
+          value: The value.
+
+        Returns:
+          The value as the function takes it.
 
         Raises:
-          ValueError: It is of another type, not finite, or none of the choices.
+          ValueError: It has another type, is not finite, or is none of the choices.
         """
         kind = type(value)
         if kind is int and int not in self.kinds and float in self.kinds:
@@ -61,19 +67,20 @@ def _brief(value: Any) -> str:  # noqa: ANN401
 
 
 class Tool:
-    """A function that a model may call; calling it calls the function."""
+    """A function that a model can call; calling the tool calls the function."""
 
     def __init__(self, function: Callable[..., Any], timeout_s: float | None = TIMEOUT_S) -> None:
         """Reads the function's signature.
 
         Args:
-          function: Typed, with a docstring. It runs on a thread of its own and must let others
-            run: code in C that holds the interpreter's lock belongs into another process.
-          timeout_s: Seconds after which nobody waits for it any more; None means for ever.
+          function: A function with type hints and a docstring. Each call runs on its own thread.
+            C code that holds the interpreter's lock would stop the conversation and needs another
+            process.
+          timeout_s: Time limit of a call, s; None means no limit.
 
         Raises:
-          ValueError: It is no plain function, or has no docstring, or a parameter has no type or
-            one that a schema does not have here.
+          ValueError: It is not a plain function, has no docstring, or a parameter has no type hint
+            or one without a schema here.
         """
         self.function = function
         self.name = getattr(function, "__name__", "")
@@ -92,9 +99,9 @@ class Tool:
         self.timeout_s = timeout_s
         self.description, described = _docstring(function)
         if not self.description:
-            raise ValueError(f"tool {self.name}: got no docstring; say in one what it does")
+            raise ValueError(f"tool {self.name}: got no docstring; describe in one what it does")
         self.parameters, self.takes_cancelled = _parameters(self.name, function, described)
-        # In the form of the `tools` of OpenAI's chat completions.
+        # The form is that of `tools` in OpenAI's chat completions.
         self.schema: dict[str, Any] = {
             "type": "function",
             "function": {
@@ -114,10 +121,16 @@ class Tool:
         return self.function(*args, **kwargs)
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments as the function takes them.
+        """Checks parsed JSON arguments.
+
+        Args:
+          arguments: Values by name.
+
+        Returns:
+          The arguments as the function takes them.
 
         Raises:
-          ValueError: One is missing, unknown, or no value of its parameter.
+          ValueError: An argument is missing, unknown, or has a wrong value.
         """
         known = self.parameters
         unknown = [name for name in arguments if name not in known]
@@ -160,14 +173,18 @@ def _parameters(
     for name, parameter in inspect.signature(function).parameters.items():
         where = f"tool {tool_name}.{name}"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ValueError(f"{where}: got a {parameter.kind.description} one; name each argument")
+            raise ValueError(
+                f"{where}: got a {parameter.kind.description} parameter; name each argument"
+            )
         if name == "tool":
-            raise ValueError(f"{where}: this name says which tool is called; choose another one")
+            raise ValueError(f"{where}: a call uses this name for the tool; choose another one")
         if name not in hints:
             raise ValueError(f"{where}: got no type, wanted {_WANTED}; annotate it")
         if hints[name] is threading.Event:
             if name != "cancelled":
-                raise ValueError(f"{where}: got an Event, which is the parameter `cancelled`")
+                raise ValueError(
+                    f"{where}: got an Event, which is only allowed as `cancelled`; rename it"
+                )
             takes_cancelled = True
             continue
         schema, kinds, choices = _schema(where, hints[name])
@@ -184,7 +201,7 @@ def _parameters(
 
 
 def _schema(where: str, hint: Any) -> tuple[dict[str, Any], tuple[type, ...], tuple | None]:  # noqa: ANN401
-    """JSON schema, types and choices of a type hint."""
+    """JSON schema, allowed types and choices of a type hint."""
     if hint in _NAMES:
         return {"type": _NAMES[hint]}, (hint,), None
     if get_origin(hint) is Literal:
@@ -208,7 +225,7 @@ def _schema(where: str, hint: Any) -> tuple[dict[str, Any], tuple[type, ...], tu
 
 
 def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """What a docstring says before its sections, and of each argument."""
+    """The text of a docstring before its sections, and the descriptions of the arguments."""
     text = inspect.getdoc(function) or ""
     head, *rest = re.split(r"^(Args|Returns|Raises|Yields|Example|Examples):\s*$", text, flags=re.M)
     described = {}

@@ -1,4 +1,4 @@
-"""`Toolbox`: runs tools on threads of their own, so that nobody waits for them."""
+"""`Toolbox`: runs each tool call on a thread, so that no caller waits."""
 
 import json
 import logging
@@ -11,18 +11,23 @@ from typing import Any
 from interaction.background.tool import Tool
 
 _log = logging.getLogger(__name__)
-LIMIT = 2_000  # characters of a result
-CONCURRENT = 16  # calls at once
-_CALL_LIMIT = 20_000  # characters of a call
-_ERROR_LIMIT = 200  # characters of an error
-_DEPTH = 20  # of a result
+LIMIT = 2_000  # most characters of a result
+CONCURRENT = 16  # most calls at once
+_CALL_LIMIT = 20_000  # most characters of a call
+_ERROR_LIMIT = 200  # most characters of an error
+_DEPTH = 20  # most levels of a nested result
 
 
 class ToolCall:
-    """One call, running or done; its function was started once and never is again."""
+    """One call, running or done; its function is never started a second time."""
 
     def __init__(self, name: str, timeout_s: float | None) -> None:
-        """A call that `Toolbox.call` starts."""
+        """Makes a call; `Toolbox.call` starts it.
+
+        Args:
+          name: Name of the tool.
+          timeout_s: Time limit, s; None means no limit.
+        """
         self.name = name
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
@@ -32,7 +37,7 @@ class ToolCall:
         self._result: str | None = None
 
     def done(self) -> bool:
-        """Whether there is a result; a call that ran out of time has one from then on."""
+        """Whether there is a result; after the time limit the result is an error."""
         late = self._timeout_s is not None and self._elapsed() >= self._timeout_s
         if self._result is None and late:
             self._finish(error_json(f"{self.name}: no result after {self._timeout_s:g} s"))
@@ -42,30 +47,30 @@ class ToolCall:
     def result(self) -> str:
         """JSON of {"result": value} or {"error": text}, at most `LIMIT` characters.
 
-        Of a result that was too long its beginning is here, as text, beside "cut": true.
+        A longer result is cut: {"result": its beginning as text, "cut": true}.
 
         Raises:
-          ValueError: It is not done.
+          ValueError: The call is not done.
         """
         if self._result is None:
-            raise ValueError(f"call of {self.name}: got no result yet; ask done() first")
+            raise ValueError(f"call of {self.name}: got no result yet; check done() first")
         return self._result
 
     def cancel(self) -> None:
-        """Stops waiting for it, and asks it to stop."""
+        """Ends the call with an error, and tells its function to stop."""
         self._finish(error_json(f"{self.name}: cancelled"))
         self._cancelled.set()
 
     @property
     def seconds(self) -> float:
-        """How long it took, or has been running."""
+        """Duration of the call so far, s."""
         return self._elapsed() if self._result is None else self._seconds
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
 
     def _finish(self, result: str) -> None:
-        """The first one counts."""
+        """Sets the result, unless there is one."""
         with self._lock:
             if self._result is None:
                 self._seconds = self._elapsed()
@@ -73,18 +78,18 @@ class ToolCall:
 
 
 class Toolbox:
-    """Some tools, and the threads that they run on."""
+    """A set of tools, and the threads that they run on."""
 
     def __init__(self, tools: Iterable[Tool], concurrent: int = CONCURRENT) -> None:
-        """Opens a toolbox.
+        """Makes a toolbox.
 
         Args:
-          tools: With different names.
-          concurrent: How many calls may run at once, those included that hang and nobody waits
-            for; further ones fail at once.
+          tools: Tools with different names.
+          concurrent: Most calls that run at once, including calls that hang after their time limit;
+            further calls fail at once.
 
         Raises:
-          ValueError: Two tools of one name, something that is no `Tool`, or no room for a call.
+          ValueError: Two tools have one name, one is not a `Tool`, or `concurrent` is below 1.
         """
         self._tools: dict[str, Tool] = {}
         for one in tools:
@@ -98,14 +103,17 @@ class Toolbox:
         self._room = threading.Semaphore(concurrent)
 
     def schemas(self) -> list[dict[str, Any]]:
-        """What the tools are, as the `tools` of OpenAI's chat completions."""
+        """Schemas of the tools, in the form of `tools` in OpenAI's chat completions."""
         return [one.schema for one in self._tools.values()]
 
     def start(self, call_text: str) -> ToolCall:
-        """Starts a call in the form {"tool": name, **arguments}; never waits, never raises.
+        """Starts a call; never waits, never raises.
+
+        Args:
+          call_text: JSON of the form {"tool": name, **arguments}.
 
         Returns:
-          The call; it is done, with an error, if the text is no call of a tool here.
+          The call; it is done, with an error, if the text is not a valid call.
         """
         try:
             if len(call_text) > _CALL_LIMIT:
@@ -120,7 +128,7 @@ class Toolbox:
         return self.call(name, call)
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolCall:
-        """Starts a call with parsed arguments; see `start`."""
+        """Starts a call with parsed arguments, see `start`."""
         if name not in self._tools:
             return _failed("call", f"no tool {name[:40]!r}, wanted one of {list(self._tools)}")
         tool = self._tools[name]
@@ -146,7 +154,7 @@ class Toolbox:
     def _run(self, call: ToolCall, tool: Tool, arguments: dict[str, Any]) -> None:
         try:
             call._finish(result_json(tool.function(**arguments)))
-        except BaseException as error:  # SystemExit of a tool ends the call, and nothing else
+        except BaseException as error:  # even SystemExit ends only the call
             _log.info("tool %s failed", tool.name, exc_info=True)
             call._finish(error_json(_describe(error)))
         finally:
@@ -168,15 +176,19 @@ def _describe(error: BaseException) -> str:
 
 
 def error_json(text: str) -> str:
-    """JSON of {"error": text}, cut to what a model wants to read of it."""
+    """JSON of {"error": text}; the text is cut to 200 characters."""
     return json.dumps({"error": clean_text(text[:_ERROR_LIMIT])}, ensure_ascii=False)
 
 
 def result_json(value: Any, limit: int = LIMIT) -> str:  # noqa: ANN401
-    """JSON of {"result": value}, at most `limit` characters; a large value is not looked through.
+    """JSON of {"result": value}, cut to `limit` characters without reading all of a large value.
+
+    Args:
+      value: A value of the types that JSON has.
+      limit: Most characters.
 
     Raises:
-      ValueError: The value, or a part of it, is nothing that JSON has.
+      ValueError: The value, or a part of it, has no form in JSON.
     """
     short, left = _shorten(value, limit, 0)
     text = json.dumps({"result": short}, ensure_ascii=False)
@@ -190,12 +202,15 @@ def result_json(value: Any, limit: int = LIMIT) -> str:  # noqa: ANN401
 
 
 def clean_text(text: str) -> str:
-    """Text that UTF-8 can hold: without half surrogate pairs."""
+    """Replaces half surrogate pairs, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _shorten(value: Any, room: int, depth: int) -> tuple[Any, int]:  # noqa: ANN401
-    """The beginning of a value, about `room` characters, and the room left: none if it was cut."""
+    """The beginning of a value, of about `room` characters, and the room that is left.
+
+    The room is not positive if the value was cut.
+    """
     if value is None or isinstance(value, bool):
         return value, room - 4
     if isinstance(value, int):

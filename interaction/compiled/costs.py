@@ -1,7 +1,7 @@
-"""What a model costs: parameters, FLOPs and bytes, and how long a step takes at best.
+"""Costs of a model: parameters, FLOPs, bytes, and the least time of a step.
 
-Parameters and bytes are counted on the shapes of the real trees, FLOPs from the config, and the
-tests hold them against what is traced. Times are modelled. `docs/model_cost.md` has every formula.
+Parameters and bytes are counted from the shapes of the real trees, FLOPs from the config; tests
+compare them with traced programs. Times are modelled. `docs/model_cost.md` has every formula.
 """
 
 import functools
@@ -13,70 +13,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from interaction.compiled.slices import Slice, find_slice
 from interaction.config import ModelConfig, SpeechConfig
 from interaction.distributed.sharding import cast_params
 from interaction.model import session_state
 from interaction.model.backbone import LONG, SLIDING
 from interaction.model.parameters import init_model_params
+from pallas_kernels.chips import CHIPS
 
-LAYER_OVERHEAD = 0.30e-3  # s a layer above the floor: what servers of such models spend today
-HBM_SHARE = 0.9  # of a slice's memory that weights and sessions may take
-_TIME_WIDTH = 64  # of the flow network's time features, see `FlowNet`
-
-
-class Chip(NamedTuple):
-    """Ceilings of one chip, as its vendor states them."""
-
-    flops: float  # bfloat16 FLOP/s
-    hbm_rate: float  # bytes/s
-    hbm: int  # bytes
-    devices: int  # JAX devices
-    cores: int  # what the number in a slice's name counts
-
-
-CHIPS = {
-    "v5e": Chip(197e12, 0.82e12, 16 << 30, 1, 1),
-    "v5p": Chip(459e12, 2.77e12, 95 << 30, 1, 2),
-    "v6e": Chip(918e12, 1.64e12, 32 << 30, 1, 1),
-    "tpu7x": Chip(2_307e12, 7.38e12, 192 << 30, 2, 2),
-    "h200": Chip(989e12, 4.8e12, 141 * 10**9, 1, 1),
-}
-
-
-class Slice(NamedTuple):
-    """Some chips of one kind."""
-
-    name: str
-    chip: Chip
-    chips: int
-
-    @property
-    def hbm(self) -> int:
-        """Bytes of memory."""
-        return self.chips * self.chip.hbm
-
-
-def slice_of(name: str) -> Slice:
-    """The slice of a name such as "v5p-64": 64 cores, which are 32 chips.
-
-    Raises:
-      ValueError: No such chip, or a number that is no whole number of chips.
-    """
-    kind, _, number = name.partition("-")
-    size = int(number) if number.isdecimal() else 0
-    if kind not in CHIPS or size < 1 or size % CHIPS[kind].cores:
-        raise ValueError(
-            f"slice: got {name!r}, wanted one of {'|'.join(CHIPS)}, '-' and a number of cores that "
-            "makes whole chips, such as v5p-64 or v6e-32; correct the name"
-        )
-    return Slice(name, CHIPS[kind], size // CHIPS[kind].cores)
+LAYER_OVERHEAD = 0.30e-3  # s per layer above the floor, as in today's servers of such models
+HBM_SHARE = 0.9  # share of a slice's memory that weights and sessions may take
+_TIME_WIDTH = 64  # width of the flow network's time features, see `FlowNet`
 
 
 class Counts(NamedTuple):
     """Parameters of a model."""
 
     total: int
-    active: int  # all but the experts that a token does not choose and tables that are looked up
+    active: int  # all except experts that a token does not choose and tables that are looked up
     by_part: dict[str, int]
 
 
@@ -94,7 +48,7 @@ _PARTS = (
     (r"backbone/audio_in/.*", "audio in"),
     (r"backbone/video_in/.*", "video in"),
     (r"backbone/text_in/.*", "text in"),
-    (r"backbone/heads/.*", "read-out"),
+    (r"backbone/heads/.*", "heads"),
     (r"speech/condition/.*", "speech condition"),
     (r"speech/flow/.*", "speech flow"),
     (r"vocoder/.*", "vocoder"),
@@ -105,7 +59,7 @@ def _part(path: tuple) -> str:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     found = [part for pattern, part in _PARTS if re.fullmatch(pattern, name)]
     if not found:
-        raise ValueError(f"report: {name!r} belongs to no part; add it to _PARTS")
+        raise ValueError(f"costs: got {name!r}, which is in no part; add it to _PARTS")
     return found[0]
 
 
@@ -128,8 +82,8 @@ def _abstract_params(config: ModelConfig) -> Any:  # noqa: ANN401
 def parameter_counts(config: ModelConfig) -> Counts:
     """Parameters of a model, from the shapes that its initialisation makes.
 
-    Active is what a micro-turn's step uses for a token: everything but the experts that a router
-    does not choose, and the rows of tables, which are looked up and not multiplied.
+    Active parameters are those that a step uses for a token: all except the experts that the router
+    does not choose, and the tables, whose rows are looked up and not multiplied.
     """
     cfg = config.transformer
     by_part = _sum_parts(_abstract_params(config), lambda leaf: leaf.size)
@@ -145,7 +99,7 @@ def _served_params(config: ModelConfig) -> Any:  # noqa: ANN401
 
 
 def weight_bytes(config: ModelConfig) -> dict[str, int]:
-    """Bytes of the weights by part, as serving keeps them: see `sharding.cast_params`."""
+    """Bytes of the weights by part, in the dtypes of serving, see `sharding.cast_params`."""
     return _sum_parts(_served_params(config), _bytes)
 
 
@@ -156,24 +110,24 @@ def _abstract_state(config: ModelConfig) -> session_state.StreamState:
 
 
 def state_bytes(config: ModelConfig) -> int:
-    """Bytes of one session's state: constant, however long it talks."""
+    """Bytes of one session's state, which are constant over its length."""
     return sum(_bytes(leaf) for leaf in jax.tree.leaves(_abstract_state(config)))
 
 
 def kv_bytes(config: ModelConfig) -> int:
-    """Bytes of keys and values that one position writes, in all layers."""
+    """Bytes of the keys and values of one position in all layers."""
     cfg = config.transformer
     size = jnp.dtype(cfg.dtype).itemsize
     return 2 * cfg.layers * cfg.kv_heads * cfg.head_dim * size
 
 
 def turn_positions(config: ModelConfig, text: bool = False, frame: bool = False) -> int:
-    """Positions of a micro-turn, of the variant with text or a frame coming in."""
+    """Positions of a micro-turn in the variant with or without text and a frame."""
     return config.audio_positions + 1 + text * config.text_slots + frame * config.patches
 
 
 def turns_per_second(config: ModelConfig) -> float:
-    """Micro-turns in a second of talk."""
+    """Micro-turns per second of audio."""
     return config.audio.sample_rate / config.audio.turn_samples
 
 
@@ -183,11 +137,11 @@ def backbone_products(
     """Multiply-adds of the transformer by part.
 
     Args:
-      config: The model's.
+      config: Model configuration.
       turns: Micro-turns of one session.
       seen: Pairs of a query and a key in one sliding layer, and in one long layer.
-      text: Whether the variant has positions for text that arrives.
-      frame: Whether it has those of a frame.
+      text: Whether the variant has text-in positions.
+      frame: Whether the variant has positions of a frame.
     """
     cfg, audio = config.transformer, config.audio_positions
     long = cfg.layers // cfg.long_every
@@ -201,18 +155,19 @@ def backbone_products(
         "router": rows * cfg.experts,
         "experts": rows * cfg.experts_per_token * 3 * cfg.expert_ffn,
         "shared expert": rows * 3 * cfg.shared_ffn,
-        "read-out": turns * (audio + 1) * cfg.dim * config.vocab,
+        "heads": turns * (audio + 1) * cfg.dim * config.vocab,
         "audio in": turns * audio * (width + cfg.dim) * 2 * cfg.dim,
         "video in": turns * frame * config.patches * _patch_products(cfg.dim),
     }
 
 
 def _patch_products(dim: int) -> int:
-    width = dim // 4  # 64 folds of 5x5 pixels, 4 of 4x4 of those, 1 of 2x2
+    width = dim // 4  # 64 convolutions of 5x5 pixels, 4 of 4x4 of these, 1 of 2x2
     return 64 * 75 * width + 4 * 16 * width * width + 4 * width * dim
 
 
 def condition_products(config: ModelConfig) -> int:
+    """Multiply-adds of the network that conditions the flow, for one micro-turn."""
     cfg, audio = config.speech, config.audio
     seen = cfg.token_window * cfg.token_dim + cfg.prefix_frames * audio.mels
     made = audio.speech_frames * (cfg.feature_dim + audio.mels)
@@ -221,10 +176,10 @@ def condition_products(config: ModelConfig) -> int:
 
 
 def flow_products(cfg: SpeechConfig, frames: int, mels: int) -> int:
-    """Of one evaluation of the flow network."""
+    """Multiply-adds of one evaluation of the flow network."""
     mix = 4 * frames * frames * cfg.dim
-    feed = frames * 6 * cfg.dim * cfg.dim
-    layer = _TIME_WIDTH * 6 * cfg.dim + mix + feed
+    feed_forward = frames * 6 * cfg.dim * cfg.dim
+    layer = _TIME_WIDTH * 6 * cfg.dim + mix + feed_forward
     ends = frames * (3 * mels + cfg.feature_dim) * cfg.dim
     return cfg.layers * layer + ends + _TIME_WIDTH * _TIME_WIDTH
 
@@ -239,12 +194,12 @@ def _vocoder_products(config: ModelConfig) -> int:
 def step_flops_by_part(
     config: ModelConfig, text: bool = False, frame: bool = False
 ) -> dict[str, int]:
-    """FLOPs of a micro-turn's step for one session, of its matrix products.
+    """FLOPs of the matrix products of a step for one session, by part.
 
     Args:
-      config: The model's.
-      text: Whether the variant has positions for text that arrives.
-      frame: Whether it has those of a frame.
+      config: Model configuration.
+      text: Whether the variant has text-in positions.
+      frame: Whether the variant has positions of a frame.
     """
     audio, cfg = config.audio, config.speech
     slots = _ring_slots(config)
@@ -261,18 +216,18 @@ def step_flops_by_part(
 
 
 def step_flops(config: ModelConfig, text: bool = False, frame: bool = False) -> int:
-    """FLOPs of a micro-turn's step for one session, see `step_flops_by_part`."""
+    """FLOPs of a step for one session, see `step_flops_by_part`."""
     return sum(step_flops_by_part(config, text, frame).values())
 
 
 def _ring_slots(config: ModelConfig) -> tuple[int, int]:
-    """Slots of the ring of a sliding and of a long layer: a step scores all of them."""
+    """Ring slots of a sliding and of a long layer; a step computes scores of all of them."""
     caches = _abstract_state(config).caches
     return caches[SLIDING].k.shape[2], caches[LONG].k.shape[2]
 
 
 def windowed(tokens: int, window: int) -> int:
-    """Pairs of a query and a key that it sees: up to `window`, its own included."""
+    """Pairs of a query and a key that it sees: the last `window`, that of its position included."""
     ramp = min(tokens, window)
     return ramp * (ramp + 1) // 2 + (tokens - ramp) * window
 
@@ -280,19 +235,19 @@ def windowed(tokens: int, window: int) -> int:
 class StepTime(NamedTuple):
     """A modelled step."""
 
-    floor: float  # s, the longer of the two times below
+    floor: float  # s, the longer of `hbm` and `flops`
     hbm: float  # s to read weights and state
-    flops: float  # s of matrix products at the ceiling
-    with_overhead: float  # s, LAYER_OVERHEAD for each layer on top
+    flops: float  # s of matrix products at peak FLOP/s
+    with_overhead: float  # s, the floor plus LAYER_OVERHEAD for each layer
 
 
 def step_bytes(
     config: ModelConfig, sessions: int, text: bool = False, frame: bool = False
 ) -> float:
-    """Bytes that a step reads: weights once, of the experts those that are chosen, and all state.
+    """Bytes that a step reads: the weights once, of the experts only those chosen, and all state.
 
-    Tokens are taken to choose experts evenly and on their own; tables are looked up; the flow
-    network is read in each of its steps.
+    Tokens are assumed to choose experts evenly and independently. Tables are looked up and do not
+    count. The flow network is read once per flow step.
     """
     cfg, parts = config.transformer, weight_bytes(config)
     tokens = sessions * turn_positions(config, text, frame)
@@ -305,29 +260,30 @@ def step_bytes(
 def step_time(
     config: ModelConfig, place: Slice, sessions: int, text: bool = False, frame: bool = False
 ) -> StepTime:
-    """Roofline of a step whose bytes and FLOPs are spread evenly over a slice."""
-    hbm = step_bytes(config, sessions, text, frame) / (place.chips * place.chip.hbm_rate)
-    flops = sessions * step_flops(config, text, frame) / (place.chips * place.chip.flops)
+    """Roofline of a step whose bytes and FLOPs are divided evenly over a slice."""
+    hbm = step_bytes(config, sessions, text, frame) / (place.chips * place.chip.hbm_bytes_per_s)
+    flops = sessions * step_flops(config, text, frame) / (place.chips * place.chip.flops_per_s)
     floor = max(hbm, flops)
     return StepTime(floor, hbm, flops, floor + LAYER_OVERHEAD * config.transformer.layers)
 
 
 def sessions_that_fit(config: ModelConfig, place: Slice) -> int:
-    """Sessions whose state fits beside the weights in HBM_SHARE of the memory; at least 0."""
-    free = HBM_SHARE * place.hbm - sum(weight_bytes(config).values())
+    """Number of sessions whose state fits with the weights into HBM_SHARE of the memory."""
+    free = HBM_SHARE * place.hbm_bytes - sum(weight_bytes(config).values())
     return max(int(free // state_bytes(config)), 0)
 
 
 def serving_slices(config: ModelConfig, sessions: int) -> list[Slice]:
-    """Of each TPU the smallest power of two that holds a model and sessions, and twice, four times.
+    """Slices for a model and a number of sessions.
 
-    Of GPUs as many as are needed.
+    For each kind of TPU these are the smallest power of two that is large enough, twice and four
+    times it; for GPUs only the smallest.
     """
     found = []
     for kind in ("v5p", "v6e", "tpu7x", "h200"):
-        size = CHIPS[kind].cores
-        while sessions_that_fit(config, slice_of(f"{kind}-{size}")) < sessions:
+        size = CHIPS[kind].slice_units
+        while sessions_that_fit(config, find_slice(f"{kind}-{size}")) < sessions:
             size *= 2
         sizes = (size,) if kind == "h200" else (size, 2 * size, 4 * size)
-        found += [slice_of(f"{kind}-{size}") for size in sizes]
+        found += [find_slice(f"{kind}-{size}") for size in sizes]
     return found

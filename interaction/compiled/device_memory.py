@@ -15,16 +15,16 @@ class Memory(NamedTuple):
     aliased: int  # outputs that take the place of donated arguments
     temporaries: int
     code: int
-    by_kind: dict[str, int]  # sums up to `peak`
+    by_kind: dict[str, int]  # adds up to `peak`
 
     @property
     def peak(self) -> int:
-        """All that is held at once, at most."""
+        """Most bytes at any time."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
 def bytes_per_device(tree: Any) -> int:  # noqa: ANN401
-    """Bytes that each device holds of a tree of arrays, or of shapes, with shardings."""
+    """Bytes per device of a tree of arrays, or of `jax.ShapeDtypeStruct`s with shardings."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
@@ -37,19 +37,19 @@ def hbm(compiled: jax.stages.Compiled, arguments: Mapping[str, Any]) -> Memory:
 
     Args:
       compiled: The program.
-      arguments: Its arguments, arrays or `jax.ShapeDtypeStruct`s with shardings, by kind.
+      arguments: Its arguments by kind: arrays or `jax.ShapeDtypeStruct`s with shardings.
 
     Returns:
-      The compiler's figures; `by_kind` adds to the arguments' kinds "padding" (what layouts add to
-      arguments, less arguments that the program does not read), "outputs" that alias no argument,
-      "temporaries" and "code".
+      The compiler's figures. To the kinds of arguments `by_kind` adds "padding" (padding of the
+      arguments' layouts, minus arguments that the program does not read), "outputs" (those that
+      alias no argument), "temporaries" and "code".
 
     Raises:
       RuntimeError: The backend has no such figures.
     """
     found = compiled.memory_analysis()
     if found is None:
-        raise RuntimeError("memory: the backend does not say what the program takes")
+        raise RuntimeError("memory: the backend gives no memory analysis of the program")
     kinds = {kind: bytes_per_device(tree) for kind, tree in arguments.items()}
     size, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
     aliased, temporaries = found.alias_size_in_bytes, found.temp_size_in_bytes

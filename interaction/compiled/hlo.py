@@ -1,25 +1,23 @@
-"""A compiled program read as text: operations, collectives, kernels, the compiler's estimate."""
+"""Reads the text of a compiled program: operations, collectives, kernels, estimated cycles."""
 
 import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-# The HLO, read as text: what runs, how often, inside which loop.
-
 
 class Operation(NamedTuple):
-    """One operation of a compiled program, wherever it stands."""
+    """One operation of a compiled program."""
 
     name: str
     opcode: str
     result: str  # type
     operands: tuple[str, ...]  # types, as far as they are known
-    text: str  # the whole line
-    scope: str  # `op_name`: the functions and named scopes it was traced in
-    loops: int  # that it stands in
-    runs: int  # in one execution of the program; loops of unknown trips make one
-    fused: bool  # part of a fusion, which has the estimate
+    text: str  # the complete line
+    scope: str  # `op_name`: the functions and named scopes in which it was traced
+    loops: int  # number of enclosing loops
+    runs: int  # runs in one execution of the program; a loop of unknown trips counts as one trip
+    fused: bool  # whether it is part of a fusion, which has the estimate
 
 
 class _Line(NamedTuple):
@@ -45,10 +43,10 @@ _Computations = dict[str, dict[str, _Line]]
 
 
 def operations(hlo: str) -> list[Operation]:
-    """Operations that an execution runs: the entry's, and those of all that it calls.
+    """Operations that an execution runs: those of the entry, and of all computations it calls.
 
-    A computation that is called from several places is listed for each; of a conditional all
-    branches are.
+    A computation is listed once for each place that calls it. All cases of a conditional are
+    listed.
     """
     computations, entry = _computations(hlo)
     return list(_walk(computations, entry, 0, 1, False))
@@ -63,7 +61,7 @@ def _computations(hlo: str) -> tuple[_Computations, str]:
             entry = header[2] if header[1] else entry
         elif line := _LINE.match(text):
             name, result, opcode, operands = line.groups()
-            # Operands stand as %name, or as type %name.
+            # Operands are written as %name, or as type %name.
             names = re.findall(r"%([\w.\-<>]+)", operands)
             lines[name] = _Line(name, result, opcode, tuple(names), text)
     return found, entry
@@ -101,7 +99,7 @@ def _walk(
 def _trips(
     computations: _Computations, lines: Mapping[str, _Line], loop: _Line, condition: str
 ) -> int | None:
-    """Trips of a loop that counts up by one to a constant, as scans do."""
+    """Trips of a loop that counts up by one to a constant, as scans do; otherwise None."""
     if known := _TRIPS.search(loop.text):
         return int(known[1])
     inside = computations.get(condition, {})
@@ -139,30 +137,30 @@ _KINDS = (
 
 
 class Collective(NamedTuple):
-    """One exchange between devices."""
+    """One collective of a compiled program."""
 
     kind: str
     dtype: str
-    shape: str  # of the result on a device, "[16,1024]"; of several arrays joined by "+"
-    bytes: int  # that a device sends, and receives, each time
-    group: int | None  # devices that exchange with each other
-    loops: int  # that it stands in
-    runs: int  # in one execution; loops of unknown trips make one
-    scope: str  # where in the code
+    shape: str  # of the result on a device, "[16,1024]"; several arrays are joined by "+"
+    bytes: int  # bytes that a device sends, and receives, in each run
+    group: int | None  # number of devices that exchange with each other
+    loops: int  # number of enclosing loops
+    runs: int  # runs in one execution; a loop of unknown trips counts as one trip
+    scope: str  # the functions and named scopes in which it was traced
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """The exchanges of a compiled program.
+    """The collectives of a compiled program.
 
-    Bytes are those of the best algorithm for a ring: (n-1)/n of what a group of n ends up with,
-    twice that for a sum that all get. The sizes of a ragged exchange are known when it runs: its
-    bytes are what the smaller side has room for, as much as an even load takes.
+    Bytes are those of the best algorithm on a ring: (n-1)/n of the result of a group of n, and
+    twice that for an all-reduce. The sizes of a ragged all-to-all are known only when it runs; its
+    bytes are those of the smaller of operand and result, which an even load fills.
     """
     devices = re.search(r"num_partitions=(\d+)", hlo) or re.search(r"replica_count=(\d+)", hlo)
     rows = []
     for operation in operations(hlo):
         kind = operation.opcode.removesuffix("-start")
-        if kind not in _KINDS or "calls=" in operation.text:  # of the latter the inside counts
+        if kind not in _KINDS or "calls=" in operation.text:  # a called computation is listed
             continue
         arrays = _results(operation)
         group = _group(operation.text) or (int(devices[1]) if devices else None)
@@ -186,7 +184,7 @@ _BITS = re.compile(r"[a-z]+(\d+)")
 
 
 def _results(operation: Operation) -> list[tuple[str, str]]:
-    """Arrays of a collective's result; that of a `-start` holds the operands as well."""
+    """Arrays of a collective's result, without the operands that a `-start` also has in it."""
     arrays = _ARRAY.findall(operation.result)
     if operation.opcode == "all-gather-start":
         return arrays[len(arrays) // 2 :]
@@ -222,10 +220,10 @@ def _group(text: str) -> int | None:
 
 
 class Kernel(NamedTuple):
-    """A Mosaic kernel: one of ours, or one of XLA's own made the same way."""
+    """A Mosaic kernel, of `pallas_kernels` or of XLA."""
 
-    calls: int  # places that it is called from
-    runs: int  # in one execution; loops of unknown trips make one
+    calls: int  # number of places that call it
+    runs: int  # runs in one execution; a loop of unknown trips counts as one trip
 
 
 def kernels(hlo: str) -> dict[str, Kernel]:
@@ -241,12 +239,12 @@ def kernels(hlo: str) -> dict[str, Kernel]:
 
 
 class Estimate(NamedTuple):
-    """XLA's own estimate of the operations that it made."""
+    """XLA's estimate of the cycles of a program."""
 
     cycles: int
-    estimated: int  # operations with an estimate
-    kernels: int  # runs of Mosaic kernels, of which there is none
-    collectives: int  # runs of exchanges, of which there is none
+    estimated: int  # number of operations with an estimate
+    kernels: int  # runs of Mosaic kernels, which have no estimate
+    collectives: int  # runs of collectives, which have no estimate
 
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -254,15 +252,15 @@ _UNKNOWN_CYCLES = 2**62
 
 
 def estimate(hlo: str) -> Estimate:
-    """Sums `estimated_cycles` over one execution; loops of unknown trips make one."""
-    cycles = estimated = kernels = exchanges = 0
+    """Sums `estimated_cycles` over one execution; a loop of unknown trips counts as one trip."""
+    cycles = estimated = kernels = collectives = 0
     for operation in operations(hlo):
         runs = operation.runs
         if 'custom_call_target="tpu_custom_call"' in operation.text:
             kernels += runs
         elif operation.opcode.removesuffix("-start") in _KINDS:
-            exchanges += runs
+            collectives += runs
         elif not operation.fused and (found := _CYCLES.search(operation.text)):
             if int(found[1]) < _UNKNOWN_CYCLES:
                 cycles, estimated = cycles + int(found[1]) * runs, estimated + 1
-    return Estimate(cycles, estimated, kernels, exchanges)
+    return Estimate(cycles, estimated, kernels, collectives)

@@ -1,95 +1,19 @@
-"""TPU slices by the name they are rented under, described by libtpu on a machine without one."""
+"""TPU slices as libtpu describes them on machines without a TPU, to compile programs for."""
 
-import math
 import os
-import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 
-# Chips -> shape of the standard slice; chips with three-dimensional and two-dimensional networks.
-_TORUS = {
-    1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8",
-    256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16",
-}  # fmt: skip
-_GRID = {
-    1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
-}  # fmt: skip
-
-
-class _Generation(NamedTuple):
-    shapes: Mapping[int, str]
-    counted: int  # what N of its slices' names counts in a chip: cores, or the chip itself
-    devices: int  # of JAX in a chip
-
-
-_GENERATIONS = {
-    "v4": _Generation(_TORUS, 2, 1),
-    "v5e": _Generation(_GRID, 1, 1),
-    "v5p": _Generation(_TORUS, 2, 1),
-    "v6e": _Generation(_GRID, 1, 1),
-    "tpu7x": _Generation(_TORUS, 2, 2),
-}
-
-
-class Slice(NamedTuple):
-    """A TPU slice by name."""
-
-    chip: str  # generation, "v5p"
-    shape: str  # chips along each dimension, "2x4x4"
-
-    @property
-    def chips(self) -> int:
-        """Chips in it."""
-        return math.prod(int(size) for size in self.shape.split("x"))
-
-    @property
-    def devices_per_chip(self) -> int:
-        """JAX devices that share a chip and its HBM."""
-        return _GENERATIONS[self.chip].devices
-
-    @property
-    def devices(self) -> int:
-        """JAX devices in it."""
-        return self.chips * self.devices_per_chip
-
-
-def find_slice(name: str) -> Slice:
-    """The slice behind a name.
-
-    Args:
-      name: Of an accelerator, "v5p-64" (v4, v5p and tpu7x count cores, two a chip; v5e and v6e
-        count chips), or a generation and a shape, "v5p:4x4x2".
-
-    Raises:
-      ValueError: No such generation, size or shape.
-    """
-    chip, _, rest = name.replace("-", ":", 1).partition(":")
-    generation = _GENERATIONS.get(chip)
-    if generation is None:
-        raise ValueError(
-            f"topology: got {name!r}, wanted one of {', '.join(_GENERATIONS)} with a size or a "
-            "shape, such as v5p-64 or v5p:2x4x4"
-        )
-    dimensions = len(generation.shapes[1].split("x"))
-    if re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), rest):
-        return Slice(chip, rest)
-    sizes = {f"{n * generation.counted}": shape for n, shape in generation.shapes.items()}
-    if rest not in sizes:
-        counted = "cores" if generation.counted > 1 else "chips"
-        raise ValueError(
-            f"topology: got {name!r}, wanted {chip}-N with N {counted} among {', '.join(sizes)}, "
-            f"or {chip}:{generation.shapes[4]}"
-        )
-    return Slice(chip, sizes[rest])
+from interaction.compiled.slices import find_slice
+from pallas_kernels.chips import TPUS, TpuChip
 
 
 def use_libtpu() -> None:
-    """Lets libtpu load on a machine without a TPU; what the environment sets already stays."""
+    """Lets libtpu load on a machine without a TPU; does not overwrite environment variables."""
     for name, value in {
-        # Without these libtpu asks the cloud where it runs, or waits for another process.
+        # Without these libtpu queries the cloud's metadata, or waits for another process.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
@@ -97,28 +21,34 @@ def use_libtpu() -> None:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     }.items():
         os.environ.setdefault(name, value)
-    # libtpu is asked to compile; whatever runs, runs on the CPU.
+    # libtpu only compiles; programs run on the CPU.
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
 
 
 def topology(name: str) -> topologies.TopologyDescription:
-    """Devices of a TPU slice to compile for, see `find_slice`.
+    """Devices of a TPU slice to compile for, see `slices.find_slice`.
 
     Raises:
-      ValueError: No such slice.
+      ValueError: The slice is unknown, or has no standard shape.
       RuntimeError: libtpu is not installed.
     """
     found = find_slice(name)
+    if not found.shape or not isinstance(found.chip, TpuChip):
+        shapes = ", ".join(f"{kind}:{chip.slices[4]}" for kind, chip in TPUS.items())
+        raise ValueError(
+            f"topology: got {name!r}, without a standard shape, wanted a TPU slice that has one, "
+            f"or a shape, such as {shapes}; correct the name"
+        )
     use_libtpu()
     options: dict[str, Any] = {}
     if found.chips == 1:
         options["chips_per_host_bounds"] = (1,) * 3
-    if found.chip == "v4":
+    if found.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # both cores are one device
     try:
         return topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{found.chip}:{found.shape}", **options
+            platform="tpu", topology_name=f"{found.chip.name}:{found.shape}", **options
         )
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):

@@ -1,6 +1,6 @@
 """Sessions: the domain, speech engines, mixing, storage and the tokenizer.
 
-Names are imported when they are first used: a model in service needs the tokenizer alone.
+Names are imported at their first use, because a model in service needs only the tokenizer.
 """
 
 import importlib
@@ -8,8 +8,8 @@ import importlib
 _HOMES = {
     "EngineMissing": "engines",
     "QUIET": "sessions",
-    "StoredSession": "sessions",
-    "SCENARIOS": "sessions",
+    "StoredSession": "stored_session",
+    "SCENARIOS": "scenarios",
     "Tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
     "make_session": "sessions",

@@ -1,4 +1,4 @@
-"""Noise, rooms and microphones for mixed sessions; precomputed where it can be."""
+"""Noise, rooms and microphones for mixed sessions; all signals are at 16 kHz."""
 
 import functools
 
@@ -7,13 +7,18 @@ import scipy.signal
 
 from interaction.data.clips import RATE
 
-NOISES = ("white", "pink", "brown", "hum")
+NOISES = ("white", "pink", "brown", "hum")  # hum: 50 Hz with harmonics, over pink noise
 _NOISE_SECONDS = 20
 
 
 @functools.cache
 def noise_bank() -> dict[str, np.ndarray]:
-    """Noises, float32[samples] each, of unit root mean square; the same in every process."""
+    """All noises, the same in every process.
+
+    Returns:
+      By name, float32[samples] of 20 s with a root mean square of 1. White, pink and brown noise
+      have a power spectrum of 1, 1/f and 1/f^2 above 30 Hz.
+    """
     rng = np.random.default_rng(7)
     samples = _NOISE_SECONDS * RATE
     spectrum = np.fft.rfft(rng.standard_normal(samples))
@@ -29,7 +34,17 @@ def noise_bank() -> dict[str, np.ndarray]:
 
 
 def noise(rng: np.random.Generator, kind: str, samples: int, rms: float) -> np.ndarray:
-    """Noise from a random place of the bank, float32[samples] of root mean square `rms`."""
+    """A stretch of noise that starts at a random place of the bank.
+
+    Args:
+      rng: Source of the random place.
+      kind: One of `NOISES`.
+      samples: Length.
+      rms: Root mean square of the result; 1 is full scale.
+
+    Returns:
+      float32[samples].
+    """
     wave = noise_bank()[kind]
     start = int(rng.integers(len(wave)))
     index = np.arange(start, start + samples) % len(wave)
@@ -37,7 +52,15 @@ def noise(rng: np.random.Generator, kind: str, samples: int, rms: float) -> np.n
 
 
 def reverberate(rng: np.random.Generator, pcm: np.ndarray) -> np.ndarray:
-    """Adds a short diffuse room tail of 0.12 to 0.35 s to float32[samples]."""
+    """Adds the reverberation of a room: decaying noise that lasts 0.12 to 0.35 s.
+
+    Args:
+      rng: Source of the tail, its length and its level.
+      pcm: float32[samples], 16 kHz.
+
+    Returns:
+      float32[samples]; what lasts longer than `pcm` is cut off.
+    """
     samples = int(rng.uniform(0.12, 0.35) * RATE)
     decay = np.exp(-6.9 * np.arange(samples) / samples)  # 60 dB over the tail
     tail = rng.standard_normal(samples) * decay
@@ -48,7 +71,15 @@ def reverberate(rng: np.random.Generator, pcm: np.ndarray) -> np.ndarray:
 
 
 def tilt(pcm: np.ndarray, amount: float) -> np.ndarray:
-    """Colours float32[samples] with a one-tap filter: above 0 darker, below 0 brighter."""
+    """Colours speech like a microphone, with a one-tap filter: y[n] = x[n] + amount x[n - 1].
+
+    Args:
+      pcm: float32[samples], x.
+      amount: Above 0 it lowers high frequencies, below 0 it lowers low ones.
+
+    Returns:
+      float32[samples], y.
+    """
     out = pcm.copy()
     out[1:] += np.float32(amount) * pcm[:-1]
     return out

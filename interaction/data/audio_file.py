@@ -1,4 +1,4 @@
-"""Audio files: any WAV or FLAC in, 16 kHz mono out, and back."""
+"""Reads audio files as 16 kHz mono, and writes them."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import soundfile
 import soxr
 
-SAMPLE_RATE = 16_000  # Hz, what models hear and speak
-SHORTEST_S = 0.02  # a file shorter than this holds nothing
+SAMPLE_RATE = 16_000  # Hz, of all audio that models read and write
+SHORTEST_S = 0.02  # s; shorter files are refused
 
 
 def _refuse(path: object, got: str, wanted: str, fix: str) -> None:
@@ -19,14 +19,15 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
     """Reads a recording of one speaker.
 
     Args:
-      path: a WAV, FLAC or other file that libsndfile reads, of any rate and number of channels.
-      sample_rate: Hz of the result.
+      path: A WAV, FLAC or other file that libsndfile reads, of any rate and number of channels.
+      sample_rate: Of the result, Hz.
 
     Returns:
-      float32[n] in [-1, 1]: channels averaged, resampled by soxr (very high quality), clipped.
+      float32[n] in [-1, 1]: the mean of the channels, resampled by soxr (very high quality),
+      clipped.
 
     Raises:
-      ValueError: if the file is missing, empty, no audio, cut off, or holds NaN or Inf.
+      ValueError: The file is missing, empty, no audio, cut off, or has NaN or Inf in it.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,7 +43,7 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise ValueError(
             f"input {path}: got {size} bytes that cannot be decoded ({error}), wanted a complete "
-            "WAV or FLAC file; it may be cut off or of another format: copy or convert it again"
+            "WAV or FLAC file; copy or convert it again, it may be cut off or of another format"
         ) from error
     if len(pcm) < promised:
         got = f"{len(pcm)} of the {promised} samples that its header announces"
@@ -53,7 +54,7 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
     bad = int(np.sum(~np.isfinite(pcm)))
     if bad:
         got = f"{bad} samples that are NaN or Inf"
-        _refuse(path, got, "finite PCM in [-1, 1]", "export it again as 16 bit PCM")
+        _refuse(path, got, "finite PCM in [-1, 1]", "export it again as 16-bit PCM")
     mono = pcm.mean(axis=1)
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate, quality="VHQ")
@@ -61,7 +62,7 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
 
 
 def _check_complete(path: Path, size: int) -> None:
-    """Compares the length in a RIFF header with the file's; libsndfile would accept less."""
+    """Refuses a WAV file that is shorter than its header says; libsndfile would accept it."""
     with path.open("rb") as file:
         header = file.read(12)
         if header[:4] != b"RIFF" or header[8:12] != b"WAVE":
@@ -76,20 +77,20 @@ def _check_complete(path: Path, size: int) -> None:
 
 
 def write_audio(path: str | os.PathLike, pcm: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
-    """Writes 16 bit PCM in the format that the path's suffix names.
+    """Writes 16-bit PCM in the format that the path's suffix names.
 
     Args:
-      path: e.g. "a.wav" or "a.flac"; its folder is made if missing.
-      pcm: float[n] or float[n, channels] in [-1, 1], clipped.
-      sample_rate: Hz.
+      path: For example "a.wav" or "a.flac"; a missing folder is made.
+      pcm: float32[n] or float32[n, channels] in [-1, 1]; what is outside is clipped.
+      sample_rate: Of `pcm`, Hz.
 
     Raises:
-      ValueError: if `pcm` is of another shape or not finite.
+      ValueError: `pcm` has another shape or is not finite.
     """
     pcm = np.asarray(pcm, np.float32)
     if pcm.ndim not in (1, 2):
         _refuse(path, f"PCM of shape {pcm.shape}", "[n] or [n, channels]", "reshape it")
     if not np.isfinite(pcm).all():
-        _refuse(path, "PCM with NaN or Inf", "finite PCM", "look where it was computed")
+        _refuse(path, "PCM with NaN or Inf", "finite PCM", "check how it was computed")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(str(path), np.clip(pcm, -1.0, 1.0), sample_rate, subtype="PCM_16")

@@ -1,7 +1,8 @@
-"""Speech engines behind one call: text in, PCM and the onsets of its words out.
+"""Speech engines: they turn text into PCM and the onset times of its words.
 
-espeak-ng (github.com/espeak-ng/espeak-ng) and flite (github.com/festvox/flite) are used through
-their shared libraries, which is faster than a program per sentence and gives the words' times.
+espeak-ng (github.com/espeak-ng/espeak-ng) and flite (github.com/festvox/flite) are called through
+their shared libraries. This is faster than one process per sentence, and it gives the times of the
+words.
 """
 
 import ctypes
@@ -20,15 +21,15 @@ FLITE_LIBRARY = "libflite.so.1"
 
 
 class EngineMissing(RuntimeError):
-    """A speech engine's library is not on this machine."""
+    """The library of a speech engine is not installed."""
 
 
 class Voiced(NamedTuple):
-    """Raw output of an engine."""
+    """Output of an engine."""
 
     pcm: np.ndarray  # float32[samples] in [-1, 1]
     rate: int  # Hz
-    onsets: np.ndarray  # float32[words], seconds from the first sample, one a word of the text
+    onsets: np.ndarray  # float32[words], s from the first sample, one for each word of the text
 
 
 def _missing(library: str, package: str) -> EngineMissing:
@@ -46,7 +47,7 @@ def _load(library: str, package: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes
 
 
 def _fill(onsets: dict[int, float], words: int, end: float) -> np.ndarray:
-    """Onsets of all words; a word without one lies evenly between its neighbours."""
+    """Onsets of all words, float32[words] in s; missing ones are interpolated linearly."""
     known = sorted({0: 0.0, **onsets}.items())
     positions = [index for index, _ in known] + [words]
     times = [time for _, time in known] + [end]
@@ -54,13 +55,13 @@ def _fill(onsets: dict[int, float], words: int, end: float) -> np.ndarray:
 
 
 class Espeak:
-    """espeak-ng in a process of its own (see `espeak_server`); use `espeak()`."""
+    """espeak-ng in its own process, see `espeak_server`; `espeak()` gives the shared instance."""
 
     def __init__(self, library: str) -> None:
         """Starts the process.
 
         Raises:
-            EngineMissing: the library or its data is not installed.
+          EngineMissing: The library or its data is not installed.
         """
         server = Path(__file__).with_name("espeak_server.py")
         self._process = subprocess.Popen(
@@ -77,20 +78,23 @@ class Espeak:
     def _answer(self) -> dict:
         line = self._replies.readline()
         if not line:
-            raise RuntimeError(f"espeak-ng's process ended with {self._process.wait()}")
+            raise RuntimeError(
+                f"espeak-ng: its process ended with status {self._process.wait()}, wanted a reply; "
+                "start the program again"
+            )
         return json.loads(line)
 
     def say(self, text: str, voice: str, speed: int, pitch: int) -> Voiced:
-        """Speaks; the same arguments give the same samples.
+        """Speaks a text; the same arguments give the same samples.
 
         Args:
-            text: lower-case words.
-            voice: an espeak-ng voice with an optional variant, `en-us+f2`.
-            speed: words a minute, 80 to 450.
-            pitch: 0 to 99.
+          text: Lower-case words.
+          voice: A voice of espeak-ng with an optional variant, such as `en-us+f2`.
+          speed: 80 to 450 words a minute.
+          pitch: 0 to 99.
 
         Raises:
-            ValueError: espeak-ng has no such voice, or says nothing.
+          ValueError: espeak-ng has no such voice, or cannot say the text.
         """
         request = json.dumps([text, voice, int(speed), int(pitch)])
         self._requests.write(request.encode() + b"\n")
@@ -120,17 +124,17 @@ class _FliteWave(ctypes.Structure):
 
 
 class _FliteVoice(ctypes.Structure):
-    _fields_ = (("name", c_char_p), ("features", c_void_p))  # the fields that come first
+    _fields_ = (("name", c_char_p), ("features", c_void_p))  # only the first fields of the struct
 
 
 class Flite:
-    """The flite library of this process; use `flite()`."""
+    """The flite library, in this process; `flite()` gives the shared instance."""
 
     def __init__(self, library: str) -> None:
         """Loads and initialises the library.
 
         Raises:
-            EngineMissing: the library is not installed.
+          EngineMissing: The library is not installed.
         """
         self._library = _load(library, "flite", mode=ctypes.RTLD_GLOBAL)
         for part in ("usenglish", "cmulex"):
@@ -162,7 +166,7 @@ class Flite:
         return self._voices[name]
 
     def _onsets(self, utterance: int, text: str, end: float) -> np.ndarray:
-        """Onsets by word of the text; flite splits "that's" into "that" and "'s"."""
+        """Onsets of the text's words, float32[words] in s; flite splits "that's" in two words."""
         item = self._library.relation_head(self._library.utt_relation(utterance, b"Word"))
         onsets: dict[int, float] = {}
         word = -1
@@ -182,21 +186,21 @@ class Flite:
         return _fill(onsets, count, end)
 
     def say(self, text: str, voice: str, stretch: float) -> Voiced:
-        """Speaks.
+        """Speaks a text; the same arguments give the same samples.
 
         Args:
-            text: lower-case words.
-            voice: slt, awb, rms or kal16.
-            stretch: durations are multiplied by it.
+          text: Lower-case words.
+          voice: slt, awb, rms or kal16.
+          stretch: Factor of all durations.
 
         Raises:
-            EngineMissing: flite has no such voice here.
-            ValueError: flite reads other words than those of the text.
+          EngineMissing: The voice is not installed.
+          ValueError: flite reads the text as another number of words.
         """
         pointer = self._voice(voice)
         features = ctypes.cast(pointer, POINTER(_FliteVoice)).contents.features
         self._library.feat_set_float(features, b"duration_stretch", stretch)
-        self._random.srand(1)  # flite's excitation noise comes from the C library
+        self._random.srand(1)  # flite draws its excitation noise from the C library
         utterance = self._library.flite_synth_text(text.encode(), pointer)
         try:
             wave = self._library.utt_wave(utterance).contents
@@ -208,11 +212,11 @@ class Flite:
 
 @functools.cache
 def espeak(library: str = ESPEAK_LIBRARY) -> Espeak:
-    """This process's espeak-ng."""
+    """The espeak-ng of this process, started at the first call."""
     return Espeak(library)
 
 
 @functools.cache
 def flite(library: str = FLITE_LIBRARY) -> Flite:
-    """This process's flite."""
+    """The flite of this process, loaded at the first call."""
     return Flite(library)

@@ -1,13 +1,13 @@
-"""A process that speaks with espeak-ng: each sentence in a fork of the library's first state.
+"""A process that speaks with espeak-ng, and forks a child for each sentence.
 
-The library keeps flutter and noise from one sentence to the next, so the same words would never
-sound the same twice. Here a sentence is spoken by a child that has never spoken before and ends
-afterwards, which makes it a function of its arguments. Standard library only: it starts in a few
-hundredths of a second and forks as fast.
+The library carries the state of flutter and noise from one sentence to the next, so that the same
+words sound different each time. Here every sentence is spoken by a new child process with the
+initial state, and therefore depends only on its arguments. The module imports only the standard
+library, so that starting and forking take a few hundredths of a second.
 
-Protocol, on standard input and output: a line of JSON `[text, voice, speed, pitch]`; back comes a
-line of JSON `{"rate", "samples", "words": [[character, sample], ...]}` or `{"error"}`, and then
-the samples as little-endian int16.
+Protocol: the caller writes a line of JSON `[text, voice, speed, pitch]` to standard input. The
+reply on standard output is a line of JSON and the samples as little-endian int16. The line is
+`{"rate", "samples", "words": [[character, sample], ...]}`, or `{"error"}` without samples.
 """
 
 import ctypes
@@ -40,10 +40,13 @@ _Callback = ctypes.CFUNCTYPE(c_int, POINTER(c_short), c_int, POINTER(_Event))
 def speak(
     library: ctypes.CDLL, text: str, voice: str, speed: int, pitch: int
 ) -> tuple[list[tuple[int, int]], bytes]:
-    """Speaks once; returns (character, sample) of each word, and int16 samples.
+    """Speaks one sentence.
+
+    Returns:
+      (character, sample) at which each word starts, and the samples as int16 bytes.
 
     Raises:
-        ValueError: there is no such voice.
+      ValueError: There is no such voice.
     """
     pieces: list[bytes] = []
     words: list[tuple[int, int]] = []
@@ -82,7 +85,7 @@ def _reply(library: ctypes.CDLL, rate: int, line: bytes) -> bytes:
 
 
 def serve(name: str) -> None:
-    """Serves until standard input ends; says first whether the library is there."""
+    """Serves until standard input ends; first writes the rate, -1 if there is no library."""
     out = sys.stdout.buffer
     try:
         library = ctypes.CDLL(name)
@@ -98,7 +101,7 @@ def serve(name: str) -> None:
     )  # fmt: skip
     while True:
         child = os.fork()
-        if child == 0:  # waits for its one sentence, so that forking costs the caller no time
+        if child == 0:  # forked before its sentence comes, so that the caller does not wait for it
             line = os.read(sys.stdin.fileno(), 65_536)
             reply = _reply(library, rate, line) if line else b""
             while reply:

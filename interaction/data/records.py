@@ -1,4 +1,4 @@
-"""Sessions on disk: ArrayRecord files (github.com/google/array_record) read through Grain."""
+"""Stored sessions in ArrayRecord files (github.com/google/array_record), read through Grain."""
 
 import json
 import os
@@ -10,12 +10,7 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from interaction.data.sessions import StoredSession
-
-ARRAYS = {"user": np.int16, "model": np.int16, "text": np.int32, "user_transcript": np.int32}
-ARRAYS |= dict.fromkeys(
-    ("arrived", "arrived_slot", "prefilled", "reasoning", "reasoning_wanted"), np.int32
-)
+from interaction.data.stored_session import ARRAYS, StoredSession
 
 _SUFFIXES = (".arrayrecord", ".array_record")
 
@@ -29,23 +24,29 @@ def decode(data: bytes) -> StoredSession:
     """The inverse of `encode`.
 
     Raises:
-        ValueError: the bytes are no session, or one without some of the fields in `ARRAYS`.
+      ValueError: The bytes are no session, or fields are missing.
     """
     record = _unpack(data)
     missing = {*ARRAYS, "meta"} - set(record)
     if missing:
         raise ValueError(
-            f"record: got fields {sorted(record)}, wanted {sorted(missing)} as well; "
+            f"record: got fields {sorted(record)}, wanted also {sorted(missing)}; "
             "make the file again with experiments.make_sessions"
         )
     return record
 
 
 def arrays(data: bytes) -> dict[str, np.ndarray]:
-    """Arrays of one encoded session, whichever it has; its description "meta" stays behind.
+    """The arrays of one encoded session.
+
+    Args:
+      data: From `encode`; fields may be missing.
+
+    Returns:
+      By name, with the shapes and dtypes of `stored_session`, such as `text` int32[turns].
 
     Raises:
-        ValueError: the bytes are no session.
+      ValueError: The bytes are no session.
     """
     return {name: value for name, value in _unpack(data).items() if name != "meta"}
 
@@ -55,13 +56,13 @@ def _unpack(data: bytes) -> StoredSession:
         return flax.serialization.msgpack_restore(data)
     except Exception as error:
         raise ValueError(
-            f"record: got {len(data)} bytes that are no MessagePack, wanted a session; "
+            f"record: got {len(data)} bytes that are no MessagePack, wanted a stored session; "
             "make the file again with experiments.make_sessions"
         ) from error
 
 
 def write(path: Path, records: Iterable[StoredSession]) -> int:
-    """Writes sessions to one file, which appears only when it is whole; returns their number."""
+    """Writes sessions to one file, which appears when it is complete; returns their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     writer = ArrayRecordWriter(str(partial), "group_size:1,zstd:1")
@@ -77,10 +78,10 @@ def write(path: Path, records: Iterable[StoredSession]) -> int:
 
 
 def files(path: str | os.PathLike) -> list[str]:
-    """The ArrayRecord files of a folder in order, or the one file that `path` is.
+    """The ArrayRecord files of a folder in order of their names, or `path` where it is a file.
 
     Raises:
-        ValueError: there is none.
+      ValueError: There is none.
     """
     place = Path(path)
     if place.is_file():
@@ -98,12 +99,12 @@ def source(path: str | os.PathLike) -> grain.sources.ArrayRecordDataSource:
     """Encoded sessions of a folder or a file, by number.
 
     Raises:
-        ValueError: there are none.
+      ValueError: There is no file.
     """
     return grain.sources.ArrayRecordDataSource(files(path))
 
 
 def read(path: str | os.PathLike, index: int) -> tuple[StoredSession, dict]:
-    """One session whole, and its metadata as a dict."""
+    """One session, and its `meta` as a dict."""
     record = decode(source(path)[index])
     return record, json.loads(record["meta"])

@@ -1,4 +1,4 @@
-"""The subword tokenizer that ships with the demo: words and bytes, eight special tokens first."""
+"""The subword tokenizer of the demo: eight special tokens, the bytes, whole words and pieces."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -13,13 +13,13 @@ PATH = Path(__file__).parent / "tokenizer.json"
 
 
 class Tokenizer:
-    """Text to ids and back; each word carries its own leading space and tokenises alone."""
+    """Text to ids and back. A word has its leading space in it, and its ids depend on it alone."""
 
     def __init__(self, core: tokenizers.Tokenizer) -> None:
-        """Wraps a Hugging Face tokenizer whose first ids are the project's special tokens.
+        """Wraps a Hugging Face tokenizer whose first ids are those of `interaction.types.Special`.
 
         Raises:
-            ValueError: the special tokens have other ids.
+          ValueError: The special tokens have other ids.
         """
         for index, name in enumerate(Special.NAMES):
             if core.token_to_id(name) != index:
@@ -35,15 +35,15 @@ class Tokenizer:
         return self._core.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the words of `text`."""
+        """Ids of a text."""
         return self._core.encode(text).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Words behind `ids`; special tokens are dropped."""
+        """Text of ids, without the special tokens."""
         return self._core.decode([int(i) for i in ids if i >= Special.COUNT]).strip()
 
     def save(self, path: Path) -> None:
-        """Writes one JSON file."""
+        """Writes the tokenizer to one JSON file."""
         self._core.save(str(path))
 
 
@@ -54,15 +54,22 @@ def train(
     later: Sequence[str] = (),
     pieces: Sequence[str] = (),
 ) -> Tokenizer:
-    """A unigram model over bytes: `words` whole, and pieces learned from `lines`.
+    """Makes a unigram model over bytes, with whole words and learned pieces.
 
-    Ids are the special tokens, the 256 bytes, the words in order, and as many learned pieces
-    (byte-pair merges, the most frequent first) as there is room for. Text without any of these
-    falls apart into its bytes. Words that come `later`, and given `pieces` (which stand as the
-    byte-level alphabet writes them), take the ids of the last learned pieces: all others stay.
+    The ids are those of the special tokens, the 256 bytes, the words in order, and then pieces that
+    byte-pair encoding learns, the most frequent first, as many as fit. Other text is encoded as its
+    bytes.
+
+    Args:
+      words: Words that get one id each.
+      lines: Text from which pieces are learned.
+      vocab: Number of ids.
+      later: Further words with one id each. They and `pieces` replace the last learned pieces, so
+        that all other ids stay as they are without them.
+      pieces: Further pieces, in the characters of the byte-level alphabet.
 
     Raises:
-        ValueError: there are more words than ids.
+      ValueError: There are more words and pieces than ids.
     """
     pre = pre_tokenizers.ByteLevel(add_prefix_space=True)
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -70,7 +77,7 @@ def train(
     room = vocab - Special.COUNT - len(symbols)
     if len(whole) > room:
         raise ValueError(
-            f"words: got {len(whole)}, wanted at most {room}; shrink the domain or raise vocab"
+            f"words: got {len(whole)}, wanted at most {room}; pass fewer words or raise vocab"
         )
     merges = tokenizers.Tokenizer(models.BPE())
     merges.pre_tokenizer = pre
@@ -103,14 +110,14 @@ def train(
 
 @functools.cache
 def load_tokenizer(path: Path = PATH) -> Tokenizer:
-    """The tokenizer in a file, by default the one that ships with the library.
+    """The tokenizer in a file, by default the one of the demo.
 
     Raises:
-        ValueError: the file is missing, damaged, or of another project.
+      ValueError: The file is missing or damaged, or is no tokenizer of this project.
     """
     try:
         core = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower class
         raise ValueError(
             f"{path}: got no tokenizer ({error}), wanted a tokenizer.json; copy the file again"
         ) from error

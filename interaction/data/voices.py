@@ -1,4 +1,4 @@
-"""Voices of the user, split into those of training and those held out, and the assistant's."""
+"""Voices: those of users in training, those of held-out users, and the assistant's."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ ACCENTS = (
     "en-029",
     "en-us-nyc",
 )
-# Variants of espeak-ng that sound like a person; robots, whispers and croaks are left out.
+# Variants of espeak-ng that sound like a person, without robots, whispers and croaks.
 TRAIN_VARIANTS = tuple(
     "Alicia Andrea Andy Annie Denis Diogo Gene Henrique Jacky Lee Marco Mario Mike Nguyen "
     "RicishayMax RicishayMax3 adam anika announcer antonio aunty benjamin boris caleb ed edward "
@@ -26,8 +26,8 @@ HELD_OUT_VARIANTS = tuple(
     "Alex Hugo Michael belinda david f2 grandpa klatt3 m3 m7 pablo rob steph2 victor".split()
 )
 FLITE_USERS = ("kal16", "awb", "rms")
-FLITE_SHARE = 0.08  # of the training users
-WARP = (0.92, 1.08)  # range of the training users' playback rate
+FLITE_SHARE = 0.08  # share of the training users that speak with flite
+WARP = (0.92, 1.08)  # range of the playback rate of training users
 ASSISTANT = "slt"
 SPLITS = ("train", "heldout")
 
@@ -37,26 +37,26 @@ class Voice:
     """One user's way of speaking."""
 
     engine: str  # espeak or flite
-    name: str  # the engine's name of it
-    speed: float  # words a minute (espeak), stretch of durations (flite)
-    pitch: int = 50  # 0..99 (espeak)
-    warp: float = 1.0  # playback rate: above 1 a shorter vocal tract, higher and faster
+    name: str  # name in the engine
+    speed: float  # espeak: words a minute; flite: factor of all durations
+    pitch: int = 50  # 0..99, espeak only
+    warp: float = 1.0  # playback rate; above 1 is faster and higher, as of a shorter vocal tract
 
     @property
     def variant(self) -> str:
-        """What the split is made by: the variant of espeak-ng, or flite's voice."""
+        """The variant of espeak-ng or the voice of flite; the splits have no variant in common."""
         return self.name.rsplit("+", 1)[-1]
 
     def __str__(self) -> str:
-        """All of it in one word."""
+        """All fields, joined by colons."""
         return f"{self.engine}:{self.name}:{self.speed:g}:{self.pitch}:{self.warp:g}"
 
 
 def draw_voice(rng: np.random.Generator, split: str) -> Voice:
-    """Draws a user of a split.
+    """Draws the voice of a user of a split.
 
     Raises:
-        ValueError: the split is unknown.
+      ValueError: The split is unknown.
     """
     if split not in SPLITS:
         raise ValueError(f"split: got {split!r}, wanted one of {SPLITS}; name one of them")

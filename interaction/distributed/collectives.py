@@ -1,12 +1,12 @@
-"""Collectives of the model's code: what its functions do where they run inside `jax.shard_map`.
+"""Collectives of the model inside `jax.shard_map`; outside of one they do nothing.
 
 Model, step and losses are written for one device. Inside a `shard_map` over the axes below each
-device runs the same code on its own sessions, micro-turns, experts and output columns, and these
-functions bring together what it lacks. Outside of one they do nothing.
+device runs the same code on its part of the sessions, micro-turns, experts and output columns, and
+these functions exchange what the other devices need.
 
-No contraction is ever split: a product's inputs are gathered, its outputs are what devices share
-out. So a product is the same sum on any mesh; only the experts of a step's few tokens are added up
-device by device, see `ops.experts`.
+No contraction is split: the inputs of a product are gathered, and the devices share its output
+columns. A product is therefore the same sum on every mesh. Only the experts of a step's few tokens
+are summed device by device, see `distributed.experts`.
 """
 
 import math
@@ -22,32 +22,41 @@ EXPERTS = (EXPERT, TENSOR)  # axes that experts are split over
 
 
 def axis_size(*axes: str) -> int:
-    """Devices along mesh axes of the `shard_map` that is traced; 1 outside of one."""
+    """Number of devices along mesh axes of the enclosing `shard_map`; 1 outside of one."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[axis] for axis in axes if axis in mesh.manual_axes)
 
 
 def axis_index(*axes: str) -> Array | int:
-    """This device's place along mesh axes, the first axis the slowest; 0 outside of a mesh."""
+    """Index int32[] of this device along mesh axes, in row-major order; 0 outside of a mesh."""
     return jax.lax.axis_index(axes) if axis_size(*axes) > 1 else 0
 
 
 def local(size: int, *axes: str) -> int:
-    """A device's part of `size` things that are split over mesh axes.
+    """A device's share of `size` items that are split over mesh axes.
 
     Raises:
-      ValueError: The devices do not divide it.
+      ValueError: The number of devices does not divide `size`.
     """
     if size % axis_size(*axes):
         raise ValueError(
-            f"mesh: got {size} things to split over {axes}, wanted a multiple of the "
+            f"mesh: got {size} items to split over {axes}, wanted a multiple of the "
             f"{axis_size(*axes)} devices there; change the mesh or the size"
         )
     return size // axis_size(*axes)
 
 
 def gather(x: Array, *axes: str, dim: int = -1) -> Array:
-    """Puts the parts of all devices along mesh axes together, along dimension `dim`."""
+    """Concatenates the parts of all devices along mesh axes.
+
+    Args:
+      x: [..., d, ...] of any dtype, this device's part.
+      *axes: Mesh axes.
+      dim: Dimension to concatenate along.
+
+    Returns:
+      [..., d * devices, ...] in x's dtype.
+    """
     if axis_size(*axes) == 1:
         return x
     with jax.named_scope("gather_" + "_".join(axes)):
@@ -55,7 +64,16 @@ def gather(x: Array, *axes: str, dim: int = -1) -> Array:
 
 
 def take_part(x: Array, *axes: str, dim: int) -> Array:
-    """This device's part of what is the same on all devices along mesh axes."""
+    """This device's part of an array that is the same on all devices along mesh axes.
+
+    Args:
+      x: [..., d, ...] of any dtype.
+      *axes: Mesh axes, whose number of devices divides d.
+      dim: Dimension to split.
+
+    Returns:
+      [..., d / devices, ...] in x's dtype.
+    """
     if axis_size(*axes) == 1:
         return x
     size = local(x.shape[dim], *axes)
@@ -63,5 +81,5 @@ def take_part(x: Array, *axes: str, dim: int) -> Array:
 
 
 def total(x: Array, *axes: str) -> Array:
-    """Sum of what devices along mesh axes hold."""
+    """Sum of the arrays [...] of the devices along mesh axes, in x's dtype."""
     return jax.lax.psum(x, axes) if axis_size(*axes) > 1 else x

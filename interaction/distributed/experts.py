@@ -1,4 +1,4 @@
-"""Feed-forward experts: which kernel runs them, and on which devices, is decided here, by shape."""
+"""Feed-forward experts: chooses by shape which kernel runs them, and on which devices."""
 
 from typing import NamedTuple
 
@@ -21,22 +21,31 @@ from pallas_kernels.gather_gemv import gather_gemv
 from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.implementation import platform
 
-# Tokens up to which reading the chosen experts' weights is what costs. On CPUs, where the weights
-# of a small model are in its cache, sorting the tokens pays earlier.
+# Number of tokens up to which reading the chosen experts' weights takes most of the time. On CPUs,
+# whose cache holds the weights of a small model, sorting the tokens is faster from fewer tokens on.
 _FEW = 128
 _FEW_ON_CPU = 32
-# A device has room for as many rows as may come, n times its even share, where those are few bytes;
-# otherwise for some even shares, within some bytes, and takes the rest in further rounds. The rows
-# of its own tokens, which are as many as one even share, it holds whole.
+# A device has room for all rows that may arrive, n times its even share, if these take few bytes.
+# Otherwise it has room for some even shares, up to some bytes, and takes the rest in further chunks
+# of the all-to-all. It always has room for the rows of its tokens, which are one even share.
 _FEW_BYTES = 1 << 26
 _EVEN_SHARES = 2
 _MOST_BYTES = 1 << 30
 
 
 def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
-    """SwiGLU feed-forward (arXiv 2002.05202): x [b, t, d], gate and up [d, f], down [f, d].
+    """SwiGLU feed-forward (arXiv 2002.05202).
 
     The weights' columns are split over the mesh axis `tensor`.
+
+    Args:
+      x: float[b, t, d].
+      gate: float[d, f / devices].
+      up: float[d, f / devices].
+      down: float[f, d / devices].
+
+    Returns:
+      [b, t, d] in x's dtype.
     """
     return column_dense(gather(jax.nn.silu(dense(x, gate)) * dense(x, up), TENSOR), down)
 
@@ -44,37 +53,45 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
 class Experts(NamedTuple):
     """A layer's experts on this device, split over `collectives.EXPERTS`; or those of many layers.
 
-    A kernel that is called in a loop over stacked layers would have each layer's weights copied
-    out of the stack for it. It takes the whole stack instead, and which of them are meant.
+    In a loop over stacked layers XLA would copy each layer's weights out of the stack for a kernel.
+    So the kernel takes the complete stack, and the index of the layer's first expert.
     """
 
-    gate: Array  # [n, d, f]
-    up: Array  # [n, d, f]
-    down: Array  # [n, f, d]
+    gate: Array  # float[n, d, f]
+    up: Array  # float[n, d, f]
+    down: Array  # float[n, f, d]
     count: int  # experts of the layer
-    first: Array | int = 0  # int32[], where they begin
+    first: Array | int = 0  # int32[], index of the layer's first expert
 
     def places(self, ids: Array) -> Array:
-        """Where the layer's experts int32[...] stand among all; -1 for what is none of them."""
+        """Indices int32[...] among all n of the layer's experts int32[...]; -1 for other ids."""
         return jnp.where((ids >= 0) & (ids < self.count), ids + self.first, -1)
 
-    def feed(self, rows: Array, sizes: Array) -> Array:
-        """SwiGLU of rows [m, d] sorted by expert, int32[count] of them each."""
+    def feed_forward(self, rows: Array, sizes: Array) -> Array:
+        """SwiGLU of rows that are sorted by expert.
+
+        Args:
+          rows: float[m, d].
+          sizes: int32[count], number of rows of each expert.
+
+        Returns:
+          [m, d] in the dtype of `rows`.
+        """
         if self.count < len(self.gate):
-            nobody = jnp.zeros(len(self.gate), sizes.dtype)
-            sizes = jax.lax.dynamic_update_slice_in_dim(nobody, sizes, self.first, axis=0)
+            zeros = jnp.zeros(len(self.gate), sizes.dtype)
+            sizes = jax.lax.dynamic_update_slice_in_dim(zeros, sizes, self.first, axis=0)
         hidden = jax.nn.silu(grouped_matmul(rows, self.gate, sizes))
         return grouped_matmul(hidden * grouped_matmul(rows, self.up, sizes), self.down, sizes)
 
 
 def chosen_experts(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
-    """Each token through the experts it chose, weighted and summed in ascending order.
+    """The weighted sum of the chosen experts of each token, in ascending order of the experts.
 
     Args:
-      x: [t, d]; on a mesh this device's tokens, the same along `tensor`.
+      x: float[t, d]; on a mesh this device's tokens, the same along `tensor`.
       chosen: int32[t, k], ascending.
       weights: float32[t, k].
-      experts: The layer's.
+      experts: Experts of the layer.
 
     Returns:
       [t, d] in x's dtype.
@@ -92,10 +109,10 @@ def _streamed(x: Array, chosen: Array, weights: Array, experts: Experts) -> Arra
 
 
 def _tokens_everywhere(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
-    """Few tokens: all of them go to all devices, whose experts stay where they are.
+    """Few tokens: all of them go to all devices, and no weights move.
 
-    A device sums its own experts' parts of each token; at home these are summed in the order of
-    the devices, which is that of the experts.
+    Each device sums the outputs of its experts for each token. The token's home device adds these
+    sums in the order of the devices, which is the order of the experts.
     """
     t, d = x.shape
     homes = axis_size(EXPERT)
@@ -113,29 +130,35 @@ def _tokens_everywhere(x: Array, chosen: Array, weights: Array, experts: Experts
 
 
 def _exchanged(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
-    """Many tokens: each goes to the devices of its experts and back; along `tensor` they share."""
+    """Many tokens: each goes to the devices of its experts and back; `tensor` splits the tokens."""
     t, d = x.shape
     devices, sharing = axis_size(*EXPERTS), axis_size(TENSOR)
     pad = ((0, -t % sharing), (0, 0))
     tokens = (jnp.pad(x, pad), jnp.pad(chosen, pad, constant_values=-1), jnp.pad(weights, pad))
     tokens = jax.tree.map(lambda a: take_part(a, TENSOR, dim=0), tokens)
 
-    def feed(matrices: tuple[Array, Array, Array], rows: Array, sizes: Array) -> Array:
-        return Experts(*matrices, experts.count, experts.first).feed(rows, sizes)
+    def feed_forward(matrices: tuple[Array, Array, Array], rows: Array, sizes: Array) -> Array:
+        return Experts(*matrices, experts.count, experts.first).feed_forward(rows, sizes)
 
     out, _ = exchange_layer(
-        feed,
+        feed_forward,
         (experts.gate, experts.up, experts.down),
         *tokens,
         num_experts=devices * experts.count,
         axis=EXPERTS,
-        room=room_for(tokens[1].size, devices, d * x.dtype.itemsize),
+        chunk_rows=chunk_rows_for(tokens[1].size, devices, d * x.dtype.itemsize),
     )
     return gather(out, TENSOR, dim=0)[:t]
 
 
-def room_for(pairs: int, devices: int, row_bytes: int) -> int | None:
-    """Rows that a device takes at a time, None for any number, where each device sends `pairs`."""
+def chunk_rows_for(pairs: int, devices: int, row_bytes: int) -> int | None:
+    """Rows that a device takes in one chunk of the all-to-all; None: any number.
+
+    Args:
+      pairs: Pairs of a token and an expert that each device sends.
+      devices: Devices that exchange rows.
+      row_bytes: Bytes of a row.
+    """
     if devices * pairs * row_bytes <= _FEW_BYTES:
         return None
     return max(1, min(_EVEN_SHARES * pairs, _MOST_BYTES // row_bytes))
@@ -147,13 +170,13 @@ def _sorted_by_expert(x: Array, chosen: Array, weights: Array, experts: Experts)
     back = jnp.argsort(order)
     sizes = jnp.sum(chosen.reshape(-1, 1) == jnp.arange(experts.count), axis=0, dtype=jnp.int32)
     rows = _permute(jnp.repeat(x, k, axis=0), order, back)
-    parts = _permute(experts.feed(rows, sizes), back, order).reshape(t, k, -1)
+    parts = _permute(experts.feed_forward(rows, sizes), back, order).reshape(t, k, -1)
     return jnp.sum(parts.astype(jnp.float32) * weights[..., None], axis=1).astype(x.dtype)
 
 
 @jax.custom_vjp
 def _permute(x: Array, order: Array, back: Array) -> Array:
-    """Rows of x in another order; `back` undoes it, which saves the gradient a scatter."""
+    """Rows of x in another order; with the inverse, `back`, the gradient needs no scatter."""
     return x[order]
 
 

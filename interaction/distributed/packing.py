@@ -1,4 +1,4 @@
-"""Many arrays as few: what a jitted call costs the host grows with its arguments."""
+"""Joins many arrays into few: a jitted call costs the host time for each argument."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ from interaction.types import Array, Params
 
 
 class Limits(NamedTuple):
-    """Up to which sizes arrays are joined, in bytes; a larger one might be copied out again."""
+    """Sizes in bytes below which arrays are joined; larger ones might be copied out again."""
 
-    vector: int  # float32 arrays end to end, where each is cut out and fused with what reads it
-    stack: int  # arrays of one shape and dtype on top of each other, where one is read in place
+    vector: int  # of float32 arrays in one vector: cutting one out is fused with its use
+    stack: int  # of arrays of one shape and dtype in one stack: each is read in place
 
 
 # XLA's CPU backend copies a matrix out of a stack before it multiplies.
@@ -27,7 +27,7 @@ LIMITS = {
 
 
 class Packed(NamedTuple):
-    """The arrays that a call gets, or their `PartitionSpec`s."""
+    """The joined arrays, or their `PartitionSpec`s."""
 
     vector: Any  # float32[n]
     stacks: tuple
@@ -35,14 +35,14 @@ class Packed(NamedTuple):
 
 
 class Packing:
-    """How the leaves of a tree are joined."""
+    """A plan of how the leaves of a tree are joined."""
 
     def __init__(self, params: Params, specs: Any, limits: Limits) -> None:  # noqa: ANN401
-        """Plans it.
+        """Makes the plan.
 
         Args:
           params: Any tree of arrays, or of their shapes and dtypes.
-          specs: Their `PartitionSpec`s; what is split over devices only joins what is split alike.
+          specs: Their `PartitionSpec`s; arrays are only joined with arrays that are split alike.
           limits: See `LIMITS`.
         """
         self._leaves, self._structure = jax.tree.flatten(params)
@@ -65,7 +65,7 @@ class Packing:
         )
 
     def join(self, params: Params, mesh: Mesh) -> Packed:
-        """Joins a tree whose arrays lie on a mesh; those that stay alone are not copied."""
+        """Joins a tree whose arrays are on a mesh; arrays that are not joined are not copied."""
         leaves = self._structure.flatten_up_to(params)
         inline = [leaves[i] for i in self._inline]
         groups = [[leaves[i] for i in group] for group in self._groups]
@@ -75,7 +75,7 @@ class Packing:
         return Packed(vector, stacks, tuple(leaves[i] for i in self._others))
 
     def take_apart(self, packed: Packed) -> Params:
-        """Makes the tree again; to be traced."""
+        """The tree that was joined; for use inside `jax.jit`."""
         found: dict[int, Array] = dict(zip(self._others, packed.others, strict=True))
         for group, stack in zip(self._groups, packed.stacks, strict=True):
             found |= {i: stack[place] for place, i in enumerate(group)}

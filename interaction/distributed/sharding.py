@@ -1,8 +1,8 @@
-"""Which device holds what: meshes, and one table of rules from a parameter's path to mesh axes.
+"""Meshes, and one table of rules from a parameter's path to mesh axes.
 
-Every parameter of the project, on its own or inside an optimizer's state, is split by `RULES`; a
-path that no rule matches, or a size that its axes do not divide, is refused by name. Model code
-runs inside `jax.shard_map`, see `interaction.distributed.collectives`: `gather_and_cast` is where a
+`RULES` splits every parameter, and every array of that path in an optimizer's state. A path that no
+rule matches raises an error, as does a size that the devices on its axes do not divide. Model code
+runs inside `jax.shard_map`, see `interaction.distributed.collectives`; with `gather_and_cast` a
 layer gathers the weights that fully-sharded data parallelism has split.
 """
 
@@ -23,9 +23,9 @@ from interaction.types import Array, Params
 
 Axes = tuple[str | tuple[str, ...] | None, ...]
 
-# Path (the end of it) -> mesh axes of the last dimensions; those before them (layers) are whole.
-# Products are never split along the dimension they sum over (`fsdp` parts are gathered first):
-# matrices [in, out] stand as (fsdp, tensor), experts [e, in, out] as (experts, fsdp, whole).
+# End of a path -> mesh axes of the last dimensions; earlier dimensions (layers) are not split. No
+# product is split along the dimension that it sums over, since `fsdp` parts are gathered first:
+# matrices [in, out] are split as (fsdp, tensor), experts [e, in, out] as (experts, fsdp, None).
 RULES: tuple[tuple[str, Axes], ...] = (
     (r"(sliding|long)/(gate|up|down)", (EXPERTS, FSDP, None)),
     (r"(sliding|long)/(query|key|value|attention_out)", (FSDP, TENSOR)),
@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, Axes], ...] = (
     (r"router_bias", (None,)),
 )
 _RULES = tuple(
-    # Layers that are kept separately are numbered.
+    # Separate layers are numbered.
     (re.compile(rf"(^|/)({path})$".replace("(sliding|long)/", r"(sliding|long)/(\d+/)*")), axes)
     for path, axes in RULES
 )
@@ -59,12 +59,12 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     Neighbouring devices are neighbours along the last axes: tensor, sequence, then expert.
 
     Args:
-      axes: Axis to size.
-      devices: To take, all of them; None takes all of all processes, or the first of this one
-        if one will do.
+      axes: Size of each axis.
+      devices: Devices of the mesh; None takes those of all processes, or the first one of this
+        process for a mesh of one device.
 
     Raises:
-      ValueError: An unknown axis, a size below 1, or another number of devices.
+      ValueError: An axis is unknown, a size is below 1, or the number of devices is another.
     """
     shape = mesh_shape(axes)
     wanted = math.prod(shape)
@@ -73,8 +73,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
         found = jax.local_devices()[:1]
     if len(found) != wanted:
         raise ValueError(
-            f"mesh: got axes {dict(axes)} of {wanted} devices, wanted the {len(found)} that are "
-            "here; change a size"
+            f"mesh: got axes {dict(axes)} of {wanted} devices, wanted the {len(found)} available "
+            "devices; change a size"
         )
     if found[0].platform == "tpu":
         from jax.experimental import mesh_utils
@@ -85,15 +85,15 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
 
 
 def abstract_mesh(axes: Mapping[str, int]) -> AbstractMesh:
-    """A mesh without devices, on which shapes and shardings of any size are checked."""
+    """A mesh without devices, for checks of shapes and shardings of any size."""
     return AbstractMesh(mesh_shape(axes), AXES)
 
 
 def mesh_shape(axes: Mapping[str, int]) -> tuple[int, ...]:
-    """Sizes of all axes, in order.
+    """Sizes of all axes of `collectives.AXES`, in order.
 
     Raises:
-      ValueError: An unknown axis or a size below 1.
+      ValueError: An axis is unknown, or a size is below 1.
     """
     unknown = sorted(set(axes) - set(AXES))
     if unknown or any(size < 1 for size in axes.values()):
@@ -104,10 +104,10 @@ def mesh_shape(axes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def check_heads(mesh: Mesh | AbstractMesh, kv_heads: int) -> None:
-    """Refuses a mesh whose `tensor` devices cannot share out the heads of the caches.
+    """Refuses a mesh whose axis `tensor` cannot split the KV heads of the caches.
 
     Raises:
-      ValueError: It does not divide them.
+      ValueError: The size of the axis does not divide their number.
     """
     parts = size(mesh, TENSOR)
     if kv_heads % parts:
@@ -117,12 +117,12 @@ def check_heads(mesh: Mesh | AbstractMesh, kv_heads: int) -> None:
 
 
 def size(mesh: Mesh | AbstractMesh, *axes: str) -> int:
-    """Devices along axes of a mesh."""
+    """Number of devices along axes of a mesh."""
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def platform(mesh: Mesh | AbstractMesh) -> str:
-    """Of a mesh's devices, "abstract" where it has none."""
+    """Platform of a mesh's devices; "abstract" for a mesh without devices."""
     return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "abstract"
 
 
@@ -135,10 +135,10 @@ def jit_step(
     """Jits a step of sessions on a mesh: (params, state, given) -> outputs; the state is donated.
 
     Args:
-      body: Written for one device.
-      mesh: With all axes of `collectives.AXES`.
-      inputs: `PartitionSpec`s of the three.
-      outputs: Those of what it returns.
+      body: The step, written for one device.
+      mesh: A mesh with all axes of `collectives.AXES`.
+      inputs: `PartitionSpec`s of the three arguments.
+      outputs: `PartitionSpec`s of the outputs.
     """
     if mesh.size > 1:
         body = jax.shard_map(body, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
@@ -160,21 +160,21 @@ def rule(path: str) -> Axes:
     """Mesh axes of the last dimensions of the array at a path, "…/sliding/query".
 
     Raises:
-      ValueError: No rule matches, or more than one.
+      ValueError: No rule matches, or more than one rule.
     """
     found = [axes for pattern, axes in _RULES if pattern.search(path)]
     if len(found) != 1:
         raise ValueError(
-            f"sharding: {path!r} matches {len(found)} rules, wanted one; add or mend a rule in "
+            f"sharding: {path!r} matches {len(found)} rules, wanted one; add or correct a rule in "
             "interaction/distributed/sharding.py"
         )
     return found[0]
 
 
 def param_specs(tree: Any) -> Any:  # noqa: ANN401
-    """`PartitionSpec`s of a tree of parameters, of buffers, or of a state that holds such trees.
+    """`PartitionSpec`s of a tree of parameters or buffers, or of a state that contains such trees.
 
-    Numbers ([] shapes) are the same everywhere.
+    Scalars, of shape [], are replicated.
     """
 
     def spec(path: tuple, leaf: Array) -> PartitionSpec:
@@ -191,7 +191,7 @@ def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:  # noqa: ANN401
     """`NamedSharding`s of a tree of parameters, see `param_specs`.
 
     Raises:
-      ValueError: No rule for a path, or a dimension that its axes do not divide.
+      ValueError: A path has no rule, or the devices on an axis do not divide a dimension.
     """
 
     def place(path: tuple, leaf: Array, spec: PartitionSpec) -> NamedSharding:
@@ -212,14 +212,17 @@ def put(leaf: Any, where: NamedSharding) -> Array:  # noqa: ANN401
     """Puts an array on a mesh, which may span processes.
 
     Args:
-      leaf: A jax array, which devices pass on if it lies elsewhere; or what can be indexed (numpy,
-        `LazyArray`, on a mesh over processes a jax array of one), of which each process takes the
-        parts that its own devices hold.
-      where: Its sharding.
+      leaf: [...] of any dtype: a jax array, which devices copy to each other where needed; or an
+        indexable array (NumPy, `LazyArray`, or for a mesh over processes a jax array of one
+        process), of which each process reads the parts of its devices.
+      where: The sharding of the result.
+
+    Returns:
+      [...] in the same dtype.
     """
     if isinstance(leaf, Array) and (where.is_fully_addressable or not leaf.is_fully_addressable):
         return jax.device_put(leaf, where)
-    parts: dict[str, np.ndarray] = {}  # several devices may hold the same
+    parts: dict[str, np.ndarray] = {}  # several devices may hold the same part
 
     def part(index: Any) -> np.ndarray:  # noqa: ANN401
         if str(index) not in parts:
@@ -230,37 +233,38 @@ def put(leaf: Any, where: NamedSharding) -> Array:  # noqa: ANN401
 
 
 def session_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Of arrays whose leading axis counts sessions: batches, chunks, replies."""
+    """Sharding of arrays whose leading axis counts sessions: batches, chunks, replies."""
     return NamedSharding(mesh, PartitionSpec(SESSIONS))
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Of arrays that every device holds whole."""
+    """Sharding of arrays of which every device has a complete copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def gather_and_cast(params: Params, part: str, dtype: str) -> Params:
-    """Weights as they are multiplied: in the policy's dtype, their `fsdp` parts gathered.
+    """Gathers the `fsdp` parts of weights and casts the weights as `dtype_policy` says.
 
     Args:
-      params: A flat dict of one layer's or module's parameters, float32 or bfloat16, this
-        device's parts.
-      part: Path that its names follow in `RULES` and in `dtype_policy`, "sliding" or "heads".
+      params: A flat dict of this device's parts of one layer's or module's parameters, float32 or
+        bfloat16.
+      part: Path before the names in `RULES` and `dtype_policy`, "sliding" or "heads".
       dtype: The computing dtype, see `dtype_policy.dtype_of`. Tables of tokens are rounded to it
-        and handed out as float32, so that the gradient of a token that stands in many places is
-        summed in float32.
+        but returned as float32, so that the gradient of a token that occurs many times is summed
+        in float32.
 
     Returns:
-      The same dict; dimensions split over axes other than `fsdp` are still parts.
+      The dict with the same names; dimensions that are split over other axes than `fsdp` are still
+      split.
     """
 
     def one(name: str, leaf: Array) -> Array:
         path = f"{part}/{name}"
         wanted = dtype_of(path, dtype)
         if leaf.dtype != wanted:
-            # Or XLA would cast all layers of a stack before the loop over them.
+            # Without the barrier XLA casts all layers of a stack before the loop over layers.
             leaf = jax.lax.optimization_barrier(leaf)
-            if path.endswith("/table"):  # XLA might leave out a cast and its inverse
+            if path.endswith("/table"):  # XLA might remove a pair of casts, but not this rounding
                 kind = jnp.finfo(wanted)
                 leaf = jax.lax.reduce_precision(leaf.astype("float32"), kind.nexp, kind.nmant)
             else:
@@ -274,7 +278,7 @@ def gather_and_cast(params: Params, part: str, dtype: str) -> Params:
 
 
 def cast_params(params: Params, dtype: str) -> Params:
-    """Parameters as serving keeps them, see `dtype_policy`.
+    """Casts parameters to the dtypes in which serving keeps them, see `dtype_policy`.
 
     Args:
       params: Nested dict of float32 or bfloat16 arrays.

@@ -1,4 +1,4 @@
-"""Checks of inputs on the host, before anything is done: a chunk's fields, PCM, frames."""
+"""Checks of inputs on the host before a step: the fields of a chunk, PCM and frames."""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ from interaction.types import Chunk
 
 
 class _Field(NamedTuple):
-    """What a field of a chunk has to be."""
+    """Requirements of a field of a chunk."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    fix: str  # of another shape or dtype
-    span: tuple[float, float] | None = None  # smallest and largest number
-    unit: str = ""  # what numbers within are, and the fix of others
+    fix: str  # fix for another shape or dtype
+    span: tuple[float, float] | None = None  # smallest and largest value
+    unit: str = ""  # meaning of values within the span, and fix for others
 
 
 def _fields(config: ModelConfig, sessions: int) -> dict[str, _Field]:
@@ -60,7 +60,7 @@ def _check_form(name: str, value: Any, wanted: _Field) -> None:  # noqa: ANN401
 
 
 def _usable_rows(value: np.ndarray, span: tuple[float, float]) -> np.ndarray:
-    """Rows with no number outside of the span, bool[rows]; NaN lies outside."""
+    """Rows bool[rows] without values outside the span; NaN is outside."""
     return np.all((value >= span[0]) & (value <= span[1]), axis=tuple(range(1, value.ndim)))
 
 
@@ -68,12 +68,12 @@ def check_form(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
     """Refuses fields of wrong shapes and dtypes.
 
     Args:
-      config: The model's.
-      chunk: Its arrays may be numpy's or on a device.
-      sessions: Rows that are expected.
+      config: Model configuration.
+      chunk: Inputs, as NumPy arrays or arrays on a device.
+      sessions: Expected number of rows.
 
     Raises:
-      ValueError: Names the field, what came, what was wanted and the fix.
+      ValueError: Names the field, the shape and dtype, the wanted ones and the fix.
     """
     for name, wanted in _fields(config, sessions).items():
         value = getattr(chunk, name)
@@ -81,21 +81,22 @@ def check_form(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
             _check_form(f"chunk.{name}", value, wanted)
     if (chunk.frame is None) != (chunk.has_frame is None):
         raise ValueError(
-            "chunk.has_frame: frame and has_frame come together; say which rows have a frame"
+            "chunk.has_frame: got only one of frame and has_frame, wanted both or neither; set "
+            "has_frame to the rows with a frame"
         )
 
 
 def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
-    """Refuses what the step could not take, before anything is done.
+    """Refuses a chunk that the step cannot take.
 
     Args:
-      config: The model's.
-      chunk: Numbers are looked at where they are numpy's.
-      sessions: Rows that are expected.
+      config: Model configuration.
+      chunk: Inputs; only values of NumPy arrays are checked.
+      sessions: Expected number of rows.
 
     Raises:
-      ValueError: Names the field, what came, what was wanted and the fix: a wrong shape or dtype,
-        or numbers out of range in every row.
+      ValueError: A field has a wrong shape or dtype, or values out of range in every row. The
+        message names the field, what it was, what was wanted and the fix.
     """
     check_form(config, chunk, sessions)
     for name, wanted in _fields(config, sessions).items():
@@ -103,7 +104,7 @@ def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
         if wanted.span is None or not isinstance(value, np.ndarray):
             continue
         low, high = wanted.span
-        # Comparisons are false for NaN; the first line alone settles nearly every call.
+        # Comparisons are false for NaN. For nearly every call the first condition is enough.
         if not (value.min() >= low and value.max() <= high):
             if not np.any(_usable_rows(value, wanted.span)):
                 raise ValueError(
@@ -113,18 +114,18 @@ def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
 
 
 def checked(config: ModelConfig, name: str, value: np.ndarray) -> np.ndarray:
-    """A copy of one session's input, refused unless all of it is usable.
+    """Checks one session's input and copies it.
 
     Args:
-      config: The model's.
+      config: Model configuration.
       name: "audio" or "frame".
-      value: float32[turn_samples], PCM in [-1, 1], or float32[size, size, 3] in [0, 1].
+      value: float32[turn_samples], PCM in [-1, 1], or float32[size, size, 3], RGB in [0, 1].
 
     Returns:
-      The same, of its own memory.
+      A copy, float32[turn_samples] or float32[size, size, 3].
 
     Raises:
-      ValueError: Names the field, what came, what was wanted and the fix.
+      ValueError: Names the field, what it was, what was wanted and the fix.
     """
     wanted = _fields(config, 1)[name]
     if not isinstance(value, np.ndarray):
@@ -137,15 +138,15 @@ def checked(config: ModelConfig, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def unusable_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> Chunk:
-    """A chunk with the fields of another one, every row of which is refused by the step.
+    """A chunk with the same fields as another one, whose rows the step refuses.
 
     Args:
-      config: The model's.
-      chunk: Of any form.
-      sessions: Rows of the new chunk.
+      config: Model configuration.
+      chunk: The other chunk, of any shapes and dtypes.
+      sessions: Number of rows of the new chunk.
 
     Returns:
-      PCM of NaN; zeros in the other fields that `chunk` has, all rows active.
+      PCM of NaN, zeros in the other fields of `chunk`, all rows active.
     """
     given = {name for name in Chunk._fields if getattr(chunk, name, None) is not None}
     if given & {"frame", "has_frame"}:

@@ -1,6 +1,6 @@
-"""`Conversation`: one live talk with a model, every 200 ms, and a background agent beside it.
+"""`Conversation`: one live session of a model with a background agent, every 200 ms.
 
-No call here waits for the agent, a tool, the disk, the network or whoever reads the log.
+No micro-turn waits for the agent, a tool, the disk, the network or a log.
 """
 
 import collections
@@ -27,33 +27,33 @@ from interaction.pretrained import fingerprints
 from interaction.types import Reply
 
 _log = logging.getLogger(__name__)
-KEEP = 300  # micro-turns that a file holds for the agent of a restored conversation: a minute
+KEEP = 300  # micro-turns in a file for the agent of a restored conversation: one minute
 MAGIC = b"convers1"
-_AGAIN_S = 5.0  # a loop that is further behind than this starts afresh
+_AGAIN_S = 5.0  # a loop that is later than this restarts its clock
 
 
 @dataclasses.dataclass
 class Stats:
-    """What a conversation has counted."""
+    """Counts and times of a conversation."""
 
-    turns: int = 0
-    late: int = 0  # chunks that came after their micro-turn
-    lost: int = 0  # micro-turns without a chunk: silence in its place
-    doubled: int = 0  # chunks that had come before
-    reordered: int = 0  # chunks that came after later ones
-    missed: int = 0  # deadlines of `run`
-    step_s: float = 0.0  # of the last micro-turn: the model
-    driver_s: float = 0.0  # and all else
+    turns: int = 0  # micro-turns taken
+    late: int = 0  # chunks that arrived after their micro-turn
+    lost: int = 0  # micro-turns without a chunk, which took silence
+    doubled: int = 0  # chunks that had arrived before
+    reordered: int = 0  # chunks that arrived after later ones
+    missed: int = 0  # missed deadlines of `run`
+    step_s: float = 0.0  # s of the model's step in the last micro-turn
+    driver_s: float = 0.0  # s of everything else in the last micro-turn
     slowest_step_s: float = 0.0
     slowest_driver_s: float = 0.0
     unrecorded: int = 0  # micro-turns that are missing in the record
 
 
 class Conversation:
-    """A session of a model, live; not for several threads at once, but for `receive`.
+    """A live session of a model. Of its methods only `receive` may be called from another thread.
 
-    Text that arrives, and the results of delegations, reach the model some tokens a micro-turn, one
-    after another, each in full. See `interaction.background` for whom it asks.
+    Arriving texts and results of delegations reach the model in order, each completely, some tokens
+    per micro-turn. See `interaction.background` for the agents that answer delegations.
     """
 
     def __init__(
@@ -67,20 +67,21 @@ class Conversation:
         limit_s: float = delegations.LIMIT_S,
         calls_limit_s: float = delegations.CALLS_LIMIT_S,
     ) -> None:
-        """Starts a fresh session, and compiles all that it will need.
+        """Starts a fresh session and compiles all variants of the step.
 
         Args:
-          model: A loaded one.
-          agent: Whom it may ask; it is closed with the conversation. None: it says that it cannot.
-          seed: Of the model's sampling.
-          record: File to write the record to, see `session_file`; it must not exist.
-          frames: Whether video may come.
-          limit_s: How long a delegation may take, its tool calls apart; then it has failed.
-          calls_limit_s: The same of its tool calls, timers among them.
+          model: A loaded model.
+          agent: Agent that answers delegations; it is closed with the conversation. None: every
+            delegation fails, see `delegations.SORRY`.
+          seed: Seed of the model's sampling.
+          record: File to write the record to, see `session_record`; it must not exist.
+          frames: Whether micro-turns may have video frames.
+          limit_s: Time limit in s of a delegation without its tool calls, after which it fails.
+          calls_limit_s: Time limit in s of a delegation's tool calls, timers included.
 
         Raises:
-          ValueError: The model is on devices that share out several sessions, or on those of
-            several processes, or the record cannot be made.
+          ValueError: The model's mesh splits sessions or spans processes, or the record cannot be
+            created.
         """
         session_record.check_alone(model)
         self.stats = Stats()
@@ -102,7 +103,7 @@ class Conversation:
             self._start_record(record)
 
     def _warm_up(self) -> None:
-        """Runs each variant of the step once, on a session of its own."""
+        """Runs each variant of the step once, on a separate session."""
         state = self._model.init_state(1, self._seed)
         size = self._model.config.frame_size
         picture = np.zeros((size, size, 3), np.float32)
@@ -135,15 +136,16 @@ class Conversation:
 
         Args:
           audio: float32[turn_samples], the user's PCM in [-1, 1].
-          text: That arrives from outside; it goes to the model with this and the next micro-turns.
-          frame: float32[size, size, 3] in [0, 1].
+          text: Arriving text, which the model reads in this and the next micro-turns.
+          frame: float32[size, size, 3], RGB in [0, 1].
 
         Returns:
-          The model's, without the axis of sessions: audio float32[turn_samples], text int32,
-          heard int32[audio_positions]; refused is False.
+          The reply without the axis of sessions: audio float32[turn_samples], PCM in [-1, 1]; text
+          int32[]; user_transcript int32[audio_positions]; refused is False.
 
         Raises:
-          ValueError: Inputs that are no PCM, no frame, or too much text; nothing was done.
+          ValueError: The PCM or the frame is unusable, or the text too long; the conversation has
+            not changed.
         """
         self._open()
         audio = checked(self._model.config, "audio", audio)
@@ -154,19 +156,31 @@ class Conversation:
         return self._take(audio, frame)
 
     def receive(self, index: int, pcm: np.ndarray) -> None:
-        """Takes a chunk from the network, for `tick`; may be called from another thread.
+        """Takes a chunk from the network for `tick`; may be called from another thread.
 
         Args:
-          index: Its micro-turn, counted from 0.
+          index: Number of the chunk's micro-turn, counted from 0.
           pcm: float32[turn_samples] in [-1, 1].
 
         Raises:
-          ValueError: An index far ahead or of another kind, or no PCM; nothing has changed.
+          ValueError: The index is not an integer or too far ahead, or the PCM is unusable; the
+            conversation has not changed.
         """
         self._network.put(index, checked(self._model.config, "audio", pcm))
 
     def tick(self, text: str | None = None, frame: np.ndarray | None = None) -> Reply:
-        """Takes one micro-turn with what `receive` has for it, or silence; see `step`."""
+        """Takes one micro-turn with the PCM from `receive`, or silence if it has not arrived.
+
+        Args:
+          text: Arriving text, see `step`.
+          frame: float32[size, size, 3], RGB in [0, 1].
+
+        Returns:
+          The reply, see `step`.
+
+        Raises:
+          ValueError: See `step`.
+        """
         self._open()
         frame = self._checked_frame(frame)
         if text is not None:
@@ -175,13 +189,15 @@ class Conversation:
 
     def _open(self) -> None:
         if self._closed:
-            raise ValueError("conversation: got one that was closed; restore it from its file")
+            raise ValueError("conversation: got a closed one; restore it from a saved file")
 
     def _checked_frame(self, frame: np.ndarray | None) -> np.ndarray | None:
         if frame is None:
             return None
         if not self._frames:
-            raise ValueError("frame: got one, wanted none; make the conversation with frames=True")
+            raise ValueError(
+                "frame: got a frame, wanted None; create the conversation with frames=True"
+            )
         return checked(self._model.config, "frame", frame)
 
     def _take(self, audio: np.ndarray, frame: np.ndarray | None) -> Reply:
@@ -193,31 +209,16 @@ class Conversation:
         self._state, reply = self._model.step(self._state, chunk)
         reply = Reply(*(leaf[0] for leaf in jax.device_get(reply)))
         after = time.perf_counter()
-        token, speech, user_transcript = (
-            int(reply.text),
-            np.asarray(reply.audio),
-            np.asarray(reply.user_transcript),
-        )
+        token, speech = int(reply.text), np.asarray(reply.audio)
+        user_transcript = np.asarray(reply.user_transcript)
         turn = MicroTurn(audio, speech, user_transcript, token, arrived, frame)
         self._kept.append(turn)
         self._talk.observe(turn)
         self._talk.read(token)
         notes = self._talk.notes()
         if self._writer is not None:
-            now = time.time()
-            self._writer.put(
-                Entry(
-                    self.stats.turns,
-                    now,
-                    audio,
-                    arrived,
-                    frame,
-                    token,
-                    user_transcript,
-                    speech,
-                    notes,
-                )
-            )
+            inputs = self.stats.turns, time.time(), audio, arrived, frame
+            self._writer.put(Entry(*inputs, token, user_transcript, speech, notes))
         self._count(after - before, before - began + time.perf_counter() - after)
         return reply
 
@@ -242,15 +243,15 @@ class Conversation:
     ) -> None:
         """Takes a micro-turn every 200 ms until the source ends.
 
-        A reply is due when the next micro-turn begins; later ones are counted as missed and told
-        to the log, and the loop catches up.
+        A reply is due when the next micro-turn begins. A later reply is counted as missed and
+        logged, and the loop catches up.
 
         Args:
-          source: Gives the PCM of each micro-turn, as `step` takes it; it must not wait. None
-            takes what `receive` has.
-          sink: Takes each reply; it must not wait either.
-          clock: Seconds from anywhere on.
-          sleep: Waits so many seconds.
+          source: Iterator of the PCM of each micro-turn, float32[turn_samples] in [-1, 1], without
+            waits; None stands for a `tick`.
+          sink: Function that takes each reply, without waits.
+          clock: Function that returns the time in s from any origin.
+          sleep: Function that waits for a time in s.
         """
         length = self._samples / self._model.config.audio.sample_rate
         due = clock()
@@ -281,10 +282,12 @@ class Conversation:
     # A conversation as a file.
 
     def close(self) -> bool:
-        """Ends the talk: closes the agent, which then calls no tool any more, and the record.
+        """Ends the conversation: closes the agent and the record.
+
+        The agent calls no tools afterwards. `save` still works.
 
         Returns:
-          Whether the record is complete; True if there is none. `save` still works.
+          Whether the record is complete; True if there is none.
         """
         if not self._closed:
             self._closed = True
@@ -294,13 +297,13 @@ class Conversation:
         return self._complete
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the conversation to a file, from which `restore` goes on; waits for the disk.
+        """Writes the conversation to a file for `restore`; waits for the disk.
 
-        To hand a conversation over to another process, close it first: then every tool is called
-        at most once. One that goes on after it was saved may call what the restored one calls too.
+        Before another process restores a conversation, close it: then each tool is called at most
+        once. If it continues after it was saved, both conversations may make the same tool calls.
 
         Args:
-          path: Is replaced if it exists.
+          path: File to write, which is replaced if it exists.
         """
         self._talk.collect(every=True)
         fields = {
@@ -329,18 +332,18 @@ class Conversation:
         limit_s: float = delegations.LIMIT_S,
         calls_limit_s: float = delegations.CALLS_LIMIT_S,
     ) -> Self:
-        """Goes on with a saved conversation; what the model does next is the same, bit for bit.
+        """Continues a saved conversation; the model's next outputs are the same bit for bit.
 
-        The agent is told the last `KEEP` micro-turns. What was running is asked again, unless a
-        tool had been called for it or words of it were given: then the honest sentence comes.
+        The agent observes the last `KEEP` micro-turns again. A running delegation is asked again,
+        unless a tool was called for it or a part of its result reached the model: then it fails.
 
         Args:
-          path: Written by `save`.
-          model: The one that it was a conversation with.
-          agent: As in the constructor, and so is the rest.
-          record: File for the record of what follows.
-          limit_s: Counts on from what was used up.
-          calls_limit_s: Counts on too.
+          path: File that `save` wrote.
+          model: The model of the conversation.
+          agent: See the constructor.
+          record: File for the record of the micro-turns from here on; it must not exist.
+          limit_s: See the constructor; time before `save` counts.
+          calls_limit_s: See the constructor; time before `save` counts.
 
         Raises:
           ValueError: The file is missing, damaged, or of another model or version.

@@ -1,4 +1,4 @@
-"""Runs a recorded session again, bit for bit, with no agent and no tool."""
+"""Runs a recorded session again, bit for bit, without agent and tools."""
 
 import dataclasses
 import os
@@ -20,27 +20,27 @@ from interaction.pretrained.fingerprints import fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What came of running a record again."""
+    """The result of running a record again."""
 
-    turns: int
-    equal: bool  # every output, bit for bit
-    difference: str  # the first one, in words; "" if there is none
-    complete: bool  # of the record
-    problem: str
+    turns: int  # micro-turns that were run
+    equal: bool  # whether all outputs are equal bit for bit
+    difference: str  # the first difference, in words; "" if there is none
+    complete: bool  # whether the record is complete
+    problem: str  # see `Record.problem`
 
 
 def replay(path: str | os.PathLike, model: Model) -> Replay:
-    """Runs a session again from what went in, with no agent and no tool.
+    """Runs a session again from its recorded inputs, without agent and tools.
 
     Args:
-      path: Of a record.
-      model: The one that made it, on devices of the same kind.
+      path: Path of a record.
+      model: The model of the record, on devices of the same kind.
 
     Returns:
-      Whether every output is the same, bit for bit.
+      Whether all outputs are equal bit for bit.
 
     Raises:
-      ValueError: As `read` and `check_alone` do, or it is the record of another model.
+      ValueError: See `read` and `check_alone`; or the record is of another model.
     """
     check_alone(model)
     place, record = pathlib.Path(path), read(path)

@@ -1,6 +1,6 @@
-"""Files of frames: MessagePack maps with checksums, and arrays inside them.
+"""Files of frames: MessagePack maps with checksums, which may contain arrays.
 
-A file is a magic number, then for each frame its length, its checksums and its payload. Records of
+A file is a magic number, then for each frame its length, two checksums and its payload. Records of
 sessions and saved conversations are such files.
 """
 
@@ -22,61 +22,70 @@ VERSION = 2
 _HEAD = struct.Struct("<QII")  # length, checksum of the payload, checksum of these two
 
 
-# Arrays, as MessagePack has them.
+# Arrays in MessagePack.
 
 
 def pack_array(array: np.ndarray) -> list[Any]:
-    """[dtype, shape, zlib of the bytes]; [] stands for None."""
+    """Packs an array [...] of any dtype as [dtype, shape, zlib of the bytes]."""
     return [array.dtype.name, list(array.shape), zlib.compress(array.tobytes(), 1)]
 
 
 def unpack_array(packed: list[Any]) -> np.ndarray:
-    """What `pack_array` packed."""
+    """The array [...] that `pack_array` packed, in its dtype."""
     name, shape, data = packed
     dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
     return np.frombuffer(zlib.decompress(data), dtype).reshape(shape).copy()
 
 
 def pack_scaled(array: np.ndarray, dtype: type, scale: int) -> list[Any]:
-    """float32 as integers over `scale` if they give the same bits, else as it is."""
+    """Packs float32[...] as integers divided by `scale` if that keeps the bits, else as float32.
+
+    Args:
+      array: float32[...].
+      dtype: Dtype of the integers: np.int16 for PCM, np.uint8 for frames.
+      scale: Integer that stands for 1.0.
+    """
     limits = np.iinfo(dtype)
-    whole = np.clip(np.rint(array * np.float32(scale)), limits.min, limits.max).astype(dtype)
-    same = np.array_equal(_unscale(whole, scale).view(np.uint32), array.view(np.uint32))
-    return pack_array(whole if same else array)
+    integers = np.clip(np.rint(array * np.float32(scale)), limits.min, limits.max).astype(dtype)
+    same = np.array_equal(_unscale(integers, scale).view(np.uint32), array.view(np.uint32))
+    return pack_array(integers if same else array)
 
 
-def _unscale(whole: np.ndarray, scale: int) -> np.ndarray:
-    return whole.astype(np.float32) / np.float32(scale)
+def _unscale(integers: np.ndarray, scale: int) -> np.ndarray:
+    return integers.astype(np.float32) / np.float32(scale)
 
 
 def unpack_scaled(packed: list[Any], scale: int) -> np.ndarray:
-    """What `pack_scaled` packed, float32[...]."""
+    """The array float32[...] that `pack_scaled` packed."""
     array = unpack_array(packed)
     return array if array.dtype == np.float32 else _unscale(array, scale)
 
 
 def pack_state(state: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Every array of a state, by its path."""
+    """Packs every array of a state, by its path."""
     flat = tree_paths.flatten(jax.device_get(state))
     return {name: pack_array(np.asarray(leaf)) for name, leaf in flat.items()}
 
 
 def unpack_state(packed: dict[str, Any], like: Any, path: object) -> Any:  # noqa: ANN401
-    """A state of packed arrays, on the devices of a fresh one.
+    """The state that `pack_state` packed, on the devices of a fresh state.
 
     Args:
-      packed: From `pack_state`.
+      packed: Arrays from `pack_state`.
       like: A fresh state of the same model.
-      path: Of the file, for the error.
+      path: Path of the file, for the error message.
 
     Raises:
-      ValueError: The arrays are those of another model.
+      ValueError: The arrays belong to another model.
     """
     arrays = {name: unpack_array(one) for name, one in packed.items()}
     flat = tree_paths.flatten(like)
     wrong = tree_paths.differences(arrays, flat)
     if wrong:
-        raise ValueError(f"{path}: the state does not fit the model: {'; '.join(wrong)}")
+        raise ValueError(
+            f"{path}: the state does not fit the model: {'; '.join(wrong)}; load the model that "
+            "the file was written with"
+        )
     leaves = [jax.device_put(arrays[name], leaf.sharding) for name, leaf in flat.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -85,17 +94,17 @@ def unpack_state(packed: dict[str, Any], like: Any, path: object) -> Any:  # noq
 
 
 def pack_frame(fields: dict[str, Any]) -> bytes:
-    """A map as a frame."""
+    """Packs a map as a frame."""
     payload = bytes(msgpack.packb(fields) or b"")
     head = struct.pack("<QI", len(payload), zlib.crc32(payload))
     return head + struct.pack("<I", zlib.crc32(head)) + payload
 
 
 def read_frames(path: pathlib.Path, magic: bytes) -> Iterator[tuple[dict[str, Any] | None, int]]:
-    """Frames of a file and where they begin; None in place of one that is cut off or blank.
+    """Frames of a file, each with the index of its first byte; None if it is cut off or blank.
 
     Raises:
-      ValueError: It is missing, is no such file, or is damaged in the middle.
+      ValueError: The file is missing, of another kind, or damaged in the middle.
     """
     try:
         data = path.read_bytes()
@@ -110,7 +119,7 @@ def read_frames(path: pathlib.Path, magic: bytes) -> Iterator[tuple[dict[str, An
             return
         length, checksum, of_head = _HEAD.unpack_from(data, start)
         if zlib.crc32(data[start : start + _HEAD.size - 4]) != of_head:
-            if not data[start:].strip(b"\0"):  # the file grew, and then the power failed
+            if not data[start:].strip(b"\0"):  # a power failure after the file grew
                 yield None, start
                 return
             raise ValueError(f"{path}: damaged at byte {start}; copy the file again")
@@ -126,7 +135,7 @@ def read_frames(path: pathlib.Path, magic: bytes) -> Iterator[tuple[dict[str, An
 
 
 def write_file(path: str | os.PathLike, magic: bytes, fields: dict[str, Any]) -> None:
-    """Writes a file of one frame, whole or not at all."""
+    """Writes a file of one frame; the file is replaced atomically."""
     place = pathlib.Path(path)
     part = place.with_name(f"{place.name}.part")
     with part.open("wb") as file:
@@ -137,10 +146,10 @@ def write_file(path: str | os.PathLike, magic: bytes, fields: dict[str, Any]) ->
 
 
 def read_file(path: str | os.PathLike, magic: bytes) -> dict[str, Any]:
-    """What `write_file` wrote.
+    """Reads a file that `write_file` wrote.
 
     Raises:
-      ValueError: It is missing, of another kind or version, cut off or damaged.
+      ValueError: The file is missing, of another kind or version, cut off or damaged.
     """
     place = pathlib.Path(path)
     frames = [fields for fields, _ in read_frames(place, magic)]
@@ -154,7 +163,7 @@ def check_version(path: pathlib.Path, fields: dict[str, Any]) -> None:
     """Refuses a file of another version.
 
     Raises:
-      ValueError: Names both.
+      ValueError: Names both versions.
     """
     if fields.get("version") != VERSION:
         raise ValueError(

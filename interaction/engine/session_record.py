@@ -1,7 +1,7 @@
-"""The record of a session: everything that went in and out, enough to run it again bit for bit.
+"""The record of a session: all inputs and outputs, enough to run it again bit for bit.
 
-A file of frames, see `session_file`, appended to as the talk goes on. The first frame says of whom
-and what the session is, then one comes for each micro-turn, and one at the end if the record was
+A record is a file of frames, see `session_file`, to which each micro-turn is appended. The first
+frame is the header, then there is one frame for each micro-turn, and a last one if the record was
 closed.
 """
 
@@ -32,34 +32,34 @@ from interaction.types import Chunk, Note, Params, Reply
 
 _log = logging.getLogger(__name__)
 MAGIC = b"session1"
-_QUEUE = 300  # micro-turns that wait for the disk: a minute
-_CLOSE_S = 5.0
+_QUEUE = 300  # micro-turns that may wait for the disk: one minute
+_CLOSE_S = 5.0  # s that `close` waits for the disk
 
 
 class Model(Protocol):
-    """What a conversation needs of a model; `live.InteractionModel` is one."""
+    """The interface of a model in a conversation; `live_model.InteractionModel` has it."""
 
     config: ModelConfig
     params: Params
     tokenizer: Any
 
     def init_state(self, sessions: int, seed: int = 0) -> Any:  # noqa: ANN401
-        """A fresh state."""
+        """A fresh state of `sessions` sessions."""
 
     def step(self, state: Any, chunk: Chunk) -> tuple[Any, Reply]:  # noqa: ANN401
-        """One micro-turn."""
+        """Takes one micro-turn of every session."""
 
 
 def check_alone(model: Model) -> None:
-    """Refuses a model that several processes run: what is live there comes to one of them alone.
+    """Refuses a model of several processes, since only one of them would have the live inputs.
 
     Raises:
-      ValueError: Its mesh spans processes, which would have to step alike.
+      ValueError: The model's mesh spans processes.
     """
     mesh = getattr(model, "mesh", None)
     if mesh is not None and mesh.is_multi_process:
         raise ValueError(
-            f"model: got one on a mesh of {mesh.size} devices of several processes, wanted one of "
+            f"model: got a mesh of {mesh.size} devices of several processes, wanted devices of "
             "this process alone; load it with mesh=sharding.make_mesh(axes, jax.local_devices())"
         )
 
@@ -67,48 +67,48 @@ def check_alone(model: Model) -> None:
 class Entry(NamedTuple):
     """One micro-turn of a record."""
 
-    turn: int  # counted from 0
-    time: float  # s since the epoch, when it was over
-    audio: np.ndarray  # float32[samples], the user's PCM
-    arrived: np.ndarray | None  # int32[text_slots] in a micro-turn with text, PAD where empty
-    frame: np.ndarray | None  # float32[size, size, 3]
+    turn: int  # number of the micro-turn, counted from 0
+    time: float  # s since the epoch, at the end of the micro-turn
+    audio: np.ndarray  # float32[samples], the user's PCM in [-1, 1]
+    arrived: np.ndarray | None  # int32[text_slots], PAD where empty; None without text
+    frame: np.ndarray | None  # float32[size, size, 3], RGB in [0, 1]
     text: int  # the text-out token
     user_transcript: np.ndarray  # int32[audio_positions]
-    speech: np.ndarray  # float32[samples], the model's PCM
-    notes: list[Note]  # what happened to delegations since the entry before
+    speech: np.ndarray  # float32[samples], the model's PCM in [-1, 1]
+    notes: list[Note]  # notes about delegations since the entry before
 
 
 class Header(NamedTuple):
-    """Of whom and what a record is."""
+    """The model and the first state of a record."""
 
-    model: str  # fingerprint
-    config: dict[str, Any]  # of the model
+    model: str  # fingerprint of the model
+    config: dict[str, Any]  # configuration of the model
     seed: int
-    turn: int  # the first micro-turn: not 0 in a conversation that was restored
-    state: dict[str, Any] | None  # packed; None if it is that of a fresh session
+    turn: int  # number of the first micro-turn, not 0 if the conversation was restored
+    state: dict[str, Any] | None  # packed state; None for a fresh session
     time: float  # s since the epoch
 
 
 class Record(NamedTuple):
-    """A record as it was read."""
+    """The content of a record."""
 
     header: Header
     entries: list[Entry]
-    complete: bool  # it was closed, with every micro-turn in it
+    complete: bool  # whether it was closed and has every micro-turn
     problem: str  # what is missing, in words; "" if it is complete
-    notes: list[Note]  # of after the last micro-turn
+    notes: list[Note]  # notes after the last micro-turn
 
 
 # Writing.
 
 
 def pack_header(header: Header) -> bytes:
-    """The beginning of a record."""
+    """The first bytes of a record: magic number and header."""
     return MAGIC + pack_frame({"version": VERSION, **header._asdict()})
 
 
 def pack_entry(entry: Entry) -> bytes:
-    """One micro-turn as a frame."""
+    """Packs one micro-turn as a frame."""
     fields = entry._asdict()
     fields["audio"] = pack_scaled(entry.audio, np.int16, 32_768)
     fields["frame"] = [] if entry.frame is None else pack_scaled(entry.frame, np.uint8, 255)
@@ -120,24 +120,24 @@ def pack_entry(entry: Entry) -> bytes:
 
 
 class SessionWriter:
-    """Writes a record on a thread of its own, so that the talk never waits for a disk."""
+    """Writes a record on a separate thread, so that the conversation never waits for the disk."""
 
     def __init__(self, path: str | os.PathLike, header: Header, waiting: int = _QUEUE) -> None:
-        """Makes the file.
+        """Creates the file.
 
         Args:
-          path: Of a file that does not exist yet.
-          header: Its beginning.
+          path: Path of a file that does not exist yet.
+          header: Header of the record.
           waiting: Micro-turns that may wait for the disk; further ones are lost.
 
         Raises:
-          ValueError: The file exists or cannot be made.
+          ValueError: The file exists or cannot be created.
         """
         try:
             self._file = open(path, "xb", buffering=0)
         except OSError as error:
             raise ValueError(
-                f"record: got {path} ({error}), wanted a new file; choose it"
+                f"record: got {path} ({error}), wanted a new file; choose another path"
             ) from error
         self._queue: queue.Queue[Header | Entry | list[Note]] = queue.Queue(waiting + 2)
         self._waiting = waiting
@@ -149,10 +149,10 @@ class SessionWriter:
         self._thread.start()
 
     def put(self, entry: Entry) -> None:
-        """Takes one micro-turn; one that finds no room is lost, and so are all after it.
+        """Takes one micro-turn; if too many wait, it is lost, and so are all later ones.
 
         Args:
-          entry: Its arrays are no longer written to by anybody.
+          entry: The micro-turn, whose arrays must not be changed afterwards.
         """
         if self.dropped or self._failed or self._queue.qsize() >= self._waiting:
             if not self.dropped:
@@ -163,11 +163,11 @@ class SessionWriter:
             self._queue.put_nowait(entry)
 
     def close(self, notes: list[Note], wait_s: float = _CLOSE_S) -> bool:
-        """Writes what waits and ends the file.
+        """Writes the waiting micro-turns and ends the file.
 
         Args:
-          notes: Of after the last micro-turn.
-          wait_s: How long to wait for the disk.
+          notes: Notes after the last micro-turn.
+          wait_s: Longest time in s to wait for the disk.
 
         Returns:
           Whether the record is complete and on the disk.
@@ -189,7 +189,7 @@ class SessionWriter:
             os.fsync(self._file.fileno())
         except Exception:
             self._failed = True
-            _log.warning("the record ends: the disk refuses", exc_info=True)
+            _log.warning("the record ends: writing to the disk failed", exc_info=True)
         finally:
             self._file.close()
 
@@ -205,9 +205,10 @@ class SessionWriter:
 def read(path: str | os.PathLike) -> Record:
     """Reads a record.
 
+    A record without an end is read as far as it goes, see `Record.problem`.
+
     Raises:
-      ValueError: It is missing, no record, of another version, or damaged; one whose end is
-        missing is read up to there, see `Record.problem`.
+      ValueError: The file is missing, not a record, of another version, or damaged.
     """
     place = pathlib.Path(path)
     header, entries, problem = None, [], "it was not closed"
@@ -246,20 +247,34 @@ def _entry(fields: dict[str, Any]) -> Entry:
 
 
 def check_identity(path: pathlib.Path, got: str, wanted: str) -> None:
-    """Refuses a file that another model made.
+    """Refuses a file of another model.
+
+    Args:
+      path: Path of the file, for the error message.
+      got: Fingerprint of the file's model.
+      wanted: Fingerprint of the loaded model.
 
     Raises:
       ValueError: Names both fingerprints.
     """
     if got != wanted:
         raise ValueError(
-            f"{path}: got a file of model {got[:8]}, wanted {wanted[:8]}; load the model with "
-            "which it was made"
+            f"{path}: got a file of model {got[:8]}, wanted {wanted[:8]}; load the model of the "
+            "file"
         )
 
 
 def make_chunk(audio: np.ndarray, arrived: np.ndarray | None, frame: np.ndarray | None) -> Chunk:
-    """Inputs of one session."""
+    """A chunk of one session.
+
+    Args:
+      audio: float32[turn_samples], PCM in [-1, 1].
+      arrived: int32[text_slots], PAD where empty; None without text.
+      frame: float32[size, size, 3], RGB in [0, 1]; None without a frame.
+
+    Returns:
+      The inputs with a leading axis of one session.
+    """
     fields: dict[str, Any] = {"audio": audio[None]}
     if arrived is not None:
         fields["text"] = arrived[None]
@@ -271,5 +286,13 @@ def make_chunk(audio: np.ndarray, arrived: np.ndarray | None, frame: np.ndarray 
 def new_header(
     model: Model, identity: str, seed: int, turn: int = 0, state: dict[str, Any] | None = None
 ) -> Header:
-    """The header of a record that begins now."""
+    """The header of a record that begins now.
+
+    Args:
+      model: The model.
+      identity: Fingerprint of the model.
+      seed: Seed of the session.
+      turn: Number of the first micro-turn.
+      state: Packed state before the first micro-turn; None for a fresh session.
+    """
     return Header(identity, dataclasses.asdict(model.config), seed, turn, state, time.time())

@@ -1,12 +1,12 @@
-"""Scores free-running conversations: pure functions on PCM, text tokens and annotations."""
+"""Scores free-running conversations, with pure functions of PCM, text tokens and annotations."""
 
 from interaction.evaluation.events import Event, parse_events
 from interaction.evaluation.rollout import Rollout, rollout
 from interaction.evaluation.scoring import Outcome, SessionScore, Spoken, score_session
-from interaction.evaluation.summary import ASKED, summarise, table
+from interaction.evaluation.summary import TARGETS, summarise, table
 
 __all__ = [
-    "ASKED",
+    "TARGETS",
     "Event",
     "Outcome",
     "Rollout",

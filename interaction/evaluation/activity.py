@@ -1,19 +1,19 @@
-"""When somebody speaks: an energy detector on PCM, and arithmetic on intervals of time.
+"""Detects speech by its energy, and computes with intervals of time.
 
-Intervals are float64[k, 2] arrays of (start, end) in seconds, sorted and disjoint.
+Intervals are float64[k, 2] arrays of (start, end) in s, sorted and disjoint.
 """
 
 import numpy as np
 
-FRAME_S = 0.02  # length of an energy frame, seconds
-THRESHOLD_DBFS = -45.0  # RMS above which a frame is speech
-BRIDGE_S = 0.1  # silence shorter than this is part of a word
-SHORTEST_S = 0.06  # sound shorter than this is a click
-MERGE_S = 0.5  # silence shorter than this is part of an utterance (Full-Duplex-Bench v1.5)
+FRAME_S = 0.02  # s, length of an energy frame
+THRESHOLD_DBFS = -45.0  # dBFS, root mean square above which a frame is speech
+BRIDGE_S = 0.1  # s; shorter silence belongs to a word
+SHORTEST_S = 0.06  # s; shorter sound is a click
+MERGE_S = 0.5  # s; shorter silence belongs to an utterance (Full-Duplex-Bench v1.5)
 
 
 def no_intervals() -> np.ndarray:
-    """The empty set of intervals, float64[0, 2]."""
+    """No intervals, float64[0, 2]."""
     return np.zeros((0, 2))
 
 
@@ -23,12 +23,13 @@ def active_intervals(
     """Finds sound in a signal by the energy of 20 ms frames.
 
     Args:
-      pcm: float[n] in [-1, 1].
-      sample_rate: Hz.
-      offset_s: time of the first sample, seconds.
+      pcm: float32[n] or float64[n] in [-1, 1].
+      sample_rate: Of `pcm`, Hz.
+      offset_s: Time of the first sample, s.
 
     Returns:
-      float64[k, 2] in seconds: gaps below 0.1 s are bridged, then sounds below 0.06 s dropped.
+      Intervals, float64[k, 2] in s, after gaps below 0.1 s are closed and then sounds below 0.06 s
+      dropped.
     """
     frame = round(FRAME_S * sample_rate)
     count = len(pcm) // frame
@@ -42,7 +43,15 @@ def active_intervals(
 
 
 def merge(intervals: np.ndarray, gap_s: float) -> np.ndarray:
-    """Joins intervals that are less than `gap_s` apart; float64[k, 2] -> float64[j, 2]."""
+    """Joins intervals that are less than a gap apart.
+
+    Args:
+      intervals: float64[k, 2], s.
+      gap_s: The gap, s.
+
+    Returns:
+      float64[j, 2], s.
+    """
     if len(intervals) == 0:
         return no_intervals()
     apart = intervals[1:, 0] - intervals[:-1, 1] >= gap_s - 1e-9
@@ -52,7 +61,14 @@ def merge(intervals: np.ndarray, gap_s: float) -> np.ndarray:
 
 
 def union(intervals: np.ndarray) -> np.ndarray:
-    """Sorts and unites overlapping intervals; float64[k, 2] -> float64[j, 2]."""
+    """Sorts intervals and joins those that overlap.
+
+    Args:
+      intervals: float64[k, 2] in s, in any order.
+
+    Returns:
+      float64[j, 2], s.
+    """
     united: list[list[float]] = []
     for start, end in sorted(map(tuple, np.asarray(intervals, np.float64).reshape(-1, 2))):
         if united and start <= united[-1][1]:
@@ -63,7 +79,15 @@ def union(intervals: np.ndarray) -> np.ndarray:
 
 
 def subtract(intervals: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    """What is in `intervals` and not in `holes`; both float64[k, 2], any order in `holes`."""
+    """The parts of intervals outside of holes.
+
+    Args:
+      intervals: float64[k, 2], s.
+      holes: float64[h, 2] in s, in any order.
+
+    Returns:
+      float64[j, 2], s.
+    """
     left: list[tuple[float, float]] = []
     holes = union(holes)
     for start, end in intervals:
@@ -79,7 +103,13 @@ def subtract(intervals: np.ndarray, holes: np.ndarray) -> np.ndarray:
 
 
 def overlap(intervals: np.ndarray, start: float, end: float) -> float:
-    """Seconds of `intervals` that lie inside [start, end]."""
+    """The time that intervals have in common with another one, s.
+
+    Args:
+      intervals: float64[k, 2], s.
+      start: Start of the other one, s.
+      end: Its end, s.
+    """
     if len(intervals) == 0 or end <= start:
         return 0.0
     low, high = np.maximum(intervals[:, 0], start), np.minimum(intervals[:, 1], end)
@@ -87,12 +117,23 @@ def overlap(intervals: np.ndarray, start: float, end: float) -> float:
 
 
 def covering(intervals: np.ndarray, time: float) -> tuple[float, float] | None:
-    """The interval with start <= time < end, if there is one."""
+    """The interval in which a time lies, start <= time < end; None if there is none.
+
+    Args:
+      intervals: float64[k, 2], s.
+      time: s.
+    """
     hit = np.flatnonzero((intervals[:, 0] <= time) & (time < intervals[:, 1]))
     return (float(intervals[hit[0], 0]), float(intervals[hit[0], 1])) if len(hit) else None
 
 
 def first_start(intervals: np.ndarray, after: float, until: float) -> float | None:
-    """The first start with after < start <= until, if there is one."""
+    """The first start of an interval with after < start <= until, s; None if there is none.
+
+    Args:
+      intervals: float64[k, 2], s.
+      after: s.
+      until: s.
+    """
     hit = np.flatnonzero((intervals[:, 0] > after) & (intervals[:, 0] <= until))
     return float(intervals[hit[0], 0]) if len(hit) else None

@@ -1,33 +1,36 @@
-"""Scores recorded conversations in which the model hands requests over.
+"""Scores recorded conversations with tool requests, which the model delegates.
 
-Times are on the user's clock, as in `scoring`: reply n plays from 0.2 (n + 1) s. What cannot be
-scored is excluded, with its reason.
+Times are on the user's clock, as in `scoring`: reply n plays from 0.2 (n + 1) s on. What cannot be
+scored is excluded, with the reason. The measures are
 
-- delegation_recall: errands after which a complete `<delegate>` span opens, from 0.3 s before the
-  request's end until the user speaks to the model again, within 4 s.
-- delegation_precision: those spans among all complete `<delegate>` spans; a second one for the
-  same errand is a false one.
-- request_exact: of those spans, where the errand is not corrected later, the words are exactly
-  those of the true request.
-- result_spoken_exact: errands that the user did not cancel and whose result came before the
-  recording's end: what the model says from the arrival of the result's first word on, answers to
-  other requests apart, is word for word the true result of the true request, corrections included,
-  and audible, and the last call is the foreseen one: a timer's result does not tell how long it
-  was. An errand that was not handed over, or whose result never came, counts as wrong.
-- holding_reply: from the request's end to the first sound of the holding reply.
-- result_latency: from the reply that closed the span, or that of its last update, to the first
-  sound of the result, less the tools' own seconds, where nobody spoke or was answered in between.
-- answers_while_waiting_exact: other requests whose answer falls due while a delegation runs: its
-  text is exactly the annotated one, and audible.
-- cancel_rate: cancellations after which `<cancel>` drops that errand's delegation within 3 s, and
-  no result of it is told. Where the errand was not handed over there is nothing to drop: wrong.
-- update_exact: corrections after which the corrected result is spoken exactly, as above.
-- result_over_user_speech_rate: results whose first sound plays while the annotated speaker speaks,
-  to whomever; his pauses inside a sentence count as speech.
+- delegation_recall: share of the tool requests that the model delegates: it opens a complete
+  `<delegate>` span between 0.3 s before and 4 s after the request's end, and before the user speaks
+  to it again.
+- delegation_precision: share of the complete `<delegate>` spans that belong to a tool request; a
+  second span for the same request is wrong.
+- request_exact: share of the spans that belong to a tool request without later corrections whose
+  words are exactly those of the true request.
+- result_spoken_exact: share of the tool requests without cancellation whose result the model says
+  exactly. What it says after the result's first word arrived, apart from answers to other requests,
+  has to be word for word the true result of the corrected request, and audible. The last call has
+  to be the true one, because the result of a timer does not tell how long it ran. A request that
+  was not delegated, or whose result never came, is wrong.
+- holding_reply: time from the request's end to the first sound of the holding reply.
+- result_latency: time from the reply that closed the span, or the span of its last update, to the
+  first sound of the result, minus the time of the tools; only where nobody else speaks and no other
+  answer is given in between.
+- answers_while_waiting_exact: share of the other requests, with answers due while a delegation
+  runs, whose answer has exactly the annotated words and is audible.
+- cancel_rate: share of the cancellations after which `<cancel>` drops the delegation of the tool
+  request within 3 s, and its result is not said. It is wrong if the request was not delegated.
+- update_exact: share of the corrections whose corrected result the model says exactly, as above.
+- result_over_user_speech_rate: share of the results whose first sound plays while the user speaks,
+  to the model or to somebody else; pauses inside the user's sentence count as speech.
 
-An exact result or answer may be told in several utterances. One into which the user speaks before
-it is finished is excluded, and so is one that the recording is too short for: whatever is said, if
-that is known beforehand; if others' talk delays it, wrong words are wrong all the same.
+A result or an answer may consist of several utterances. An incomplete one whose words so far are
+right is excluded if the user spoke to the model in it or if the recording ended. Whatever the model
+says, it is excluded if the annotation has an interruption of the answer, or if the annotation shows
+that the recording is too short for it.
 """
 
 import json
@@ -50,47 +53,49 @@ from interaction.evaluation.spans import Span, read_spans
 from interaction.evaluation.utterances import Result, Said, attribute, results_of
 from interaction.types import Special
 
-OPENS_WITHIN_S = 4.0  # after an errand's end
-CANCELS_WITHIN_S = 3.0
-HANDED_OVER_S = 4.0  # a result that comes later than its tool and this never comes
-WORD_S = 0.45  # a spoken word, at most
+OPENS_WITHIN_S = 4.0  # s, longest time from a tool request's end to its span
+CANCELS_WITHIN_S = 3.0  # s, longest time from a cancellation's end to `<cancel>`
+DELEGATED_S = 4.0  # s, longest time from a request's end to its result, beside the tool's time
+WORD_S = 0.45  # s, longest time of a spoken word
 ENDED, INTERRUPTED = "the session ended", "the user spoke into it"
 
 
 class Recording(NamedTuple):
-    """One conversation and what is known about it."""
+    """One conversation, and its annotation."""
 
-    text: np.ndarray  # int32[turns], as the model wrote it
-    spoken: Spoken
-    events: Sequence[Event]  # in order of time
-    notes: Sequence[Mapping[str, Any]]  # "delegations" of the session's meta
-    delegations: Sequence[Delegation]  # as they happened
-    tools_s: Mapping[int, float]  # seconds of the tools of a delegation's last form
+    text: np.ndarray  # int32[turns], all text-out tokens
+    spoken: Spoken  # what the model said aloud
+    events: Sequence[Event]  # annotation, in order of time
+    notes: Sequence[Mapping[str, Any]]  # annotation, "delegations" of the session's meta
+    delegations: Sequence[Delegation]  # read from the conversation's record
+    tools_s: Mapping[int, float]  # by number of the delegation, time of its last request's tools, s
 
 
 class Judged(NamedTuple):
-    """How one thing went by one measure."""
+    """The result of one measure for one event."""
 
     measure: str
     ok: bool
-    tool_request: str  # name of the errand, or the kind of another request
-    asked: str = ""  # the user's words
-    wanted: str = ""
-    said: str = ""
-    value: float | None = None  # seconds, where there are some
-    excluded: str = ""  # why it is not scored, "" if it is
+    tool_request: str  # name of the tool request, or kind of another request
+    asked: str = ""  # words of the user
+    wanted: str = ""  # right words of the model
+    said: str = ""  # words of the model
+    value: float | None = None  # time, s; None without one
+    excluded: str = ""  # why it is not scored; "" if it is scored
+    place: float = 0.0  # time of the request, as a share of the recording
+    later: bool = False  # whether the result is due after the part in which the user asked for it
 
 
 class DelegationScore(NamedTuple):
-    """What was found in one conversation."""
+    """The score of one conversation."""
 
     judged: list[Judged]
-    spans: int  # complete `<delegate>` spans
-    matched: int  # of them, those that an errand asked for
+    spans: int  # number of complete `<delegate>` spans
+    matched: int  # number of those that belong to a tool request
 
 
 class _Case(NamedTuple):
-    """An errand, and what was made of it."""
+    """A tool request with its annotation and the model's span and delegation, None without."""
 
     event: Event
     note: Mapping[str, Any]
@@ -99,17 +104,17 @@ class _Case(NamedTuple):
 
 
 def score_delegations(recording: Recording) -> DelegationScore:
-    """Scores one conversation; see the module for the measures.
+    """Scores one conversation by the measures of this module.
 
     Raises:
-      ValueError: An event is about a delegation of which there is no note.
+      ValueError: An event belongs to a delegation without a note.
     """
     asked = [s for s in read_spans(recording.text) if s.opening == Special.DELEGATE and s.complete]
     cases = _cases(recording, asked)
     said = attribute(recording.spoken, recording.events, _results(recording, cases))
     judged: list[Judged] = []
     for case in cases.values():
-        judged += _handed_over(recording, case)
+        judged += _delegated(recording, case)
         if case.note["cancelled_s"] < 0:
             judged.append(_result(recording, case, said, "result"))
         judged += _timing(recording, case, said)
@@ -125,7 +130,7 @@ def score_delegations(recording: Recording) -> DelegationScore:
 
 
 def _cases(recording: Recording, spans: Sequence[Span]) -> dict[int, _Case]:
-    """The errands by their numbers; each takes the first span that nobody has taken."""
+    """The tool requests by their numbers; each takes the first span that fits and is free."""
     notes = {note["number"]: note for note in recording.notes}
     by_turn = {one.closed: one for one in recording.delegations}
     free, cases = list(spans), {}
@@ -134,8 +139,8 @@ def _cases(recording: Recording, spans: Sequence[Span]) -> dict[int, _Case]:
             continue
         if event.delegation not in notes:
             raise ValueError(
-                f"notes: got {sorted(notes)}, wanted {event.delegation}, of which {event.text!r} "
-                "speaks; rebuild the session"
+                f"notes: got those of delegations {sorted(notes)}, wanted also {event.delegation}, "
+                f"to which {event.text!r} belongs; rebuild the session"
             )
         if event.kind != "tool_request":
             continue
@@ -153,7 +158,7 @@ def _cases(recording: Recording, spans: Sequence[Span]) -> dict[int, _Case]:
 
 
 def _results(recording: Recording, cases: Mapping[int, _Case]) -> list[Result]:
-    """What arrived, with the words that should be said of it."""
+    """The results that arrived, with the words that the model should say."""
     said = {
         case.delegation.number: case.note["said"]
         for case in cases.values()
@@ -166,14 +171,16 @@ def _results(recording: Recording, cases: Mapping[int, _Case]) -> list[Result]:
     )
 
 
-def _handed_over(recording: Recording, case: _Case) -> list[Judged]:
+def _delegated(recording: Recording, case: _Case) -> list[Judged]:
+    """Whether the request was delegated, and in exactly the right words."""
     event, note, span = case.event, case.note, case.span
     late = ENDED if event.end_s + OPENS_WITHIN_S > recording.spoken.duration_s else ""
     words = "" if span is None else " ".join(recording.spoken.decode(span.words).split())
-    fixed = bool(note["updates"])  # then the note has the corrected request
+    fixed = bool(note["updates"])  # if True, the request of the note is the corrected one
     wanted = "" if fixed else note["request"]
     excluded = late if span is None else ""
     one = Judged("recall", span is not None, note["tool_request"], event.text, wanted, words)
+    one = one._replace(place=_place(recording, event))
     found = [one._replace(excluded=excluded)]
     if span is not None and not fixed:
         found.append(one._replace(measure="request", ok=words == wanted))
@@ -181,19 +188,21 @@ def _handed_over(recording: Recording, case: _Case) -> list[Judged]:
 
 
 def _spoken_of(said: Sequence[Said], delegation: Delegation | None) -> list[Said]:
+    """The utterances that say the result of a delegation."""
     return [one for one in said if delegation is not None and one.delegation == delegation.number]
 
 
 def _result(recording: Recording, case: _Case, said: Sequence[Said], measure: str) -> Judged:
-    """Whether the right tool's result was told word for word."""
+    """Whether the model said the true result of the true call word for word."""
     note, one = case.note, case.delegation
     pieces = _spoken_of(said, one)
     wanted, text = note["said"], " ".join(piece.utterance.text for piece in pieces)
     audible = any(piece.utterance.sound_s(recording.spoken) is not None for piece in pieces)
     ok = text == wanted and audible and _called(one, note["call"])
     asked_s = max([case.event.end_s, *(update["end_s"] for update in note["updates"])])
-    last_s = recording.spoken.duration_s - WORD_S * len(wanted.split())  # to begin it
-    excluded = ENDED if asked_s + HANDED_OVER_S + note["tool_s"] > last_s else ""
+    due_s = asked_s + DELEGATED_S + note["tool_s"] + WORD_S * len(wanted.split())
+    last_s = recording.spoken.duration_s - WORD_S * len(wanted.split())  # latest start
+    excluded = ENDED if due_s > recording.spoken.duration_s else ""
     if not ok and not excluded:
         begun_s = 0.0
         if pieces:
@@ -201,12 +210,20 @@ def _result(recording: Recording, case: _Case, said: Sequence[Said], measure: st
         elif one is not None and one.arrived >= 0:
             begun_s = reply_time(one.arrived)
         excluded = ENDED if begun_s > last_s else _cut(recording.events, pieces, wanted)
-    return Judged(
+    found = Judged(
         measure, ok, note["tool_request"], case.event.text, wanted, text, excluded=excluded
     )
+    later = due_s > note.get("part_end_s", due_s)
+    return found._replace(place=_place(recording, case.event), later=later)
+
+
+def _place(recording: Recording, event: Event) -> float:
+    """The end of an event as a share of the recording."""
+    return event.end_s / recording.spoken.duration_s
 
 
 def _called(delegation: Delegation | None, wanted: Mapping[str, Any]) -> bool:
+    """Whether the last call of a delegation is the wanted one."""
     try:
         return delegation is not None and json.loads(delegation.call) == wanted
     except ValueError:
@@ -214,7 +231,7 @@ def _called(delegation: Delegation | None, wanted: Mapping[str, Any]) -> bool:
 
 
 def _cut(events: Sequence[Event], pieces: Sequence[Said], wanted: str) -> str:
-    """Whether the user spoke to the model while it was telling this."""
+    """INTERRUPTED if the user spoke to the model while it said these utterances, else ""."""
     if not pieces:
         return ""
     last = pieces[-1].utterance
@@ -225,15 +242,17 @@ def _cut(events: Sequence[Event], pieces: Sequence[Said], wanted: str) -> str:
 
 
 def _begins(wanted: str, text: str) -> bool:
+    """Whether the wanted words begin with the words of `text`."""
     return f"{wanted} ".startswith(f"{text} ")
 
 
 def _timing(recording: Recording, case: _Case, said: Sequence[Said]) -> list[Judged]:
-    """When the holding reply and the result came."""
+    """The times of the holding reply and of the result."""
     events, note, one = recording.events, case.note, case.delegation
     response = find_response(events, list(events).index(case.event), recording.spoken)
     found = []
     blank = Judged("holding", response.start_s is not None, note["tool_request"], case.event.text)
+    blank = blank._replace(place=_place(recording, case.event))
     if response.start_s is not None:
         found.append(blank._replace(value=response.start_s - case.event.end_s))
     else:
@@ -262,7 +281,7 @@ def _timing(recording: Recording, case: _Case, said: Sequence[Said]) -> list[Jud
 
 
 def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said]) -> Judged:
-    """Whether a cancellation was passed on, and the result not told."""
+    """Whether the model passed a cancellation on, and did not say the result."""
     turns = np.flatnonzero(recording.text == Special.CANCEL).tolist()
     since, until = event.end_s - TEXT_BEFORE_S, event.end_s + CANCELS_WITHIN_S
     turns = [turn for turn in turns if since - 1e-9 <= reply_time(turn) <= until + 1e-9]
@@ -271,7 +290,8 @@ def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said
     dropped = case.delegation is not None and case.delegation.cancelled in turns
     results = [case.note["said"]]
     if case.delegation is not None:
-        results.append(recording.spoken.decode(case.delegation.result))  # of what was misheard
+        # The result that arrived differs from the true one if the request was misunderstood.
+        results.append(recording.spoken.decode(case.delegation.result))
     told = [
         one.utterance.text
         for one in said
@@ -281,13 +301,14 @@ def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said
     late = ENDED if not passed_on and until > recording.spoken.duration_s else ""
     text = " ".join([*(["<cancel>"] if passed_on else []), *told])
     ok = passed_on and dropped and not told
-    return Judged(
+    found = Judged(
         "cancel", ok, case.note["tool_request"], event.text, "<cancel>", text, excluded=late
     )
+    return found._replace(place=_place(recording, event))
 
 
 def _update(recording: Recording, case: _Case, event: Event, said: Sequence[Said]) -> Judged:
-    """Whether the corrected result was told word for word."""
+    """Whether the model said the corrected result word for word."""
     found = _result(recording, case, said, "update")._replace(asked=event.text)
     if case.note["cancelled_s"] >= 0:
         return found._replace(excluded="cancelled later")
@@ -296,7 +317,7 @@ def _update(recording: Recording, case: _Case, event: Event, said: Sequence[Said
 
 
 def _while_waiting(recording: Recording, index: int, said: Sequence[Said]) -> list[Judged]:
-    """Whether another request was answered word for word while a delegation ran."""
+    """Whether the model answered another request word for word while a delegation ran."""
     event = recording.events[index]
     if not any(one.running(event.answer_turn) for one in recording.delegations):
         return []
@@ -313,4 +334,4 @@ def _while_waiting(recording: Recording, index: int, said: Sequence[Said]) -> li
     elif not ok:
         excluded = _cut(recording.events, pieces, wanted)
     found = Judged("waiting", ok, event.kind, event.text, wanted, text, excluded=excluded)
-    return [found]
+    return [found._replace(place=_place(recording, event))]

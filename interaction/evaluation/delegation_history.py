@@ -1,7 +1,7 @@
-"""What became of the requests that a conversation handed over, read off its record.
+"""Reads the history of the delegations in a conversation from its record.
 
-Times are micro-turns: what happens in micro-turn n happens when reply n starts to play, at
-0.2 (n + 1) s on the user's clock.
+Times are numbers of micro-turns. What happens in micro-turn n takes effect when reply n starts to
+play, at 0.2 (n + 1) s on the user's clock.
 """
 
 import dataclasses
@@ -13,25 +13,26 @@ from interaction.background import agent, delegations
 from interaction.engine.session_record import Entry
 from interaction.types import Note, Special
 
-_TO_SAY = (agent.TEXT, agent.DONE, agent.FAILED)  # notes after which something is to be given
+_TO_SAY = (agent.TEXT, agent.DONE, agent.FAILED)  # notes that come with text for the live model
 
 
 class Step(NamedTuple):
-    """Something that happened to a delegation."""
+    """Something that happened to a delegation, from a note of the record."""
 
     turn: int
-    kind: str  # of a note, see `interaction.background.delegations`
+    kind: str  # kind of the note, see `interaction.background.delegations`
     text: str
 
 
 @dataclasses.dataclass
 class Delegation:
-    """One request, and everything that happened to it, in order."""
+    """One delegation, and everything that happened to it, in order."""
 
     number: int
-    request: str
-    closed: int  # micro-turn whose token closed the span
+    request: str  # words of the span
+    closed: int  # micro-turn of the span's last token
     steps: list[Step] = dataclasses.field(default_factory=list)
+    # (micro-turn, token ids) of the result that arrived.
     arrivals: list[tuple[int, tuple[int, ...]]] = dataclasses.field(default_factory=list)
 
     def turns(self, *kinds: str) -> list[int]:
@@ -40,41 +41,42 @@ class Delegation:
 
     @property
     def settled(self) -> int:
-        """Micro-turn in which the request took its last form: of the last update, or `closed`."""
+        """Micro-turn since which the request is final: that of the last update, or `closed`."""
         return max([self.closed, *self.turns(delegations.UPDATED)])
 
     @property
     def cancelled(self) -> int:
-        """Micro-turn of `<cancel>`; -1 without one."""
+        """Micro-turn of `<cancel>`, -1 without one."""
         return max(self.turns(delegations.CANCELLED), default=-1)
 
     @property
     def arrived(self) -> int:
-        """Micro-turn in which words of the last form's result first arrived; -1 if none did."""
+        """First micro-turn in which words of the final request's result arrived, -1 for none."""
         return min((turn for turn, _ in self.arrivals if turn > self.settled), default=-1)
 
     @property
     def call(self) -> str:
-        """Text of the last call, "" without one."""
+        """JSON of the last call, "" without one."""
         return next((step.text for step in reversed(self.steps) if step.kind == agent.CALL), "")
 
     @property
     def result(self) -> list[int]:
-        """Ids of the words that arrived of the last form's result."""
+        """Token ids of the words of the final request's result that arrived."""
         late = (ids for turn, ids in self.arrivals if turn > self.settled)
         return [one for ids in late for one in ids if one >= Special.COUNT]
 
     def running(self, turn: int) -> bool:
-        """Whether, before a micro-turn, it was asked and its result had not arrived in full."""
+        """Whether it was delegated before a micro-turn, and was neither complete nor cancelled."""
         ends = self.turns(delegations.GIVEN, delegations.CANCELLED)
         return self.closed < turn and all(end >= turn for end in ends)
 
 
 def read_delegations(entries: Sequence[Entry]) -> list[Delegation]:
-    """The delegations of a record, in the order in which they were asked.
+    """The delegations of a record, in the order of their spans.
 
-    Whose words arrive is not in a record; it follows from the order in which results are given:
-    one after another, each piece up to its `</delegate>`, see `interaction.background.delegations`.
+    A record does not say to which delegation words that arrive belong. This follows from the rule
+    of `interaction.background.delegations`: results arrive one after another, in the order in which
+    they become ready, and each piece ends with `</delegate>`.
     """
     reader = _Reader()
     for entry in entries:
@@ -83,15 +85,15 @@ def read_delegations(entries: Sequence[Entry]) -> list[Delegation]:
 
 
 class _Reader:
-    """Whose words arrive next."""
+    """Follows a record, and knows to which delegation the next words belong."""
 
     def __init__(self) -> None:
         self.found: dict[int, Delegation] = {}
-        self.ready: list[int] = []  # in the order in which they had something to give
-        self.floor: int | None = None  # whose words are arriving
+        self.ready: list[int] = []  # numbers of delegations with text, in the order of the text
+        self.floor: int | None = None  # number of the delegation whose words are arriving
 
     def read(self, entry: Entry) -> None:
-        """Takes one micro-turn: what the agent did, what arrived, what the model handed over."""
+        """Takes a micro-turn: the agent's notes, words that arrive, notes of the model's spans."""
         before = list(itertools.takewhile(lambda note: note.kind in agent.KINDS, entry.notes))
         for note in before:
             self.take(entry.turn, note)

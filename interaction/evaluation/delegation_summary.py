@@ -1,4 +1,4 @@
-"""From the scores of many conversations with delegations to one dict of figures."""
+"""Figures from the scores of many conversations with delegations, and their table."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from interaction.evaluation.delegation import DelegationScore, Judged
+from interaction.evaluation.joined import PLACES, place_name
 from interaction.evaluation.statistics import wilson
-from interaction.evaluation.summary import rate_of, rates_by
+from interaction.evaluation.summary import Row, rate_of, rates_by
 
 RATES = {  # JSON key -> measure
     "delegation_recall": "recall",
@@ -20,19 +21,21 @@ RATES = {  # JSON key -> measure
     "result_over_user_speech_rate": "over_speech",
 }
 TIMES = {"holding_reply": "holding", "result_latency": "latency"}  # prefix of the key -> measure
-EXAMPLES = 20  # mistakes of each measure that are shown
+SHOWN_BY_GROUP = ("delegation_recall", "request_exact", "result_spoken_exact")
+EXAMPLES = 20  # most mistakes of one measure in the figures
 
 
 def summarise_delegations(scores: Iterable[DelegationScore]) -> dict[str, Any]:
     """Figures of a set of conversations.
 
     Args:
-      scores: One for each.
+      scores: One for each conversation.
 
     Returns:
-      A dict for JSON: every figure by its key (None where nothing could be scored), "delegations"
-      (spans that an errand asked for), and under "counts", "intervals" (95%, Wilson), "excluded"
-      (reasons with counts), "by_errand" and "mistakes" what stands behind them.
+      A dict for JSON: each figure by its key, None where nothing could be scored, and
+      "delegations", the number of spans that belong to a tool request. The details are under
+      "counts", "intervals" (95%, Wilson), "excluded" (counts by reason), "by_tool_request" (rates)
+      and "mistakes" (examples).
     """
     scores = list(scores)
     scored: dict[str, list[Judged]] = defaultdict(list)
@@ -73,22 +76,49 @@ def summarise_delegations(scores: Iterable[DelegationScore]) -> dict[str, Any]:
     }
 
 
+def summarise_joined(scores: Iterable[DelegationScore]) -> dict[str, Any]:
+    """Further figures of long conversations, which join the sessions of several users.
+
+    Args:
+      scores: One for each long conversation.
+
+    Returns:
+      "by_place", rates of each measure by the third of the conversation in which the request was
+      made; and "by_wait", rates of results that are due in the part of the request, as in a fresh
+      conversation, and of results that are due later, such as those of timers of minutes.
+    """
+    scored: dict[str, list[Judged]] = defaultdict(list)
+    for one in (judged for score in scores for judged in score.judged if not judged.excluded):
+        scored[one.measure].append(one)
+    by_place = {}
+    for key, measure in RATES.items():
+        found = rates_by(scored[measure], lambda one: place_name(one.place))
+        by_place[key] = {place: found[place] for place in PLACES if place in found}
+    by_wait = rates_by(scored["result"], lambda one: "due_later" if one.later else "due_in_part")
+    return {"by_place": by_place, "by_wait": {"result_spoken_exact": by_wait}}
+
+
 def _mistakes(scored: Sequence[Judged], wrong: bool) -> list[dict[str, str]]:
-    """Some of those whose `ok` is `wrong`."""
+    """Some outcomes that are mistakes; `wrong` is the value of `ok` in a mistake."""
     found = [one for one in scored if one.ok == wrong][:EXAMPLES]
     return [{name: getattr(one, name) for name in ("asked", "wanted", "said")} for one in found]
 
 
 def delegation_table(figures: dict[str, Any]) -> str:
-    """The figures as lines of text."""
-    lines = [f"{'figure':<32}{'measured':>11}{'n':>7}  95% interval"]
+    """The figures as lines of text, also those of `summarise_joined` if there are any."""
+    lines = [f"{'figure':<40}{'measured':>11}{'n':>7}  95% interval"]
     keys = ["delegation_precision", *RATES]
     keys += [f"{prefix}_p{percent}_s" for prefix in TIMES for percent in (50, 90)]
-    for key in keys:
-        value, interval = figures[key], figures["intervals"].get(key)
-        shown = "-" if value is None else f"{value:.3f}"
-        span = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-        lines.append(f"{key:<32}{shown:>11}{figures['counts'][key]:>7}  {span}".rstrip())
+    rows = {
+        key: Row(figures[key], figures["counts"][key], figures["intervals"].get(key))
+        for key in keys
+    }
+    for kind in ("by_place", "by_wait"):
+        for key in SHOWN_BY_GROUP:
+            for name, group in figures.get(kind, {}).get(key, {}).items():
+                row = Row(group["rate"], group["n"], group["interval"])
+                rows[f"{key}, {name.replace('_', ' ')}"] = row
+    lines += [f"{name:<40}{row.measured}".rstrip() for name, row in rows.items()]
     for key, reasons in figures["excluded"].items():
         lines += [f"not scored in {key}: {n} ({reason})" for reason, n in reasons.items()]
     for key, mistakes in figures["mistakes"].items():

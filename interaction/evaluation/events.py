@@ -1,48 +1,48 @@
-"""What happens in a session, as annotated: the events of the user's side and their answers."""
+"""Events: the annotation of what happens on the user's side of a session, with the answers."""
 
 import dataclasses
 import json
 from typing import Any
 
-TURN_S = 0.2  # seconds of a micro-turn
+TURN_S = 0.2  # s, length of a micro-turn
 
 REQUESTS = ("request", "pause_request")
 INTERRUPTIONS = ("interrupt_stop", "interrupt_request", "interrupt_correction")
-TOOL_REQUESTS = (
-    "tool_request",
-    "tool_request_cancel",
-    "tool_request_update",
-)  # what is handed over, dropped, changed
+TOOL_REQUESTS = ("tool_request", "tool_request_cancel", "tool_request_update")
 TO_MODEL = REQUESTS + INTERRUPTIONS + TOOL_REQUESTS
-TO_OTHERS = ("side_speech", "background")
-NOBODY = ("silence", "noise")
+TO_OTHERS = ("side_speech", "background")  # by the user; by somebody else in the background
+NOBODY = ("silence", "noise")  # nobody speaks
 KINDS = (*TO_MODEL, "backchannel", *TO_OTHERS, *NOBODY)
 
 
 def reply_time(turn: int) -> float:
-    """When reply `turn` starts to play: the step has to hear the whole micro-turn first."""
+    """When reply `turn` starts to play, s: the model needs the whole micro-turn of audio first."""
     return TURN_S * (turn + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One thing that the user, or somebody near, does; times in seconds on the user's clock."""
+    """One event on the user's side; times in s from the start of the session (the user's clock)."""
 
     kind: str  # one of KINDS
-    form: str  # phrasing template, e.g. "capital_of"
+    form: str  # phrasing of a request, such as "capital.2"
     start_s: float
     end_s: float
     text: str = ""
-    answer: str = ""  # what the model should say, "" if nothing
-    answer_turn: int = -1  # step of the answer's first speech, -1 if none
-    answer_end_turn: int = -1  # first silent step after it
-    answer_end_s: float = -1.0  # when its last sound has played
-    pauses: tuple[tuple[float, float], ...] = ()
-    held_out: bool = False  # a combination of words that training never contains
-    delegation: int = 0  # number of the delegation that it is about, 0 if none
+    answer: str = ""  # what the model should say, "" for nothing
+    answer_turn: int = -1  # micro-turn in which the answer starts, -1 without an answer
+    answer_end_turn: int = -1  # first micro-turn after the answer
+    answer_end_s: float = -1.0  # when the answer's last sound has played
+    pauses: tuple[tuple[float, float], ...] = ()  # (start, end) of pauses inside the event
+    held_out: bool = False  # whether training never has its combination of words
+    delegation: int = 0  # number of its delegation, 0 without one
 
     def __post_init__(self) -> None:
-        """Checks the kind and the order of the times."""
+        """Checks the kind and the order of the times.
+
+        Raises:
+          ValueError: A field is wrong.
+        """
         if self.kind not in KINDS:
             raise ValueError(
                 f"event.kind: got {self.kind!r}, wanted one of {KINDS}; fix the record"
@@ -70,15 +70,20 @@ class Event:
 
     @property
     def family(self) -> str:
-        """The intent behind the form: its name up to the first '.' or '/'."""
+        """The intent of the form: its name up to the first '.' or '/'."""
         return self.form.replace("/", ".").split(".")[0]
 
 
+def read_engine(meta: str) -> str:
+    """The speech engine of a session's user; "" if `meta` has no voice."""
+    return json.loads(meta).get("voice", "").split(":")[0]
+
+
 def parse_events(meta: str) -> list[Event]:
-    """Reads the events of a session record's `meta`, in order of time.
+    """Reads the events of a stored session's `meta`, in order of time.
 
     Raises:
-      ValueError: if `meta` is no JSON object with a list of events, or an event is none of ours.
+      ValueError: `meta` is no JSON object with a list of events, or an event is wrong.
     """
     try:
         listed = json.loads(meta)["events"]

@@ -1,4 +1,8 @@
-"""The background model's lane in the picture of a conversation: what it was asked, and did."""
+"""The lanes of the background model in the picture of a conversation, below user and model.
+
+A lane shows one delegation: bars for what lasts (reasoning, a tool, waiting, the spoken result) and
+labels with words. Lanes that overlap in time are drawn in different rows.
+"""
 
 import json
 from collections.abc import Sequence
@@ -12,56 +16,57 @@ from interaction.evaluation.utterances import Said
 THINKING, TOOL, WAITING, SAID = "thinking", "tool", "waiting", "said"
 COLOR = "#7a4fb0"
 SHADES = {THINKING: "#d9cbee", TOOL: COLOR, WAITING: "#eee8f6", SAID: "#d9722e"}
-STOPPED = "#c22f4b"
-GAP_S = 3.0  # between two delegations in one row
-DEPTH = 1.15  # height of a row
-TOP = -2.325  # height of the first row's bars
-HALF = 0.13  # of a bar
+STOPPED = "#c22f4b"  # color of a cancellation
+GAP_S = 3.0  # s, least time between two lanes in one row
+# Lengths below are in units of the vertical axis.
+DEPTH = 1.15  # distance of two rows
+TOP = -2.325  # middle of the first row's bars
+HALF = 0.13  # half the height of a bar
 
 
 class Bar(NamedTuple):
-    """Something that lasts."""
+    """A state of a delegation, and how long it lasts."""
 
-    kind: str  # one of SHADES
+    kind: str  # a key of SHADES
     start_s: float
     end_s: float
 
 
 class Label(NamedTuple):
-    """Words at a time."""
+    """Words at a point in time."""
 
     time_s: float
     text: str
 
 
 class Lane(NamedTuple):
-    """One delegation as it is drawn."""
+    """One delegation in the picture; times on the user's clock."""
 
-    number: int
+    number: int  # number of the delegation
     row: int
     bars: list[Bar]
-    told: list[Label]  # what the model handed over: the request, corrections, a cancellation
-    calls: list[Label]  # of tools, with their results
-    cancelled_s: float  # -1 if it was not
+    requests: list[Label]  # the request, corrections and a cancellation, by the model
+    calls: list[Label]  # calls of tools with their results
+    cancelled_s: float  # -1 without a cancellation
 
     @property
     def start_s(self) -> float:
-        """When it was asked."""
-        return self.told[0].time_s
+        """When the request was delegated, s."""
+        return self.requests[0].time_s
 
     @property
     def end_s(self) -> float:
-        """When the last of it is over."""
+        """When the last bar or the cancellation ends, s."""
         return max([self.start_s, self.cancelled_s, *(bar.end_s for bar in self.bars)])
 
 
 def make_lanes(found: Sequence[Delegation], said: Sequence[Said], end_s: float) -> list[Lane]:
-    """Puts delegations side by side.
+    """Makes a lane of each delegation, and chooses its row.
 
     Args:
-      found: As they happened.
-      said: What the model said, see `utterances.attribute`.
-      end_s: End of the conversation.
+      found: The delegations of a conversation.
+      said: The utterances of the model, from `utterances.attribute`.
+      end_s: End of the conversation, s.
     """
     lanes: list[Lane] = []
     for one in found:
@@ -77,9 +82,10 @@ def make_lanes(found: Sequence[Delegation], said: Sequence[Said], end_s: float) 
 
 
 def _lane(one: Delegation, spans: Sequence[tuple[float, float]], end_s: float) -> Lane:
+    """The lane of a delegation whose result is said in `spans`, (start, end) in s; row 0."""
     asked_s = reply_time(one.closed)
     bars, calls = [], []
-    told = [Label(asked_s, one.request)]
+    requests = [Label(asked_s, one.request)]
     state, since, call = THINKING, asked_s, ""
     for step in one.steps:
         now = reply_time(step.turn)
@@ -94,7 +100,7 @@ def _lane(one: Delegation, spans: Sequence[tuple[float, float]], end_s: float) -
         elif step.kind == delegations.UPDATED:
             bars.append(Bar(state, since, now))
             state, since = THINKING, now
-            told.append(Label(now, step.text))
+            requests.append(Label(now, step.text))
         elif step.kind == agent.FAILED:
             calls.append(Label(now, f"failed: {step.text}"))
     over = reply_time(one.cancelled) if one.cancelled >= 0 else end_s
@@ -106,14 +112,14 @@ def _lane(one: Delegation, spans: Sequence[tuple[float, float]], end_s: float) -
     else:
         bars.append(Bar(state, since, over))
     if one.cancelled >= 0:
-        told.append(Label(over, "cancelled"))
+        requests.append(Label(over, "cancelled"))
     cancelled_s = over if one.cancelled >= 0 else -1.0
     bars = [bar for bar in bars if bar.end_s > bar.start_s]
-    return Lane(one.number, 0, bars, told, calls, cancelled_s)
+    return Lane(one.number, 0, bars, requests, calls, cancelled_s)
 
 
 def brief_call(text: str) -> str:
-    """A call as people write it: `lookup(pepper, price)`."""
+    """A call in short form, such as `lookup(pepper, price)`."""
     try:
         call = dict(json.loads(text))
         name = call.pop("tool")
@@ -123,7 +129,7 @@ def brief_call(text: str) -> str:
 
 
 def brief_result(text: str) -> str:
-    """What a tool returned, or its error."""
+    """The result of a tool or its error, in short form."""
     try:
         result = dict(json.loads(text))
     except (ValueError, TypeError):
@@ -132,21 +138,21 @@ def brief_result(text: str) -> str:
 
 
 def summary(lane: Lane) -> str:
-    """What became of a delegation, in a line."""
+    """The history of a delegation in one line."""
     spoken = [bar for bar in lane.bars if bar.kind == SAID]
     ends = [f"said after {bar.start_s - lane.start_s:.1f} s" for bar in spoken]
     ends += [f"cancelled after {lane.cancelled_s - lane.start_s:.1f} s"] * (lane.cancelled_s >= 0)
-    fixes = [f"corrected: {label.text}" for label in lane.told[1:] if label.text != "cancelled"]
+    fixes = [f"corrected: {label.text}" for label in lane.requests[1:] if label.text != "cancelled"]
     return ", ".join([*fixes, *(label.text for label in lane.calls), *ends])
 
 
 def depth(lanes: Sequence[Lane]) -> float:
-    """Height that the lanes take below the two sides; 0 without any."""
+    """Height of all lanes, in units of the vertical axis."""
     return DEPTH * (1 + max(lane.row for lane in lanes)) if lanes else 0.0
 
 
 def draw_lanes(axes: Any, lanes: Sequence[Lane], start: float, end: float, right: float) -> None:  # noqa: ANN401
-    """Draws what happens from `start` to `end` on an axis that reaches to `right`."""
+    """Draws the lanes from `start` to `end`, s, on a time axis that ends at `right`, s."""
     for lane in lanes:
         level = TOP - DEPTH * lane.row
         for bar in lane.bars:
@@ -155,7 +161,7 @@ def draw_lanes(axes: Any, lanes: Sequence[Lane], start: float, end: float, right
                 axes.fill_between(
                     [low, high], level - HALF, level + HALF, color=SHADES[bar.kind], lw=0, zorder=3
                 )
-        words = ((lane.told, HALF + 0.2, "normal"), (lane.calls, -HALF - 0.22, "italic"))
+        words = ((lane.requests, HALF + 0.2, "normal"), (lane.calls, -HALF - 0.22, "italic"))
         for labels, above, style in words:
             for label in labels:
                 if start <= label.time_s < end:

@@ -1,7 +1,7 @@
-"""Intelligibility judged by a recogniser that nobody here trained: pocketsphinx.
+"""Measures intelligibility with an independent speech recogniser, pocketsphinx.
 
-Acoustic model and dictionary are the American English ones that its package ships; the language
-model is flat over a closed vocabulary, so that it knows no sentence of the domain.
+The acoustic model and the dictionary are those of its package, for American English. The language
+model gives all words of a closed vocabulary the same probability, so that it knows no sentence.
 """
 
 import math
@@ -14,12 +14,13 @@ import numpy as np
 
 from interaction.evaluation.statistics import word_accuracy
 
-PAD_S = 0.25  # near-silence around every clip
-PAD_LEVEL = 4.0  # its standard deviation in 16 bit steps: digital silence upsets the front end
+PAD_S = 0.25  # s of faint noise before and after each clip
+# Standard deviation of the noise in steps of 16-bit PCM. Digital silence disturbs the front end.
+PAD_LEVEL = 4.0
 
 
 class Clip(NamedTuple):
-    """A text that was said twice: by the model, and by the engine it learned from."""
+    """A text as the model says it and as the speech engine says it."""
 
     text: str
     generated: np.ndarray  # float32[n], 16 kHz
@@ -27,7 +28,7 @@ class Clip(NamedTuple):
 
 
 def flat_arpa(words: Iterable[str]) -> str:
-    """A unigram language model in ARPA form that gives every word the same probability."""
+    """A unigram language model in ARPA format that gives all words the same probability."""
     words = sorted(set(words))
     probability = math.log10(1.0 / (len(words) + 1))
     lines = ["\\data\\", f"ngram 1={len(words) + 2}", "", "\\1-grams:", "-99.0 <s> 0.0"]
@@ -36,23 +37,24 @@ def flat_arpa(words: Iterable[str]) -> str:
 
 
 class Recognizer:
-    """One decoder over a closed vocabulary; it adapts from utterance to utterance."""
+    """A recogniser of a closed vocabulary, which adapts from utterance to utterance."""
 
     def __init__(self, vocabulary: Iterable[str]) -> None:
-        """Builds a fresh decoder.
+        """Builds a new decoder.
 
         Args:
-          vocabulary: lower-case words; those without a pronunciation are left out, see `missing`.
+          vocabulary: Lower-case words. Those without a pronunciation are put into `missing`.
 
         Raises:
-          ImportError: if pocketsphinx is not installed.
-          ValueError: if no word has a pronunciation.
+          ImportError: pocketsphinx is not installed.
+          ValueError: No word has a pronunciation.
         """
         try:
             import pocketsphinx
         except ImportError as error:
             raise ImportError(
-                "pocketsphinx is missing, wanted for word accuracy; pip install pocketsphinx"
+                "pocketsphinx: got no such package, wanted it for word accuracy; "
+                "pip install pocketsphinx"
             ) from error
         root = Path(pocketsphinx.get_model_path("en-us"))
         known = _dictionary(root / "cmudict-en-us.dict")
@@ -78,7 +80,14 @@ class Recognizer:
         return all(word in self.vocabulary for word in text.split())
 
     def __call__(self, pcm: np.ndarray) -> str:
-        """The words heard in float32[n] at 16 kHz; "" if none."""
+        """Recognises the words of a clip.
+
+        Args:
+          pcm: float32[n] in [-1, 1], 16 kHz.
+
+        Returns:
+          The words, "" if there are none.
+        """
         noise = np.random.default_rng(0).normal(0, PAD_LEVEL, len(pcm) + 2 * int(PAD_S * 16_000))
         start = int(PAD_S * 16_000)
         noise[start : start + len(pcm)] += np.asarray(pcm, np.float64) * 32_767
@@ -91,7 +100,7 @@ class Recognizer:
 
 
 def _dictionary(path: Path) -> dict[str, list[str]]:
-    """Pronunciations of every word of a CMU dictionary; "read(2)" is another one of "read"."""
+    """Pronunciations by word of a CMU dictionary; "read(2)" is the second one of "read"."""
     found: dict[str, list[str]] = {}
     with path.open(encoding="utf-8") as file:
         for line in file:
@@ -111,9 +120,9 @@ def _dictionary_text(pronunciations: Mapping[str, Sequence[str]]) -> str:
 
 
 def homophones(pronunciations: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Maps words that can sound the same ("two", "to") to one of them.
+    """Maps words that can sound the same, such as "two" and "to", to one of them.
 
-    No ear tells them apart without the sentence, and the flat language model knows no sentences.
+    Without a sentence around them they cannot be distinguished.
     """
     name = {word: word for word in pronunciations}
     owner: dict[str, str] = {}
@@ -126,19 +135,20 @@ def homophones(pronunciations: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def compare(clips: Sequence[Clip], vocabulary: Iterable[str]) -> dict[str, Any]:
-    """Word accuracy of generated and of original speech on the same texts.
+    """Word accuracy of generated and of original speech of the same texts.
 
-    Each set goes through a fresh decoder, in the same order, since it adapts as it hears. Words
+    Each set goes through its own recogniser in the same order, because a recogniser adapts. Words
     that sound the same count as the same word.
 
     Args:
-      clips: texts with both recordings.
-      vocabulary: all words the decoders may choose from.
+      clips: Texts with both recordings.
+      vocabulary: All words that are recognised.
 
     Returns:
       A dict for JSON with "asr_word_accuracy_generated", "asr_word_accuracy_original",
-      "asr_word_accuracy_ratio", "clips", "words", "unknown" (clips left out, for a word without
-      a pronunciation), "missing_words" and "transcripts"; figures are None without a clip.
+      "asr_word_accuracy_ratio", "clips", "words", "unknown" (number of clips with a word without
+      pronunciation, which are left out), "missing_words" and "transcripts". Figures are None
+      without a clip.
     """
     vocabulary = set(vocabulary)
     probe = Recognizer(vocabulary)

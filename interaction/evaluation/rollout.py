@@ -1,4 +1,4 @@
-"""Lets a model listen to recorded users, free-running: it hears nothing else, without help."""
+"""Free-running replies of a model to recorded users, without teacher forcing."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,29 +12,36 @@ TURN = 3_200  # samples of a micro-turn
 
 
 class Listener(Protocol):
-    """What is asked of a model; `interaction.load` returns one."""
+    """The methods of a model that are needed here; `interaction.load` returns one."""
 
     def init_state(self, sessions: int, seed: Any) -> Any:  # noqa: ANN401
-        """State of fresh sessions; `seed` is an int or one int for each."""
+        """State of new sessions; `seed` is an int, or one int for each session."""
 
     def step(self, state: Any, chunk: Chunk) -> tuple[Any, Reply]:  # noqa: ANN401
-        """One micro-turn."""
+        """Takes one micro-turn; returns the new state and the replies."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Words of text tokens."""
+        """Text of token ids."""
 
 
 class Rollout(NamedTuple):
-    """What a model replied to one user, micro-turn by micro-turn."""
+    """The replies of a model to one user."""
 
-    audio: np.ndarray  # float32[turns * 3200]; reply n plays from 0.2 (n + 1) s
-    text: np.ndarray  # int32[turns]
-    user_transcript: np.ndarray  # int32[turns, slots], the user's words as the model heard them
-    step_s: np.ndarray  # float64[turns], wall time of each step, its batch together
+    audio: np.ndarray  # float32[turns * 3200], PCM; reply n plays from 0.2 (n + 1) s on
+    text: np.ndarray  # int32[turns], text-out tokens
+    user_transcript: np.ndarray  # int32[turns, slots], the model's transcript of the user
+    step_s: np.ndarray  # float64[turns], wall time of the step of the whole batch, s
 
 
 def to_float(pcm: np.ndarray) -> np.ndarray:
-    """int16 or float PCM -> float32 in [-1, 1]."""
+    """Converts PCM to floating point.
+
+    Args:
+      pcm: int16[n], or float32[n] or float64[n] in [-1, 1].
+
+    Returns:
+      float32[n] in [-1, 1].
+    """
     pcm = np.asarray(pcm)
     return pcm.astype(np.float32) / 32_768 if pcm.dtype == np.int16 else pcm.astype(np.float32)
 
@@ -45,24 +52,25 @@ def rollout(
     seeds: Sequence[int],
     on_turn: Callable[[int], object] | None = None,
 ) -> list[Rollout]:
-    """Streams users through a model, one row of the batch each.
+    """Plays users to a model, each in its own row of the batch.
 
     Args:
-      model: as returned by `interaction.load`.
-      users: PCM of b users, int16[n] or float32[n] at 16 kHz; shorter ones and incomplete
+      model: From `interaction.load`.
+      users: PCM of b users, int16[n] or float32[n] at 16 kHz. Shorter ones and incomplete
         micro-turns are filled with silence.
-      seeds: b seeds; a session depends on its own alone.
-      on_turn: called with the number of each micro-turn that is done.
+      seeds: b seeds; a session depends only on its own one.
+      on_turn: Called with the number of each finished micro-turn.
 
     Returns:
-      One Rollout for each user, cut to its number of micro-turns.
+      One Rollout for each user, of as many micro-turns as the user's PCM.
 
     Raises:
-      ValueError: if `users` is empty, the number of seeds differs, or a user is no PCM.
+      ValueError: `users` is empty, the number of seeds differs, or the PCM of a user is refused.
     """
     if not users or len(users) != len(seeds):
         raise ValueError(
-            f"seeds: got {len(seeds)} for {len(users)} users, wanted one each and at least one"
+            f"seeds: got {len(seeds)} for {len(users)} users, wanted one for each of at least one "
+            "user; pass as many seeds as users"
         )
     lengths = [-(-len(user) // TURN) for user in users]
     audio = np.zeros((len(users), max(lengths) * TURN), np.float32)
@@ -76,8 +84,9 @@ def rollout(
         state, reply = model.step(state, Chunk(audio=cast(Array, pcm)))
         if np.any(reply.refused):
             raise ValueError(
-                f"users: rows {np.flatnonzero(reply.refused).tolist()} hold NaN, Inf or samples "
-                f"far beyond 1 in micro-turn {turn}, wanted PCM in [-1, 1]; check the recordings"
+                f"users: got NaN, Inf or samples far beyond 1 in rows "
+                f"{np.flatnonzero(reply.refused).tolist()} in micro-turn {turn}, wanted PCM in "
+                "[-1, 1]; check the recordings"
             )
         replies.append(
             (np.asarray(reply.audio), np.asarray(reply.text), np.asarray(reply.user_transcript))

@@ -1,28 +1,31 @@
-"""Free-running evaluation of a model on session records: rollouts, scores, figures."""
+"""Free-running evaluation of a model on stored sessions: replies, scores and figures."""
 
+import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from interaction.data.stored_session import StoredSession
 from interaction.evaluation import activity
-from interaction.evaluation.events import TURN_S, parse_events
+from interaction.evaluation.events import TURN_S, parse_events, read_engine
+from interaction.evaluation.joined import cut_replies, join_users
 from interaction.evaluation.recognizer import Clip
 from interaction.evaluation.rollout import TURN, Listener, Rollout, rollout, to_float
 from interaction.evaluation.scoring import SessionScore, Spoken, score_session
 from interaction.evaluation.statistics import word_accuracy
-from interaction.evaluation.summary import summarise
+from interaction.evaluation.summary import UNKNOWN, summarise
 from interaction.types import Special
 
-StoredSession = dict[str, Any]
-CLIP_MARGIN_S = 0.05  # kept around a generated answer
+CLIP_MARGIN_S = 0.05  # s before and after a generated answer that its clip has too
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found."""
+    """Results of an evaluation."""
 
-    figures: dict[str, Any]  # as `summarise` returns it, with "heard_word_accuracy"
-    clips: list[Clip]  # right answers, as generated and as the engine says them
+    figures: dict[str, Any]  # from `summarise`, with "transcript_word_accuracy"
+    clips: list[Clip]  # right answers, as the model and as the speech engine say them
     scores: list[SessionScore]
 
 
@@ -33,62 +36,114 @@ def evaluate(
     seed: int,
     batch: int = 8,
     on_batch: Callable[[int], object] | None = None,
+    joined: int = 1,
 ) -> Evaluation:
-    """Lets a model listen to `sessions` users, `batch` at once, and scores what it did.
+    """Plays users to a model, and scores its replies.
+
+    With `joined` above 1 the model hears so many users one after another, and keeps its state. The
+    replies are then cut where the next user begins, and those to each user are scored by
+    themselves, so that the scored events do not depend on `joined`.
 
     Args:
-      model: as returned by `interaction.load`.
-      make_record: gives the record of session i: "user" and "model" int16[turns * 3200], "text"
-        int32[turns], "heard" int32[turns, slots], "meta" a JSON string.
-      sessions: how many.
-      seed: session i samples with a seed made of this and i.
-      batch: rows that stream together; the last batch is filled up by repeating its first row.
-      on_batch: called with the number of sessions that are done.
+      model: From `interaction.load`.
+      make_record: Gives session i, with the fields "user" and "model" int16[turns * 3200], "text"
+        int32[turns], "user_transcript" int32[turns, slots] and "meta", see `stored_session`.
+      sessions: Number of sessions.
+      seed: Row i samples with a seed that is made of this one and i.
+      batch: Rows that run together. The last batch is filled up with copies of its first row.
+      on_batch: Called with the number of finished sessions.
+      joined: Number of sessions that one row hears, one after another.
 
     Raises:
-      ValueError: if `sessions` or `batch` is below 1, or a record's meta cannot be read.
+      ValueError: A number is below 1, `sessions` is no multiple of `joined`, or the meta of a
+        session cannot be read.
     """
-    if sessions < 1 or batch < 1:
+    if min(sessions, batch, joined) < 1 or sessions % joined:
         raise ValueError(
-            f"sessions, batch: got {sessions}, {batch}, wanted at least 1 each; raise them"
+            f"sessions, batch, joined: got {sessions}, {batch}, {joined}, wanted at least 1 each "
+            "and sessions a multiple of joined; change sessions"
         )
-    scores: list[SessionScore] = []
-    clips: list[Clip] = []
-    transcripts: list[tuple[str, str]] = []
-    for first in range(0, sessions, batch):
-        count = min(batch, sessions - first)
-        records = [make_record(index) for index in range(first, first + count)]
-        fill = records + [records[0]] * (batch - count)
-        seeds = [
-            int(np.random.SeedSequence([seed, first + row]).generate_state(1)[0]) % 2**31
-            for row in range(batch)
-        ]
-        rolled = rollout(model, [record["user"] for record in fill], seeds)[:count]
-        for record, replies in zip(records, rolled, strict=True):
-            spoken = Spoken.from_reply(replies.audio, replies.text, model.decode)
-            score = score_session(parse_events(record["meta"]), spoken)
-            scores.append(score)
-            clips += answer_clips(record, replies, spoken, score)
-            transcripts.append(
-                (_words(record["user_transcript"], model), _words(replies.user_transcript, model))
-            )
+    found, rows = _Found(model), sessions // joined
+    for first in range(0, rows, batch):
+        count = min(batch, rows - first)
+        starts = range(first * joined, (first + count) * joined, joined)
+        groups = [[make_record(start + part) for part in range(joined)] for start in starts]
+        users = [join_users([record["user"] for record in group]) for group in groups]
+        seeds = [_row_seed(seed, row) for row in range(first, first + batch)]
+        rolled = rollout(model, users + users[:1] * (batch - count), seeds)[:count]
+        for group, replies in zip(groups, rolled, strict=True):
+            turns = [-(-len(record["user"]) // TURN) for record in group]
+            for record, part in zip(group, cut_replies(replies, turns), strict=True):
+                found.add(record, part)
         if on_batch is not None:
-            on_batch(first + count)
-    figures = summarise(scores)
-    figures["transcript_word_accuracy"] = word_accuracy(*map(list, zip(*transcripts, strict=True)))
-    return Evaluation(figures, clips, scores)
+            on_batch((first + count) * joined)
+    return found.evaluation()
 
 
-def _words(ids: np.ndarray, model: Listener) -> str:
-    return model.decode([int(i) for i in np.ravel(ids) if i >= Special.COUNT])
+def _row_seed(seed: int, row: int) -> int:
+    return int(np.random.SeedSequence([seed, row]).generate_state(1)[0]) % 2**31
+
+
+@dataclasses.dataclass
+class _Found:
+    """Results of the sessions so far."""
+
+    model: Listener
+    scores: list[SessionScore] = dataclasses.field(default_factory=list)
+    clips: list[Clip] = dataclasses.field(default_factory=list)
+    transcripts: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # wanted, got
+
+    def add(self, record: StoredSession, replies: Rollout) -> None:
+        """Scores the replies to one user."""
+        spoken = Spoken.from_reply(replies.audio, replies.text, self.model.decode)
+        score = score_session(parse_events(record["meta"]), spoken)
+        self.scores.append(score._replace(engine=read_engine(record["meta"])))
+        self.clips += answer_clips(record, replies, spoken, score)
+        self.transcripts.append(
+            (self._words(record["user_transcript"]), self._words(replies.user_transcript))
+        )
+
+    def evaluation(self) -> Evaluation:
+        """The figures of all sessions."""
+        figures = summarise(self.scores)
+        whole = self._accuracy(self.transcripts)
+        figures["transcript_word_accuracy"] = whole["rate"]
+        figures["counts"]["transcript_word_accuracy"] = whole["n"]
+        engines: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for score, pair in zip(self.scores, self.transcripts, strict=True):
+            engines[score.engine or UNKNOWN].append(pair)
+        found = {engine: self._accuracy(pairs) for engine, pairs in engines.items()}
+        figures["breakdown"]["transcript_word_accuracy_by_engine"] = {
+            engine: one for engine, one in found.items() if one["n"]
+        }
+        return Evaluation(figures, self.clips, self.scores)
+
+    def _words(self, ids: np.ndarray) -> str:
+        return self.model.decode([int(i) for i in np.ravel(ids) if i >= Special.COUNT])
+
+    @staticmethod
+    def _accuracy(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Word accuracy and number of words. Without interval: words are not independent."""
+        wanted, got = map(list, zip(*pairs, strict=True))
+        words = sum(len(sentence.split()) for sentence in wanted)
+        return {"rate": word_accuracy(wanted, got), "n": words, "interval": None}
 
 
 def answer_clips(
     record: StoredSession, replies: Rollout, spoken: Spoken, score: SessionScore
 ) -> list[Clip]:
-    """Cuts out right and whole answers: float32 PCM as generated and as in the record.
+    """Cuts out the right and complete answers, as the model and as the speech engine say them.
 
-    Only the first utterance of a response counts, so a pause inside an answer costs words.
+    Only the first utterance of a response is taken, so that a pause inside an answer costs words.
+
+    Args:
+      record: The session, with "model" int16[turns * 3200].
+      replies: The model's replies to it.
+      spoken: What the model said.
+      score: Its score.
+
+    Returns:
+      Clips of PCM float32[n] at 16 kHz.
     """
     original = to_float(record["model"])
     starts = {id(response.event): response.start_s for response in score.responses.values()}
@@ -114,7 +169,7 @@ def answer_clips(
 
 
 def choose_clips(clips: Sequence[Clip], count: int) -> list[Clip]:
-    """Picks clips in order, each text once before any text twice."""
+    """Picks clips in order, and repeats a text only after all texts came once."""
     seen: dict[str, int] = {}
     ranked = []
     for index, clip in enumerate(clips):

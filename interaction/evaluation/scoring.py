@@ -1,9 +1,9 @@
-"""Scores one free-running session, from the model's audio and text, event by event.
+"""Scores the model's audio and text in one free-running session, event by event.
 
-Everything is on the user's clock: reply n plays during [0.2 (n + 1), 0.2 (n + 2)) seconds. The
-definitions follow Full-Duplex-Bench v1 and v1.5 (arXiv 2503.04721, 2507.23159) where they speak of
-the same thing, with an energy detector in place of a recogniser's word times, so that any sound
-counts as speech. What cannot be scored is returned as excluded, with its reason.
+All times are on the user's clock: reply n plays during [0.2 (n + 1), 0.2 (n + 2)) s. Where
+Full-Duplex-Bench v1 and v1.5 (arXiv 2503.04721, 2507.23159) have the same measures, the definitions
+follow them. Speech is found by its energy and not by the word times of a recogniser, so that any
+sound counts. What cannot be scored is excluded, with the reason.
 """
 
 import dataclasses
@@ -26,36 +26,36 @@ from interaction.evaluation.events import (
 )
 from interaction.types import Special
 
-ANSWER_WITHIN_S = 3.0  # a response starts at most this long after the request's end
-STOP_WITHIN_S = 0.6  # an interrupted model is silent this long after the interruption's onset
-KEEP_LEFT_S = 0.8  # a backchannel is scored if this much of the answer is left
-KEEP_GAP_S = 0.7  # a longer silence after a backchannel is a stop
-KEEP_SHARE = 0.85  # of the rest of the answer that has to be spoken after a backchannel
-SIDE_AFTER_S = 1.5  # nothing may start until this long after other speech
-TEXT_BEFORE_S = 0.3  # text this long before a request's end may belong to its answer
-TEXT_AFTER_S = 0.4  # and so may text this long after the next event's start
-MARGIN_S = 0.5  # by which an answer may outlast its annotation
-DETECTABLE_S = activity.SHORTEST_S  # shortest sound that counts
+ANSWER_WITHIN_S = 3.0  # s, longest time from a request's end to a response
+STOP_WITHIN_S = 0.6  # s, longest time from an interruption's onset to silence
+KEEP_LEFT_S = 0.8  # s, least rest of an answer for which a backchannel is scored
+KEEP_GAP_S = 0.7  # s; longer silence after a backchannel is a stop
+KEEP_SHARE = 0.85  # least share of the rest of an answer that is spoken after a backchannel
+SIDE_AFTER_S = 1.5  # s after other speech in which the model may not start to speak
+TEXT_BEFORE_S = 0.3  # s before a request's end from which on text belongs to its answer
+TEXT_AFTER_S = 0.4  # s after the next event's start up to which text belongs to an answer
+MARGIN_S = 0.5  # s by which an answer may outlast its annotation
+DETECTABLE_S = activity.SHORTEST_S  # s, shortest sound that counts
 
 
 class Outcome(NamedTuple):
-    """How one event went by one measure."""
+    """The result of one measure for one event."""
 
     measure: str
     ok: bool
     event: Event
-    value: float | None = None  # latency in seconds, where there is one
-    said: str = ""  # text the model said, where text is judged
-    excluded: str = ""  # why it is not scored, "" if it is
+    value: float | None = None  # latency, s; None without one
+    said: str = ""  # text that the model said, for measures of text
+    excluded: str = ""  # why it is not scored; "" if it is scored
 
 
 class Response(NamedTuple):
     """The model's reaction to an event that speaks to it."""
 
     event: Event
-    start_s: float | None  # first speech after the event's end, None if it did not respond
-    early_s: float | None  # speech that began before the event's end
-    text: str  # what it said
+    start_s: float | None  # start of the first speech after the event's end; None without response
+    early_s: float | None  # start of speech that began before the event's end; None without
+    text: str  # what the model said
 
 
 class SessionScore(NamedTuple):
@@ -63,38 +63,45 @@ class SessionScore(NamedTuple):
 
     outcomes: list[Outcome]
     responses: dict[int, Response]  # by index of the event
-    idle_s: float  # time with nobody to react to
-    false_starts: int  # utterances in that time
+    idle_s: float  # time in which there is nothing to react to, s
+    false_starts: int  # utterances of the model in that time
+    engine: str = ""  # speech engine of the user, "" if unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """What the model did in a session."""
+    """What the model said in a session."""
 
-    active: np.ndarray  # float64[k, 2] seconds of sound, words apart
-    text: np.ndarray  # int32[turns] text-out tokens, SILENT where they are not said aloud
-    decode: Callable[[Sequence[int]], str]
+    active: np.ndarray  # float64[k, 2], s, intervals of sound; pauses between words separate them
+    text: np.ndarray  # int32[turns], text-out tokens, SILENT where they are not said aloud
+    decode: Callable[[Sequence[int]], str]  # token ids to text
 
     @classmethod
     def from_reply(
         cls, audio: np.ndarray, text: np.ndarray, decode: Callable[[Sequence[int]], str]
     ) -> "Spoken":
-        """From replies in a row: audio float32[turns * 3200], text int32[turns]."""
+        """Finds what was said in the replies to a session.
+
+        Args:
+          audio: float32[turns * 3200], PCM at 16 kHz.
+          text: int32[turns], text-out tokens.
+          decode: Token ids to text.
+        """
         active = activity.active_intervals(audio, offset_s=reply_time(0))
         return cls(active, spans.aloud(text), decode)
 
     @property
     def duration_s(self) -> float:
-        """End of the last reply on the user's clock."""
+        """When the last reply has played, s."""
         return reply_time(len(self.text))
 
     @property
     def utterances(self) -> np.ndarray:
-        """float64[j, 2]: sounds less than 0.5 s apart are one."""
+        """Intervals of speech, float64[j, 2] in s; pauses of less than 0.5 s do not end one."""
         return activity.merge(self.active, activity.MERGE_S)
 
     def words(self, start_s: float, end_s: float) -> str:
-        """Text of the replies that start in [start_s, end_s)."""
+        """Text of the replies that start to play at a time from `start_s` up to `end_s`."""
         times = TURN_S * (np.arange(len(self.text)) + 1)
         chosen = self.text[(times >= start_s - 1e-9) & (times < end_s - 1e-9)]
         return " ".join(self.decode([int(t) for t in chosen if t >= Special.COUNT]).split())
@@ -106,7 +113,7 @@ def next_to_model(events: Sequence[Event], index: int) -> Event | None:
 
 
 def find_response(events: Sequence[Event], index: int, spoken: Spoken) -> Response:
-    """Finds when and with what the model reacted to event `index`, which speaks to it."""
+    """Finds the model's response to event `index`, which speaks to the model."""
     event = events[index]
     following = [e for e in events[index + 1 :] if e.kind not in ("background", *NOBODY)]
     limit = min(
@@ -123,7 +130,7 @@ def find_response(events: Sequence[Event], index: int, spoken: Spoken) -> Respon
 
 
 def _answer_text(events: Sequence[Event], index: int, spoken: Spoken) -> str:
-    """Text from the event's end to the next thing that could be answered."""
+    """Text from the event's end to the next event that could have an answer."""
     event = events[index]
     begin = event.end_s - TEXT_BEFORE_S
     if event.kind in INTERRUPTIONS:
@@ -142,8 +149,8 @@ def score_session(events: Sequence[Event], spoken: Spoken) -> SessionScore:
     """Scores a session.
 
     Args:
-      events: annotation, in order of time.
-      spoken: the model's audio and text for all of the session's micro-turns.
+      events: Annotation, in order of time.
+      spoken: What the model said in the session.
 
     Returns:
       Outcomes by measure: "response", "early", "pause_takeover", "answer", "interruption_stop",
@@ -180,7 +187,7 @@ def score_session(events: Sequence[Event], spoken: Spoken) -> SessionScore:
 def _answered(
     events: Sequence[Event], index: int, spoken: Spoken, response: Response
 ) -> list[Outcome]:
-    """Whether and when an answer came, and whether it was the right one."""
+    """Whether and when an answer came, and whether it was right."""
     event, turns = events[index], len(spoken.text)
     late = "the session ended" if not 0 <= event.answer_turn < turns - 2 else ""
     latency = None if response.start_s is None else response.start_s - event.end_s
@@ -203,12 +210,12 @@ def _answered(
 
 
 def _stop(events: Sequence[Event], index: int, spoken: Spoken) -> Outcome:
-    """Whether the model fell silent, and stayed so until it should speak."""
+    """Whether the model stopped, and stayed silent until its next answer was due."""
     event = events[index]
     if activity.covering(spoken.utterances, event.start_s) is None:
         return Outcome("interruption_stop", False, event, excluded="the model was not speaking")
     deadline = event.start_s + STOP_WITHIN_S
-    if event.wants_answer:  # whose answer may start before a micro-turn of silence is over
+    if event.wants_answer:  # the answer may start before a micro-turn of silence has passed
         until = max(event.end_s, min(deadline + TURN_S, event.answer_start_s), deadline)
     else:
         following = next_to_model(events, index)
@@ -229,7 +236,7 @@ def _other_speech(
     responses: dict[int, Response],
     stray: np.ndarray,
 ) -> Outcome:
-    """Whether speech that wants no reply changed nothing."""
+    """Whether the model ignored speech that needs no answer."""
     event = events[index]
     asked = [i for i in responses if events[i].wants_answer and i < index]
     if asked:
@@ -248,7 +255,7 @@ def _other_speech(
 def _kept(
     events: Sequence[Event], index: int, asked: int, spoken: Spoken, response: Response
 ) -> Outcome:
-    """Whether the model went on speaking, to its answer's end and without starting again."""
+    """Whether the model completed its answer, without a pause and a second start."""
     event, request = events[index], events[asked]
     measure = "backchannel_keep" if event.kind == "backchannel" else "other_speech_ignore"
     following = next_to_model(events, asked)
@@ -271,17 +278,16 @@ def _kept(
 def _explained(
     events: Sequence[Event], responses: dict[int, Response], spoken: Spoken
 ) -> np.ndarray:
-    """Times at which the model speaks because it was asked: float64[k, 2].
+    """Times of speech that belongs to an answer: float64[k, 2], s.
 
-    An answer is the utterances that begin before it should be over; what begins later has no
-    excuse.
+    An answer consists of the utterances that begin before its annotated length has passed.
     """
     spans = []
     for index, response in responses.items():
         event = events[index]
         start = response.start_s if response.start_s is not None else response.early_s
         if start is None or not event.wants_answer or start == event.end_s:
-            continue  # who was speaking all along was not asked by this event
+            continue  # the model was speaking before, so that this is not an answer
         length = max(event.answer_end_s - event.answer_start_s, TURN_S)
         ends = [end for begin, end in spoken.utterances if begin <= start + length and end > start]
         limit = start + 1.5 * length + 2 * MARGIN_S
@@ -290,7 +296,7 @@ def _explained(
 
 
 def _idle(events: Sequence[Event], duration_s: float) -> np.ndarray:
-    """Stretches in which nobody speaks and no answer is due: float64[k, 2] seconds."""
+    """Times in which nobody speaks and no answer is due: float64[k, 2], s."""
     busy = []
     for event in events:
         if event.kind in NOBODY:

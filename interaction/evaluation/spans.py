@@ -1,4 +1,7 @@
-"""What a text stream hands over, and what of it is said aloud: `interaction.model.control_tokens`, in numpy."""
+"""Finds the spans of control tokens in a text stream, and what of the stream is said aloud.
+
+It does in NumPy what `interaction.model.control_tokens` does in JAX.
+"""
 
 from typing import NamedTuple
 
@@ -10,17 +13,24 @@ OPENING = (Special.DELEGATE, Special.UPDATE)
 
 
 class Span(NamedTuple):
-    """Words that a text stream opened with `<delegate>` or `<update>`."""
+    """Words after `<delegate>` or `<update>` in a text stream."""
 
     opening: int  # DELEGATE or UPDATE
     first: int  # micro-turn of the opening token
-    last: int  # micro-turn of the last token that belongs to it
-    words: tuple[int, ...]  # ids
+    last: int  # micro-turn of the last token
+    words: tuple[int, ...]  # token ids
     complete: bool  # whether `</delegate>` followed
 
 
 def read_spans(text: np.ndarray) -> list[Span]:
-    """The spans of int32[turns] in order, those that another token ended unfinished as well."""
+    """Finds the spans, also those that another token than `</delegate>` ends.
+
+    Args:
+      text: int32[turns], text-out tokens.
+
+    Returns:
+      The spans in order of time.
+    """
     found: list[Span] = []
     tokens, turn = np.asarray(text).tolist(), 0
     while turn < len(tokens):
@@ -38,7 +48,14 @@ def read_spans(text: np.ndarray) -> list[Span]:
 
 
 def aloud(text: np.ndarray) -> np.ndarray:
-    """int32[turns] -> int32[turns], SILENT in place of what is not said aloud."""
+    """Replaces the tokens that are not said aloud.
+
+    Args:
+      text: int32[turns], text-out tokens.
+
+    Returns:
+      int32[turns], SILENT in place of spans and other control tokens.
+    """
     text = np.array(text, np.int32)
     for span in read_spans(text):
         text[span.first : span.last + 1] = Special.SILENT

@@ -1,4 +1,4 @@
-"""Intervals of confidence and word accuracy, in closed form."""
+"""Confidence intervals and word accuracy, in closed form."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ Z95 = 1.959964  # two-sided 95% point of the normal distribution
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float] | None:
-    """Wilson's 95% interval of a rate (Wilson 1927); None without a trial."""
+    """Wilson's 95% interval of a rate (Wilson, JASA 22, 1927); None without a trial."""
     if trials == 0:
         return None
     rate, z2 = successes / trials, Z95 * Z95
@@ -18,7 +18,15 @@ def wilson(successes: int, trials: int) -> tuple[float, float] | None:
 
 
 def poisson(count: int, exposure: float) -> tuple[float, float] | None:
-    """95% interval of a rate of rare events, Byar's approximation; None without exposure."""
+    """95% interval of a Poisson rate, by Byar's approximation (Breslow and Day 1987).
+
+    Args:
+      count: Number of events.
+      exposure: Time in which they happened, in any unit.
+
+    Returns:
+      Bounds in events per unit of time; None without exposure.
+    """
     if exposure <= 0:
         return None
     upper = (count + 1) * (1 - 1 / (9 * (count + 1)) + Z95 / (3 * math.sqrt(count + 1))) ** 3
@@ -29,7 +37,7 @@ def poisson(count: int, exposure: float) -> tuple[float, float] | None:
 
 
 def word_errors(wanted: Sequence[str], got: Sequence[str]) -> int:
-    """Least number of substituted, missing and extra words (Levenshtein)."""
+    """The least number of substituted, missing and extra words (Levenshtein distance)."""
     row = list(range(len(got) + 1))
     for i, word in enumerate(wanted, 1):
         diagonal, row[0] = row[0], i
@@ -45,11 +53,11 @@ def word_accuracy(wanted: Sequence[str], got: Sequence[str]) -> float | None:
     """1 - word error rate over pairs of sentences, at least 0; None without a wanted word.
 
     Args:
-      wanted: n reference sentences, words parted by spaces.
+      wanted: n reference sentences, with spaces between words.
       got: n recognised sentences.
 
     Raises:
-      ValueError: if the numbers of sentences differ.
+      ValueError: The numbers of sentences differ.
     """
     if len(wanted) != len(got):
         raise ValueError(

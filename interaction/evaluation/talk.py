@@ -1,6 +1,7 @@
-"""Lets a model talk to recorded users in real time, with a background agent and its tools."""
+"""Plays recorded users to a model in real time, with a background agent and its tools."""
 
 import copy
+import dataclasses
 import datetime
 import json
 import pathlib
@@ -22,26 +23,27 @@ from interaction.engine.session_record import Model
 from interaction.evaluation.delegation import Recording
 from interaction.evaluation.delegation_history import Delegation, read_delegations
 from interaction.evaluation.events import TURN_S, parse_events
+from interaction.evaluation.joined import notes_at
 from interaction.evaluation.rollout import TURN, to_float
 from interaction.evaluation.scoring import Spoken
 from interaction.types import Reply
 
 MakeAgent = Callable[[Toolbox], BackgroundAgent]
-TAIL_S = 6.0  # of silence after a user, in which results may still come
-CALL_S = 1.0  # a call that nobody foresaw takes this long
+TAIL_S = 6.0  # s of silence after a user, in which results may still come
+CALL_S = 1.0  # s that a call takes if the annotation does not have it
 
 
 class Talk(NamedTuple):
-    """What came of one conversation, micro-turn by micro-turn."""
+    """The replies of a model in one conversation, and their timing."""
 
-    audio: np.ndarray  # float32[turns * 3200]; reply n plays from 0.2 (n + 1) s
-    text: np.ndarray  # int32[turns]
-    user_transcript: np.ndarray  # int32[turns, slots], the user's words as the model heard them
-    step_s: np.ndarray  # float64[turns], wall time of the model's step
-    driver_s: np.ndarray  # float64[turns], of what the conversation does beside it
-    missed: int  # replies that were not there when the next micro-turn began
-    missed_beside: int  # of them, those that would have been without `driver_s`
-    recorded: bool  # whether the record is complete; True if there is none
+    audio: np.ndarray  # float32[turns * 3200], PCM; reply n plays from 0.2 (n + 1) s on
+    text: np.ndarray  # int32[turns], text-out tokens
+    user_transcript: np.ndarray  # int32[turns, slots], the model's transcript of the user
+    step_s: np.ndarray  # float64[turns], wall time of the model's step, s
+    driver_s: np.ndarray  # float64[turns], wall time of the rest of the conversation's work, s
+    missed: int  # replies that were not ready when the next micro-turn began
+    missed_beside: int  # those of them that would have been ready without `driver_s`
+    recorded: bool  # whether the record is complete; True without a record
 
 
 def talk(
@@ -55,18 +57,21 @@ def talk(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Talk:
-    """Plays a user to a model, a micro-turn every 200 ms.
+    """Plays a user to a model, one micro-turn every 200 ms.
 
     Args:
-      model: As returned by `interaction.load`.
-      agent: Whom it may ask; it is closed at the end.
+      model: From `interaction.load`.
+      agent: Background agent, None for none; it is closed at the end.
       user: PCM, int16[n] or float32[n] at 16 kHz; an incomplete micro-turn is filled with silence.
-      seed: Of the model's sampling.
-      record: File for the record, which must not exist.
-      tail_s: Silence to go on listening for after the user.
+      seed: Seed of the model's sampling.
+      record: File for the record, which must not exist; None for no record.
+      tail_s: Silence after the user, s.
       on_turn: Called after each micro-turn.
-      clock: Seconds from anywhere on.
-      sleep: Waits so many seconds.
+      clock: Gives the time in s, from any origin.
+      sleep: Waits for a number of s.
+
+    Returns:
+      All replies, audio float32[turns * 3200] and text int32[turns] among them.
     """
     turns = -(-len(user) // TURN) + round(tail_s / TURN_S)
     pcm = np.zeros(turns * TURN, np.float32)
@@ -107,9 +112,10 @@ def talk(
 
 
 class TimedToolbox(Toolbox):
-    """A toolbox that keeps its calls, to be asked how long they took."""
+    """A toolbox that measures the time of its calls."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
+        """See `Toolbox`."""
         super().__init__(tools)
         self._lock = threading.Lock()
         self._calls: list[tuple[str, ToolCall]] = []
@@ -122,16 +128,23 @@ class TimedToolbox(Toolbox):
         return call
 
     def seconds(self) -> list[tuple[str, float]]:
-        """Text of each call in order, and how long it took."""
+        """The text of each call and its time in s, in the order of the calls."""
         with self._lock:
             return [(text, call.seconds) for text, call in self._calls]
 
 
 def call_seconds(notes: Sequence[Mapping[str, Any]], call: Mapping[str, Any]) -> float:
-    """How long a call takes that is answered as a session's notes foresee.
+    """The time that a call takes by the annotation of a session, s.
 
-    A note has the call of the errand's last form alone; another call of the same tool is taken for
-    that of a form before it, or for this one, misunderstood.
+    A note has only the last call of its delegation. Any other call of the same tool takes the same
+    time: it belongs to the request before a correction, or to a misunderstood request.
+
+    Args:
+      notes: "delegations" of the session's meta.
+      call: "tool" and its arguments.
+
+    Returns:
+      The time of the note; CALL_S if no note has this tool.
     """
     for note in notes:
         if note["call"] == call:
@@ -142,33 +155,50 @@ def call_seconds(notes: Sequence[Mapping[str, Any]], call: Mapping[str, Any]) ->
     return CALL_S
 
 
-def session_tools(meta: Mapping[str, Any]) -> list[Tool]:
-    """The demo's tools with the table, the time and the delays of a session.
+def session_tools(meta: Mapping[str, Any], turn: Callable[[], int] = lambda: 0) -> list[Tool]:
+    """The tools of the demo with the prices, the time of day and the delays of a session.
 
     Args:
-      meta: Of an errand session: "prices", "time", "delegations".
+      meta: Meta of a session with delegations: "prices", "time", "delegations". It may come from
+        `join_metas`; then the delays are those of the part in which a call is made.
+      turn: Gives the number of the current micro-turn.
     """
     rows = [Row(item, price, place) for item, (price, place) in meta["prices"].items()]
     hour, minute = map(int, meta["time"].split(":"))
     now = datetime.datetime(2000, 1, 1, hour, minute)
-    return [slow_tool(one, meta["delegations"]) for one in demo_tools(rows, now=lambda: now)]
+    tools = demo_tools(rows, now=lambda: now)
+    return [slow_tool(one, lambda: notes_at(meta, turn())) for one in tools]
 
 
-def slow_tool(tool: Tool, notes: Sequence[Mapping[str, Any]]) -> Tool:
-    """The same tool, which takes as long as the notes say; a timer takes its own time."""
+def slow_tool(tool: Tool, notes: Callable[[], Sequence[Mapping[str, Any]]]) -> Tool:
+    """The same tool with the delay that the notes say; a timer keeps its own time."""
     if tool.name == "timer":
         return tool
     slow, function = copy.copy(tool), tool.function
 
     def wait(**arguments: Any) -> Any:  # noqa: ANN401
-        time.sleep(call_seconds(notes, {"tool": tool.name, **arguments}))
+        time.sleep(call_seconds(notes(), {"tool": tool.name, **arguments}))
         return function(**arguments)
 
     slow.function = wait
     return slow
 
 
-# Many sessions.
+# Several sessions at once.
+
+
+@dataclasses.dataclass
+class TurnCount:
+    """A counter of micro-turns, to be called after each of them."""
+
+    on_turn: Callable[[], object] | None  # called after each micro-turn too
+    turns: int = 0
+
+    def __call__(self) -> None:
+        """Counts one micro-turn."""
+        self.turns += 1
+        if self.on_turn is not None:
+            self.on_turn()
 
 
 def run_sessions(
@@ -181,42 +211,46 @@ def run_sessions(
     tail_s: float = TAIL_S,
     on_turn: Callable[[], object] | None = None,
 ) -> list[pathlib.Path]:
-    """Talks to users in real time, some at once, and records what happens.
+    """Plays users to a model in real time, some at once, and records the conversations.
 
     Args:
-      model: Serves all of them.
-      make_agent: Gives a session its agent, with the toolbox that it may use.
-      sessions: PCM of each user and the session's meta, as `make_delegation_session` makes them.
-      seed: Session i samples with a seed made of this and i.
-      folder: For the records, in which there is none yet.
-      at_once: Conversations.
+      model: The model of all conversations.
+      make_agent: Makes the agent of a session from the toolbox that it may use.
+      sessions: (user, meta) of each session: PCM, int16[n] or float32[n] at 16 kHz, and the meta as
+        JSON, from `make_delegation_session` or joined by `join_users` and `join_metas`.
+      seed: Session i samples with a seed that is made of this one and i.
+      folder: Folder for the records; it must not have any yet.
+      at_once: Conversations that run at the same time.
       tail_s: See `talk`.
       on_turn: Called after each micro-turn, on several threads.
 
     Returns:
-      The records: each NAME.session has what else is known beside it, in NAME.json.
+      Paths of the records. Each NAME.session has a file NAME.json with its meta and its timing.
 
     Raises:
       ValueError: The folder has records.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.session")):
-        raise ValueError(f"records: got {folder}, which has some; remove it or choose another one")
-
+        raise ValueError(
+            f"records: got {folder}, which has records, wanted a folder without any; remove it or "
+            "name another one"
+        )
     seeds = [
         int(np.random.SeedSequence([seed, index]).generate_state(1)[0]) % 2**31
         for index in range(len(sessions))
     ]
-    Conversation(model, seed=seeds[0]).close()  # compiles once, and not on every thread
+    Conversation(model, seed=seeds[0]).close()  # compiles once, before the threads start
 
     def one(index: int) -> pathlib.Path:
-        if index < at_once:  # so that not all steps fall on the same moment
+        if index < at_once:  # so that the steps do not all come at the same time
             time.sleep(TURN_S * index / at_once)
         user, meta = sessions[index]
         known = json.loads(meta)
-        tools = TimedToolbox(session_tools(known))
+        count = TurnCount(on_turn)
+        tools = TimedToolbox(session_tools(known, lambda: count.turns))
         path = folder / f"{index:05d}.session"
-        done = talk(model, make_agent(tools), user, seeds[index], path, tail_s, on_turn)
+        done = talk(model, make_agent(tools), user, seeds[index], path, tail_s, count)
         beside = {
             "meta": known,
             "calls": tools.seconds(),
@@ -234,14 +268,14 @@ def run_sessions(
 
 
 def read_recording(path: pathlib.Path, decode: Callable[[Sequence[int]], str]) -> Recording:
-    """What `run_sessions` recorded, ready to be scored.
+    """Reads a record of `run_sessions`, to be scored.
 
     Args:
-      path: Of the record.
-      decode: Ids to words.
+      path: Path of the record.
+      decode: Token ids to text.
 
     Raises:
-      ValueError: The record or what is beside it cannot be read.
+      ValueError: The record or its JSON file cannot be read.
     """
     entries = session_record.read(path).entries
     beside = json.loads(path.with_suffix(".json").read_text())
@@ -261,11 +295,15 @@ def read_recording(path: pathlib.Path, decode: Callable[[Sequence[int]], str]) -
 def tool_seconds(
     delegations: Sequence[Delegation], calls: Sequence[tuple[str, float]]
 ) -> dict[int, float]:
-    """Seconds that the tools of each delegation's last form took, by its number.
+    """The time that the tools took for the final request of each delegation.
 
     Args:
-      delegations: As they happened.
-      calls: Text and seconds of every call, in order; those of one text are told apart by it.
+      delegations: The delegations of a conversation.
+      calls: (text, time in s) of all calls, in order. Calls with the same text are matched in this
+        order.
+
+    Returns:
+      Time in s by the number of the delegation.
     """
     left = list(calls)
     found: dict[int, float] = {}
@@ -289,19 +327,19 @@ def tool_seconds(
 
 
 def run_figures(paths: Sequence[pathlib.Path], model: Model, replays: int) -> dict[str, Any]:
-    """What is known of a run beside what was said.
+    """Figures of the timing and the records of a run.
 
     Args:
       paths: Records of `run_sessions`.
-      model: The one that made them.
-      replays: Records to run again, at most.
+      model: The model that made them.
+      replays: Most records that are replayed.
 
     Returns:
-      "deadline_misses" of 200 ms, "deadline_misses_background" (those that would have been none
-      without what a conversation does beside the model's step), "turns", "step_p50_ms" and
-      "step_p99_ms" of the model's steps, the same "_while_waiting" for a result,
-      "own_p99_ms" and "own_max_ms" of what is done beside, "records_incomplete", and
-      "replays_bit_equal" as "n of m" with "replay_differences".
+      A dict for JSON: "deadline_misses" of 200 ms; "deadline_misses_background", those that are due
+      to the work of the conversation beside the model's step; "turns"; "step_p50_ms" and
+      "step_p99_ms" of the model's steps, and the same with "_while_waiting" of the micro-turns in
+      which a delegation runs; "driver_p99_ms" and "driver_max_ms" of the work beside the steps;
+      "records_incomplete"; "replays_bit_equal" as "n of m", and "replay_differences".
     """
     beside = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
     step_ms = [1_000 * np.asarray(one["step_s"]) for one in beside]

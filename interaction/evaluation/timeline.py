@@ -1,4 +1,8 @@
-"""The picture of a conversation: both sides, their words, what was measured, and the deadline."""
+"""The picture of a conversation: both sides with words and measured delays, and the step times.
+
+The picture has several rows of time, called staves. Each stave shows the waveforms of user and
+model, and below them the lanes of the background model.
+"""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +18,7 @@ from interaction.evaluation.transcript import Mark, SessionView, Word
 INK, FAINT, PAPER = "#22303c", "#8a97a3", "#ffffff"
 USER, MODEL = "#2f6db5", "#d9722e"
 RESPONSE, STOP = "#18864b", "#c22f4b"
-BANDS = {  # colour and name of what the user's side does
+BANDS = {  # kind of event -> (color, name)
     "request": ("#dbe8f6", "request"),
     "pause_request": ("#dbe8f6", "request with a pause"),
     "interrupt_stop": ("#f8d9de", "stop"),
@@ -29,31 +33,44 @@ BANDS = {  # colour and name of what the user's side does
     "silence": ("#ffffff", "silence"),
     "noise": ("#f5f5f2", "noise"),
 }
-STAVE_S = 16.0  # mean stretch of time in one row of the picture, at most
-SHIFT_S = 2.0  # a row may begin this much earlier or later
-WORD_ROWS = 3  # lines on which words may be set
-SLIP_S = 0.06  # a word may be set this much late to stay on its line
-LANE_USER, LANE_MODEL = 2.05, -0.05  # height of the middle of each side's waveform
-BOTTOM, TOP = -1.75, 3.3  # of a row without a lane for the background model
-INCHES = 2.75  # height of such a row
-HALF = 0.56  # half the height of a lane's waveform
-INCHES_PER_CHARACTER = 0.069  # of a word, at its size
-LATE_S = 0.2  # deadline of a step
-LEFT, RIGHT = 0.055, 0.985  # edges of the picture's rows
+STAVE_S = 16.0  # s, longest mean duration of a stave
+SHIFT_S = 2.0  # s by which a stave may begin earlier or later
+WORD_ROWS = 3  # lines for words below a waveform
+SLIP_S = 0.06  # s by which a word may be late to stay on its line
+LANE_USER, LANE_MODEL = 2.05, -0.05  # middle of each waveform, in units of the vertical axis
+BOTTOM, TOP = -1.75, 3.3  # edges of a stave without lanes, in units of the vertical axis
+INCHES = 2.75  # height of such a stave, inches
+HALF = 0.56  # half the height of a waveform, in units of the vertical axis
+INCHES_PER_CHARACTER = 0.069  # mean width of a character, inches
+LATE_S = 0.2  # s, deadline of a step
+LEFT, RIGHT = 0.055, 0.985  # edges of the staves, as shares of the picture's width
 WIDTH = 16  # inches
 
 
 def envelope(pcm: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest sample of each of `width` equal parts of float[n]."""
+    """The lowest and the highest sample of equal parts of a signal.
+
+    Args:
+      pcm: float32[n].
+      width: Number of parts; n at most.
+
+    Returns:
+      Two arrays float32[width].
+    """
     parts = np.array_split(np.asarray(pcm), max(1, min(width, len(pcm))))
     return np.array([p.min() for p in parts]), np.array([p.max() for p in parts])
 
 
 def set_words(words: Sequence[Word], seconds_per_character: float) -> list[tuple[Word, float, int]]:
-    """Sets words so that none runs into the one before it.
+    """Places words on lines so that they do not overlap.
+
+    Args:
+      words: In order of time.
+      seconds_per_character: Width of a character on the time axis, s.
 
     Returns:
-      (word, time, line): on the top line, or else stepping down from the word before it.
+      (word, time, line) of each word: on the top line if it is free, or else on a line below that
+      of the word before it.
     """
     free = [-np.inf] * WORD_ROWS
     placed: list[tuple[Word, float, int]] = []
@@ -69,7 +86,15 @@ def set_words(words: Sequence[Word], seconds_per_character: float) -> list[tuple
 
 
 def cut_staves(conversation: SessionView, duration: float) -> np.ndarray:
-    """Times in seconds at which rows begin, and the end: in the middle of quiet where possible."""
+    """Chooses the times at which staves begin, in the middle of silence where possible.
+
+    Args:
+      conversation: The conversation.
+      duration: Its length, s.
+
+    Returns:
+      float64[staves + 1], s; the last one is `duration`.
+    """
     staves = max(1, int(np.ceil(duration / STAVE_S - 1e-6)))
     cuts = [0.0]
     for stave in range(1, staves):
@@ -87,12 +112,11 @@ def draw(conversation: SessionView, title: str = "") -> Any:  # noqa: ANN401 - m
     """Draws a conversation.
 
     Args:
-      conversation: as made by `transcript.converse`.
-      title: a line above the picture.
+      conversation: From `transcript.converse`.
+      title: A line above the picture.
 
     Returns:
-      A matplotlib Figure: rows of at most 16 s, with a lane for the background model if there were
-      delegations, below them the step times.
+      A matplotlib Figure: the staves, and below them the step times.
     """
     from matplotlib.figure import Figure
 
@@ -125,27 +149,27 @@ def draw(conversation: SessionView, title: str = "") -> Any:  # noqa: ANN401 - m
 
 
 def save(conversation: SessionView, path: str | os.PathLike, title: str = "") -> None:
-    """Writes the picture of a conversation as PNG, SVG or PDF, by the path's suffix."""
+    """Writes the picture of a conversation as PNG, SVG or PDF, as the path's suffix says."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     draw(conversation, title).savefig(str(path))
 
 
 def _draw_header(figure: Any, title: str, background: bool) -> None:  # noqa: ANN401
-    """Title and legend."""
+    """Draws title and legend."""
     from matplotlib.lines import Line2D
 
     height = figure.get_figheight()
     figure.text(LEFT, 1 - 0.3 / height, title, fontsize=13, color=INK, weight="bold", va="center")
     entries = [
-        (USER, "user, and the words the model heard"),
-        (MODEL, "model, and its text"),
+        (USER, "user, with the model's transcript"),
+        (MODEL, "model, with its text"),
         (RESPONSE, "response latency"),
         (STOP, "stop latency"),
     ]
     if background:
         entries = [(color, name.split(",")[0]) for color, name in entries]
-        entries += [(lanes.SHADES[lanes.THINKING], "thinks behind it")]
-        entries += [(lanes.SHADES[lanes.TOOL], "a tool works")]
+        entries += [(lanes.SHADES[lanes.THINKING], "background model reasons")]
+        entries += [(lanes.SHADES[lanes.TOOL], "tool works")]
     figure.legend(
         [Line2D([], [], marker="o", ls="", ms=7, color=color) for color, _ in entries],
         [name for _, name in entries],
@@ -170,7 +194,7 @@ def _draw_stave(
     end: float,
     peaks: Sequence[float],
 ) -> None:
-    """One row of the picture, from `start` to `end` on an axis that reaches to `right`."""
+    """Draws the stave from `start` to `end`, s, on a time axis that ends at `right`, s."""
     bottom = BOTTOM - lanes.depth(conversation.lanes)
     axes.set(xlim=(start, right), ylim=(bottom, TOP))
     names = [(LANE_USER, "user", USER), (LANE_MODEL, "model", MODEL)]
@@ -222,7 +246,7 @@ def _draw_stave(
 
 
 def _draw_events(axes: Any, events: Sequence[Event], start: float, end: float) -> None:  # noqa: ANN401
-    """Coloured bands with names, and hatched pauses."""
+    """Draws colored bands with names, and hatched pauses."""
     for event in events:
         color, name = BANDS[event.kind]
         if event.end_s <= start or event.start_s >= end:
@@ -250,7 +274,7 @@ def _draw_events(axes: Any, events: Sequence[Event], start: float, end: float) -
 
 
 def _draw_mark(axes: Any, mark: Mark, start: float, end: float) -> None:  # noqa: ANN401
-    """A delay, as a bar between the two sides with its length beside it."""
+    """Draws a delay as a bar between the two sides, with its length beside it."""
     color = RESPONSE if mark.kind == "response" else STOP
     low, high = max(mark.start_s, start), min(mark.end_s, end)
     level = LANE_MODEL + HALF + 0.13
@@ -273,7 +297,7 @@ def _draw_mark(axes: Any, mark: Mark, start: float, end: float) -> None:  # noqa
 
 
 def _draw_steps(axes: Any, step_s: np.ndarray, duration: float) -> None:  # noqa: ANN401
-    """Wall time of each step against the deadline, on a logarithmic scale."""
+    """Draws the wall time of each step, float64[turns] in s, on a logarithmic scale."""
     milliseconds = 1_000 * np.asarray(step_s)
     times = TURN_S * (np.arange(len(step_s)) + 1)
     late = milliseconds > 1_000 * LATE_S

@@ -1,4 +1,4 @@
-"""A conversation as people read it: words with their times, and who said what when."""
+"""A conversation for people to read: words with their times, and who said what and when."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,26 +15,26 @@ from interaction.evaluation.scoring import Spoken, score_session
 from interaction.evaluation.utterances import attribute, results_of
 from interaction.types import Special
 
-USER_MERGE_S = 0.6  # gap that parts a user's utterances (Full-Duplex-Bench v1.5)
-REPLY_WITHIN_S = 3.0  # a later utterance of the model is nobody's answer
+USER_MERGE_S = 0.6  # s; shorter silence does not end a user's utterance (Full-Duplex-Bench v1.5)
+REPLY_WITHIN_S = 3.0  # s; a later utterance of the model is no answer
 
 
 class Word(NamedTuple):
-    """A word and when its first token was emitted."""
+    """A word, and when its first token was emitted."""
 
     time_s: float
     text: str
 
 
 class Row(NamedTuple):
-    """One utterance of one side."""
+    """One utterance of the user or the model, or one delegation."""
 
     start_s: float
     end_s: float
-    who: str  # "user", "model" or "behind", the background model
-    kind: str  # of the user's event, "" where nothing is annotated
+    who: str  # "user", "model", or "behind" for the background model
+    kind: str  # kind of the user's event, "" without annotation
     text: str
-    note: str  # what was measured, e.g. "answered after 0.31 s"
+    note: str  # a remark, such as "answered after 0.31 s"
 
 
 class Mark(NamedTuple):
@@ -46,16 +46,16 @@ class Mark(NamedTuple):
 
 
 class SessionView(NamedTuple):
-    """Everything that a picture or a table of one session shows; times on the user's clock."""
+    """All that a picture or a table of one session shows; times on the user's clock."""
 
-    user: np.ndarray  # float32[n]
-    model: np.ndarray  # float32[n], delayed to when it plays
-    user_words: list[Word]  # as the model heard them
+    user: np.ndarray  # float32[n], PCM
+    model: np.ndarray  # float32[n], PCM, delayed to when it plays
+    user_words: list[Word]  # the model's transcript of the user
     model_words: list[Word]
-    events: list[Event]  # [] where nothing is annotated
+    events: list[Event]  # [] without annotation
     marks: list[Mark]
     rows: list[Row]
-    step_s: np.ndarray  # float64[turns]
+    step_s: np.ndarray  # float64[turns], wall time of each step, s
     lanes: list[Lane]  # [] without delegations
 
 
@@ -65,9 +65,9 @@ def words_over_time(
     """Groups tokens into words.
 
     Args:
-      tokens: ids in order, special ones included (they end a word).
-      times: seconds, one for each token.
-      decode: ids to text, words parted by spaces.
+      tokens: Token ids in order; special tokens end a word.
+      times: Time of each token, s.
+      decode: Token ids to text, with spaces between words.
     """
     words: list[Word] = []
     run: list[int] = []
@@ -88,7 +88,15 @@ def words_over_time(
 def transcript_words(
     user_transcript: np.ndarray, decode: Callable[[Sequence[int]], str]
 ) -> list[Word]:
-    """The user's words from int32[turns, slots], each at the end of its part of the micro-turn."""
+    """The words of the user transcript.
+
+    Args:
+      user_transcript: int32[turns, slots], NONE where there is no token.
+      decode: Token ids to text.
+
+    Returns:
+      The words, each at the end of its slot.
+    """
     turns, slots = user_transcript.shape
     times = TURN_S * (np.arange(turns)[:, None] + (np.arange(slots) + 1) / slots)
     words = user_transcript >= Special.COUNT
@@ -96,6 +104,7 @@ def transcript_words(
 
 
 def _text_between(words: Sequence[Word], start_s: float, end_s: float) -> str:
+    """The words whose time is at least `start_s` and below `end_s`."""
     return " ".join(word.text for word in words if start_s <= word.time_s < end_s)
 
 
@@ -109,12 +118,12 @@ def converse(
     """Puts both sides of a session on one clock and measures its delays.
 
     Args:
-      user: float32[n] or int16[n], what the model heard.
-      replies: what it said.
-      decode: ids to text.
-      events: annotation of the user's side; without it, delays are measured from the energy of
-        the user's signal, which takes noise for speech.
-      delegations: what the model handed over, see `background.read_delegations`.
+      user: PCM, int16[n] or float32[n] at 16 kHz.
+      replies: The replies of the model.
+      decode: Token ids to text.
+      events: Annotation of the user's side. Without it, delays are measured from the energy of the
+        user's signal, which takes noise for speech.
+      delegations: The delegations of the model, from `delegation_history.read_delegations`.
     """
     turns, events = len(replies.text), list(events)
     lead = round(reply_time(0) * 16_000)
@@ -139,20 +148,22 @@ def converse(
 def _lanes(
     spoken: Spoken, events: Sequence[Event], delegations: Sequence[Delegation]
 ) -> list[Lane]:
+    """The lanes of the delegations."""
     results = results_of(delegations, len(spoken.text), lambda one: spoken.decode(one.result))
     said = attribute(spoken, events, results)
     return make_lanes(delegations, said, spoken.duration_s)
 
 
 def _lane_rows(lanes: Sequence[Lane]) -> list[Row]:
+    """One row for each delegation."""
     return [
-        Row(one.start_s, one.end_s, "behind", "asked", one.told[0].text, summary(one))
+        Row(one.start_s, one.end_s, "behind", "delegation", one.requests[0].text, summary(one))
         for one in lanes
     ]
 
 
 def _annotated_marks(events: Sequence[Event], spoken: Spoken) -> list[Mark]:
-    """Response and stop delays of annotated events."""
+    """The delays of responses and stops, by the annotated events."""
     score = score_session(events, spoken)
     marks = [
         Mark("response", response.event.end_s, response.start_s)
@@ -168,7 +179,7 @@ def _annotated_marks(events: Sequence[Event], spoken: Spoken) -> list[Mark]:
 
 
 def _measured_marks(user: np.ndarray, spoken: Spoken) -> list[Mark]:
-    """Response delays from energy alone: the model starts after the user's last utterance."""
+    """The delays of responses, from the energy of both sides without annotation."""
     talk = activity.merge(activity.active_intervals(user), USER_MERGE_S)
     marks = []
     for start, _ in spoken.utterances:
@@ -181,6 +192,7 @@ def _measured_marks(user: np.ndarray, spoken: Spoken) -> list[Mark]:
 def _user_rows(
     user: np.ndarray, user_transcript: Sequence[Word], events: Sequence[Event]
 ) -> list[Row]:
+    """The events of the user's side, or without annotation the user's utterances."""
     if events:
         return [
             Row(e.start_s, e.end_s, "user", e.kind, e.text, "")
@@ -188,21 +200,15 @@ def _user_rows(
             if e.kind not in NOBODY
         ]
     talk = activity.merge(activity.active_intervals(user), USER_MERGE_S)
-    return [
-        Row(
-            start,
-            end,
-            "user",
-            "",
-            _text_between(user_transcript, start, end + 2 * TURN_S),
-            "user_transcript",
-        )
-        for start, end in talk
-    ]
+    rows = []
+    for start, end in talk:
+        text = _text_between(user_transcript, start, end + 2 * TURN_S)
+        rows.append(Row(start, end, "user", "", text, "as transcribed"))
+    return rows
 
 
 def _model_rows(spoken: Spoken, said: Sequence[Word], marks: Sequence[Mark]) -> list[Row]:
-    """The model's utterances; one that a new answer follows at once is cut at its start."""
+    """The model's utterances; where a new answer starts inside one, it is split."""
     starts = [mark.end_s for mark in marks if mark.kind == "response"]
     rows = []
     for low, high in spoken.utterances:

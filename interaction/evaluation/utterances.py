@@ -1,4 +1,4 @@
-"""What the model says, utterance by utterance, and what each is: an answer or a result."""
+"""Finds the utterances of the model, and whether each is an answer or a result."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,28 +11,28 @@ from interaction.evaluation.events import TO_MODEL, TURN_S, Event, reply_time
 from interaction.evaluation.scoring import ANSWER_WITHIN_S, DETECTABLE_S, TEXT_BEFORE_S, Spoken
 from interaction.types import Special
 
-SOUND_AFTER_S = 0.4  # sound this long after its text still belongs to it
+SOUND_AFTER_S = 0.4  # s after an utterance's text in which sound belongs to it
 
 
 class Utterance(NamedTuple):
-    """Text between micro-turns of silence."""
+    """Text between silent micro-turns."""
 
-    first: int  # micro-turn
-    last: int
+    first: int  # its first micro-turn
+    last: int  # its last micro-turn
     text: str
 
     @property
     def start_s(self) -> float:
-        """When its first reply starts to play."""
+        """When its first reply starts to play, s."""
         return reply_time(self.first)
 
     @property
     def end_s(self) -> float:
-        """When its last reply has played."""
+        """When its last reply has played, s."""
         return reply_time(self.last) + TURN_S
 
     def sound_s(self, spoken: Spoken) -> float | None:
-        """When its first sound plays, None if it is not audible."""
+        """When its first sound plays, s; None if it is not audible."""
         until = self.end_s + SOUND_AFTER_S
         if activity.overlap(spoken.active, self.start_s, until) < DETECTABLE_S - 1e-9:
             return None
@@ -41,25 +41,25 @@ class Utterance(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A result that waits to be said."""
+    """A result that the model has to say."""
 
-    number: int  # of the delegation
+    number: int  # number of the delegation
     first: int  # micro-turn in which its first words arrived
-    until: int  # micro-turn of its cancellation, or one after the end
-    text: str
+    until: int  # micro-turn of the cancellation, or the number of micro-turns
+    text: str  # what the model should say
 
 
 class Said(NamedTuple):
-    """An utterance and what it is."""
+    """An utterance, and what it is."""
 
     utterance: Utterance
-    event: int = -1  # index of the event that it answers, -1 if none
-    delegation: int = 0  # whose result it is, 0 if none
-    stray: bool = False  # nothing was due; the rest is that of what was said before it
+    event: int = -1  # index of the event that it answers, -1 for none
+    delegation: int = 0  # number of the delegation whose result it is, 0 for none
+    stray: bool = False  # nothing was due; `event` and `delegation` are those of the one before it
 
 
 def read_utterances(spoken: Spoken) -> list[Utterance]:
-    """The utterances that have a word, in order."""
+    """Finds the utterances with at least one word, in order of time."""
     loud = np.concatenate([[False], spoken.text != Special.SILENT, [False]])
     edges = np.flatnonzero(loud[1:] != loud[:-1]).reshape(-1, 2)
     found = []
@@ -74,12 +74,12 @@ def read_utterances(spoken: Spoken) -> list[Utterance]:
 def results_of(
     delegations: Sequence[Delegation], turns: int, text: Callable[[Delegation], str]
 ) -> list[Result]:
-    """What has arrived, in the order in which it did.
+    """The results that have arrived, in the order of their arrival.
 
     Args:
-      delegations: As they happened.
-      turns: Length of the conversation.
-      text: What should be said of a delegation's result.
+      delegations: The delegations of a conversation.
+      turns: Length of the conversation in micro-turns.
+      text: Gives what the model should say for a delegation.
     """
     found = [
         Result(one.number, one.arrived, one.cancelled if one.cancelled >= 0 else turns, text(one))
@@ -90,16 +90,17 @@ def results_of(
 
 
 def attribute(spoken: Spoken, events: Sequence[Event], results: Sequence[Result]) -> list[Said]:
-    """Says of each utterance what it is.
+    """Finds out what each utterance is.
 
-    One that is word for word what is due is that; another one is the answer to the last event that
-    wants one, within 3 s of its end, or else the result that has waited longest. What is left is
-    stray, and hangs on what was said before it unless the user has spoken to the model since.
+    An utterance with exactly the words of an answer or a result that is due is this answer or
+    result. Any other one is the answer to the last event if that has no answer yet and ended less
+    than 3 s before, or else the result that waits longest. If nothing is due, it is stray: it
+    continues the utterance before it, unless the user has spoken to the model in between.
 
     Args:
-      spoken: What the model did.
+      spoken: What the model said.
       events: Annotation, in order of time.
-      results: Of the delegations, in the order in which they arrived.
+      results: From `results_of`.
     """
     answered: set[int] = set()
     told: set[int] = set()
@@ -129,7 +130,7 @@ def _stray(one: Utterance, found: Sequence[Said], events: Sequence[Event]) -> Sa
 
 
 def _due(events: Sequence[Event], time: float, answered: set[int]) -> int:
-    """The last event before `time` that speaks to the model, if its answer is still to come."""
+    """The last event to the model before `time`, if its answer is due; its index, -1 for none."""
     for index in range(len(events) - 1, -1, -1):
         event = events[index]
         if event.kind not in TO_MODEL or event.end_s - TEXT_BEFORE_S > time + 1e-9:

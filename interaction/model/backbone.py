@@ -1,6 +1,6 @@
-"""The transformer's layers: one code path for training and for the step.
+"""The layers of the transformer: one code path for training and for the step.
 
-Layers come in groups of `long_every`: sliding-window layers, then a long one. Groups and the
+Layers come in groups of `long_every`: sliding-window layers, then a long layer. Groups and the
 sliding layers inside them are scans over stacked parameters, or loops over separate ones.
 """
 
@@ -15,15 +15,15 @@ from interaction.distributed.collectives import EXPERTS, local
 from interaction.distributed.experts import Experts
 from interaction.distributed.sharding import gather_and_cast
 from interaction.model.positions import Positions
-from interaction.modules.attention import AttentionContext, Cache, RingKeys, SequenceKeys
 from interaction.modules.block import Block, BlockAux
+from interaction.modules.layer_attention import AttentionContext, Cache, RingKeys, SequenceKeys
 from interaction.ops import rope
 from interaction.ops.layers import run_stack, unstack
 from interaction.types import Array, Params
 
 SLIDING, LONG = "sliding", "long"
 _FFN = ("gate", "up", "down")  # the experts' weights
-_LayerState = tuple[Array, dict[str, Cache]]  # x [b, t, d] and the ring caches by kind
+_LayerState = tuple[Array, dict[str, Cache]]  # x float[b, t, d] and the ring caches by kind
 
 
 def run_layers(
@@ -40,19 +40,20 @@ def run_layers(
     """Runs all layers.
 
     Args:
-      cfg: The transformer's.
-      backbone: Parameters, the layers under SLIDING and LONG, stacked or separate.
+      cfg: Configuration of the transformer.
+      backbone: Parameters, with the layers under SLIDING and LONG, stacked or separate.
       bias: float32[l, e], selection bias of the routers.
-      positions: What to run on.
-      keys: What the layers of each kind attend to.
+      positions: The embedded positions.
+      keys: Keys of the layers of each kind.
       caches: Ring caches of each kind; {} where the keys are sequences.
-      at_once: Sessions that a layer takes at once, a divisor of b; 0 means all. Otherwise a
-        group's activations are computed again in the backward pass.
-      in_place: Whether stacked layers read their experts' weights where they are, instead of from
-        copies of their own; not for gradients.
+      at_once: Number of sessions that a layer takes at once, a divisor of b; 0: all. With another
+        value than 0 the backward pass computes a group's activations again.
+      in_place: Whether stacked layers read the experts' weights inside the stack instead of from
+        copies; not for gradients.
 
     Returns:
-      [b, t, d], the caches with the positions, and the layers' reports stacked in order.
+      float[b, t, d] of the last layer, the caches with the positions, and the router statistics of
+      all layers, stacked in order.
     """
     turn = rope.rope_turn(positions.time, cfg.head_dim, cfg.rope_base)
     window = {SLIDING: cfg.window, LONG: cfg.long_window}
@@ -103,7 +104,7 @@ def run_layers(
 def _stacked_experts(
     cfg: TransformerConfig, stacks: dict[str, tuple], kind: str, index: Array
 ) -> Experts | None:
-    """A layer's experts inside the stack of all layers, None where they are its own parameters."""
+    """A layer's experts in the stack of all layers; None where they are the layer's parameters."""
     if kind not in stacks:
         return None
     count = local(cfg.experts, *EXPERTS)
@@ -112,7 +113,7 @@ def _stacked_experts(
 
 
 def _split_off_experts(backbone: Params) -> tuple[Params, dict[str, tuple]]:
-    """Stacked layers without their experts' weights, and these as [layers * e, ...]."""
+    """Stacked layers without their experts' weights, and these weights as [layers * e, ...]."""
     stacks = {
         kind: tuple(
             backbone[kind][name].reshape(-1, *backbone[kind][name].shape[-2:]) for name in _FFN
@@ -127,13 +128,13 @@ def _split_off_experts(backbone: Params) -> tuple[Params, dict[str, tuple]]:
 
 
 def separate_layers(backbone: Params) -> Params:
-    """The backbone with each layer's parameters on their own, for `run_layers` to loop over."""
+    """The backbone with separate layers instead of stacked ones, for a loop in `run_layers`."""
     sliding = tuple(unstack(group) for group in unstack(backbone[SLIDING]))
     return {**backbone, SLIDING: sliding, LONG: unstack(backbone[LONG])}
 
 
 def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) -> tuple:
-    """`layer` on one group of sessions after another; its reports are summed."""
+    """Runs `layer` on one group of sessions after another and sums the router statistics."""
     groups = jax.tree.map(lambda a: a.reshape(-1, at_once, *a.shape[1:]), rows)
     state, aux = jax.lax.map(jax.checkpoint(layer), groups)
     state = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), state)

@@ -1,8 +1,8 @@
-"""Control tokens in the model's text stream: what is not said aloud, and what it asks for.
+"""Control tokens in the text stream: requests to the background model, which are not spoken.
 
-`<delegate>` words `</delegate>` hands a request to the background model, `<update>` words
-`</delegate>` changes the running one, `<cancel>` drops it. A span is words in a row: any other
-token ends it, so that a span that is never closed does not silence the model for good.
+`<delegate>` words `</delegate>` sends a request to the background model, `<update>` words
+`</delegate>` changes the running request, `<cancel>` cancels it. A span is a sequence of words: any
+other token ends it, so a span that is never closed does not silence the model for good.
 """
 
 import jax
@@ -19,18 +19,19 @@ def _among(token: Array, ids: tuple[int, ...]) -> Array:
 
 
 def spoken_tokens(text: Array, inside: Array | None = None) -> tuple[Array, Array]:
-    """What of the text stream is said aloud, over micro-turns in a row.
+    """The spoken tokens of the text stream in consecutive micro-turns.
 
     Args:
       text: int32[b, n], tokens of the text stream.
-      inside: bool[b], whether the tokens before them opened a span; None at a session's start.
+      inside: bool[b], whether the first token is inside a span; None at the start of a session.
 
     Returns:
-      int32[b, n], SILENT in place of what is not said aloud, and bool[b], `inside` after them.
+      int32[b, n], with SILENT in place of tokens that are not spoken, and bool[b], `inside` of the
+      next token.
     """
     b, n = text.shape
     places = jnp.where(text < Special.COUNT, jnp.arange(n), -1)
-    last = jax.lax.cummax(places, axis=1)  # the newest token that is no word
+    last = jax.lax.cummax(places, axis=1)  # index of the newest token that is not a word
     opened = _among(jnp.take_along_axis(text, jnp.maximum(last, 0), axis=1), OPENING)
     before = jnp.zeros(b, bool) if inside is None else inside
     unspoken = jnp.where(last >= 0, opened, before[:, None])
@@ -42,7 +43,7 @@ def token_windows(before: Array, aloud: Array) -> Array:
     """The last spoken tokens at each micro-turn, the newest last.
 
     Args:
-      before: int32[b, w], the window of the micro-turn before the first one.
+      before: int32[b, w], window of the micro-turn before the first one.
       aloud: int32[b, n], from `spoken_tokens`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What is read off the last layer: text logits, transcript logits and the condition of speech."""
+"""Outputs of the last layer: text logits, transcript logits and the condition of speech."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from interaction.types import Array, Params
 
 
 class Outputs(NamedTuple):
-    """What the transformer says about n micro-turns."""
+    """Outputs of the transformer for n micro-turns."""
 
     text_logits: Array  # float32[b, n, v]
     transcript_logits: Array  # float32[b, n, audio_positions, v]
-    hidden: Array  # [b, n, d], conditions speech
+    hidden: Array  # float[b, n, d], conditions speech
     aux: BlockAux  # load float32[l, e]; router_z float32[l]
 
 
@@ -21,23 +21,26 @@ def apply_heads(config: ModelConfig, params: Params, tail: Array) -> tuple[Array
     """Logits and speech condition from the last layer, see `Heads`.
 
     Args:
-      config: The model's.
-      params: Of the heads, from `gather_and_cast`.
-      tail: [b, n, audio_positions + 1, d], from `last_positions`.
+      config: Model configuration.
+      params: Parameters of the heads, from `gather_and_cast`.
+      tail: float[b, n, audio_positions + 1, d], from `last_positions`.
 
     Returns:
       Text logits float32[b, n, v], transcript logits float32[b, n, audio_positions, v], and the
-      normalised hidden state [b, n, d].
+      normalised hidden state float[b, n, d].
     """
     return Heads(config).apply({"params": params}, tail[:, :, :-1], tail[:, :, -1])
 
 
 def text_head(config: ModelConfig, params: Params, x: Array) -> Array:
-    """Logits of the text stream at positions [b, m, d] of the last layer, float32[b, m, v].
+    """Text logits at any positions of the last layer.
 
     Args:
-      config: The model's.
-      params: Of the heads, from `gather_and_cast`.
-      x: From `encode` or `run_cached`.
+      config: Model configuration.
+      params: Parameters of the heads, from `gather_and_cast`.
+      x: float[b, m, d], from `encode` or `run_cached`.
+
+    Returns:
+      float32[b, m, v].
     """
     return apply_heads(config, params, x[:, :, None])[0]

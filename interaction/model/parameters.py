@@ -7,9 +7,9 @@ from interaction.config import ModelConfig
 from interaction.model.backbone import LONG, SLIDING
 from interaction.model.turn_inputs import TurnInputs, assemble, silent_outputs
 from interaction.modules import vocoder
-from interaction.modules.attention import AttentionContext, SequenceKeys
 from interaction.modules.audio_in import AudioIn
 from interaction.modules.block import Block
+from interaction.modules.layer_attention import AttentionContext, SequenceKeys
 from interaction.modules.speech_out import FlowNet, SpeechCondition
 from interaction.modules.text import Heads, TextIn
 from interaction.modules.video_in import VideoIn
@@ -18,11 +18,11 @@ from interaction.types import Array, Params
 
 
 def init_model_params(config: ModelConfig, key: Array) -> Params:
-    """Fresh parameters of a whole model.
+    """Fresh parameters of all parts of a model.
 
     Args:
-      config: The model's.
-      key: A typed PRNG key.
+      config: Model configuration.
+      key: Typed PRNG key [].
 
     Returns:
       float32 arrays under backbone, router_bias, speech and vocoder.
@@ -35,10 +35,15 @@ def init_model_params(config: ModelConfig, key: Array) -> Params:
 
 
 def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]:
-    """Fresh parameters.
+    """Fresh parameters of a model without those of the vocoder.
+
+    Args:
+      config: Model configuration.
+      key: Typed PRNG key [].
 
     Returns:
-      The backbone, the speech head, and the router's selection bias float32[l, e].
+      float32 arrays of the backbone and of the flow head, and the selection bias float32[l, e] of
+      the routers.
     """
     cfg = config.transformer
     keys = iter(jax.random.split(key, 8))
@@ -75,7 +80,15 @@ def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]
 
 
 def init_speech(config: ModelConfig, key: Array) -> Params:
-    """Fresh parameters of the flow head."""
+    """Fresh parameters of the flow head.
+
+    Args:
+      config: Model configuration.
+      key: Typed PRNG key [].
+
+    Returns:
+      float32 arrays under condition and flow.
+    """
     prefix = jnp.zeros((1, config.speech.prefix_frames, config.audio.mels))
     tokens = jnp.zeros((1, config.speech.token_window), jnp.int32)
     hidden = jnp.zeros((1, config.transformer.dim))
@@ -88,6 +101,6 @@ def init_speech(config: ModelConfig, key: Array) -> Params:
 
 
 def _silent_turn(config: ModelConfig) -> TurnInputs:
-    """One micro-turn of silence on both sides, without text or frame."""
+    """One micro-turn in which user and model are silent, without text or frame."""
     user = jnp.zeros((1, 1, config.audio.user_frames, config.audio.mels))
     return assemble(config, user, silent_outputs(config, 1), None, jnp.ones((1, 1)))

@@ -1,4 +1,4 @@
-"""The positions of micro-turns: what stands where on a session's clock, embedded."""
+"""Embeds the inputs of micro-turns as positions on a session's clock."""
 
 from typing import NamedTuple
 
@@ -16,25 +16,25 @@ from interaction.types import Array, Params, Special
 class Positions(NamedTuple):
     """Embedded positions of n micro-turns, in order."""
 
-    x: Array  # [b, t, d]
-    valid: Array  # bool[b, t]
-    time: Array  # uint32[b, t], place on the session's clock, for RoPE
+    x: Array  # float[b, t, d]
+    valid: Array  # bool[b, t], positions that exist
+    time: Array  # uint32[b, t], position on the session's clock, for RoPE
 
 
 def embed(config: ModelConfig, backbone: Params, inputs: TurnInputs, clock: Array) -> Positions:
-    """Lays n micro-turns out as positions: text in, video, audio, text out.
+    """Lays out n micro-turns as positions: text in, video, audio, text out.
 
-    A kind that no session has in this call takes no positions; where it stands on the clock does
-    not depend on that, so rows do not see which variant they ran in.
+    A kind of input that no session has in this call takes no positions. Times on the clock do not
+    depend on that, so a row's result is the same in every variant.
 
     Args:
-      config: The model's.
-      backbone: Its parameters.
-      inputs: n micro-turns.
+      config: Model configuration.
+      backbone: Parameters of the backbone.
+      inputs: Inputs of n micro-turns.
       clock: uint32[b], number of the first micro-turn.
 
     Returns:
-      The positions, [b, n * positions of the variant].
+      The positions, t = n * positions of the variant.
     """
     b, n = inputs.last.shape
     dtype = config.transformer.dtype
@@ -45,7 +45,7 @@ def embed(config: ModelConfig, backbone: Params, inputs: TurnInputs, clock: Arra
     audio = AudioIn(config).apply(
         weights("audio_in"), inputs.user, inputs.self_audio, inputs.self_audio_gain
     )
-    arrived, user_transcript, self_audio = TextIn(config).apply(
+    arrived, user_transcript, text_out = TextIn(config).apply(
         weights("text_in"), inputs.text, inputs.user_transcript, inputs.last
     )
     parts, valid, offsets = [], [], []
@@ -63,7 +63,7 @@ def embed(config: ModelConfig, backbone: Params, inputs: TurnInputs, clock: Arra
             raise ValueError("has_frame: got None beside frame, wanted bool[b, n]; pass both")
         valid.append(jnp.broadcast_to(has_frame[..., None], (b, n, config.patches)))
         offsets.append(video_at + jnp.arange(config.patches))
-    parts += [audio + user_transcript, self_audio]
+    parts += [audio + user_transcript, text_out]
     valid.append(jnp.ones((b, n, config.audio_positions + 1), bool))
     offsets.append(audio_at + jnp.arange(config.audio_positions + 1))
     x = jnp.concatenate(parts, axis=2)
@@ -73,17 +73,22 @@ def embed(config: ModelConfig, backbone: Params, inputs: TurnInputs, clock: Arra
     exists = jnp.concatenate(valid, axis=2)
     if inputs.exists is not None:
         exists &= inputs.exists[..., None]
-    # What does not exist may hold any numbers, NaN among them; nothing of it may spread.
+    # Positions that do not exist may contain NaN, which must not reach other positions.
     x = jnp.where(exists[..., None], x, 0).astype(dtype)
     flat = (b, n * x.shape[2])
     return Positions(x.reshape(*flat, -1), exists.reshape(flat), time.reshape(flat))
 
 
 def embed_arrivals(config: ModelConfig, backbone: Params, arrivals: Arrivals) -> Positions:
-    """Text at its own places, as `embed` has it in the micro-turns' text slots.
+    """Embeds text at given times, as `embed` does in the text slots of micro-turns.
+
+    Args:
+      config: Model configuration.
+      backbone: Parameters of the backbone.
+      arrivals: m tokens of each session, with their times.
 
     Returns:
-      The positions, [b, m].
+      The positions, t = m.
     """
     dtype = config.transformer.dtype
     params = gather_and_cast(backbone["text_in"], "text_in", dtype)
@@ -96,6 +101,15 @@ def embed_arrivals(config: ModelConfig, backbone: Params, arrivals: Arrivals) ->
 
 
 def last_positions(config: ModelConfig, x: Array, turns: int) -> Array:
-    """Of all positions [b, t, d] those that are read out: [b, n, audio_positions + 1, d]."""
+    """The audio positions and the text-out position of each micro-turn.
+
+    Args:
+      config: Model configuration.
+      x: float[b, t, d], all positions of n micro-turns.
+      turns: n.
+
+    Returns:
+      float[b, n, audio_positions + 1, d].
+    """
     b, t, d = x.shape
     return x.reshape(b, turns, t // turns, d)[:, :, -(config.audio_positions + 1) :]

@@ -1,4 +1,4 @@
-"""The transformer on new positions of sessions whose earlier ones stand in ring caches."""
+"""Runs the transformer on new positions of sessions whose earlier positions are in ring caches."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from interaction.config import TransformerConfig
 from interaction.distributed.collectives import FSDP, SESSIONS, TENSOR, axis_size, local
 from interaction.model.backbone import LONG, SLIDING, run_layers
 from interaction.model.positions import Positions
-from interaction.modules.attention import Cache, RingKeys
 from interaction.modules.block import BlockAux
+from interaction.modules.layer_attention import Cache, RingKeys
 from interaction.ops import ring
 from interaction.ops.attention import window_mask
 from interaction.types import Array, Params
@@ -20,7 +20,7 @@ from interaction.types import Array, Params
 def session_specs(state: Any) -> Any:  # noqa: ANN401
     """`PartitionSpec`s of a named tuple of arrays [b, ...] with `caches`.
 
-    Sessions lie over `collectives.SESSIONS`, the heads of caches over `tensor`.
+    Sessions are split over `collectives.SESSIONS`, the heads of caches over `tensor`.
     """
     specs = jax.tree.map(lambda leaf: PartitionSpec(SESSIONS), state)
     heads = PartitionSpec(SESSIONS, None, None, TENSOR)
@@ -33,9 +33,12 @@ def init_caches(
     """Empty rings.
 
     Args:
-      cfg: The transformer's.
-      sessions: How many.
-      span: Positions that are written at once at most.
+      cfg: Configuration of the transformer.
+      sessions: Number of sessions.
+      span: Most positions of a session that are written at once.
+
+    Returns:
+      The clock, and the caches of each kind of layer in the computing dtype.
     """
     groups = cfg.layers // cfg.long_every
 
@@ -58,17 +61,18 @@ def run_cached(
     rings: ring.RingClock,
     caches: dict[str, Cache],
 ) -> tuple[Array, ring.RingClock, dict[str, Cache], BlockAux]:
-    """Runs all layers on new positions; what is not valid is not written.
+    """Runs all layers on new positions; invalid positions are not written.
 
     Args:
-      cfg: The transformer's.
-      params: The model's, backbone and router_bias.
-      positions: At most as many a session as the rings were made for.
-      rings: Before them.
-      caches: Before them.
+      cfg: Configuration of the transformer.
+      params: Parameters of the model, of which backbone and router_bias are used.
+      positions: New positions, at most `span` of `init_caches` for each session.
+      rings: Clock of the rings before them.
+      caches: Caches before them.
 
     Returns:
-      [b, t, d] of the last layer, rings and caches with the positions, and the layers' reports.
+      float[b, t, d] of the last layer, the clock and the caches after the positions, and the router
+      statistics of all layers.
     """
     after, keys = ring_keys(cfg, positions.valid, rings, caches)
     backbone: Any = params["backbone"]
@@ -83,16 +87,16 @@ def run_cached(
 def ring_keys(
     cfg: TransformerConfig, valid: Array, rings: ring.RingClock, caches: dict[str, Cache]
 ) -> tuple[ring.RingClock, dict[str, RingKeys]]:
-    """Where new positions are written in the rings, and which slots they see afterwards.
+    """The slots to which new positions are written, and the slots that they see afterwards.
 
     Args:
-      cfg: The transformer's.
+      cfg: Configuration of the transformer.
       valid: bool[b, t], new positions that exist.
-      rings: Before them.
-      caches: Before them.
+      rings: Clock of the rings before them.
+      caches: Caches before them.
 
     Returns:
-      The rings after them, and the keys of each kind of layer.
+      The clock after them, and the keys of each kind of layer.
     """
     order = ring.new_order(rings, valid)
     capacity = {kind: cache.k.shape[2] for kind, cache in caches.items()}

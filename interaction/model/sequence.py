@@ -1,4 +1,4 @@
-"""The transformer over whole sessions at once, teacher-forced: what training runs."""
+"""Runs the transformer on complete sessions, teacher-forced, for training."""
 
 import math
 from functools import partial
@@ -13,12 +13,12 @@ from interaction.model.backbone import LONG, SLIDING, run_layers, separate_layer
 from interaction.model.heads import Outputs, apply_heads
 from interaction.model.positions import embed, embed_arrivals, last_positions
 from interaction.model.turn_inputs import Arrivals, TurnInputs
-from interaction.modules.attention import SequenceKeys
 from interaction.modules.block import BlockAux
+from interaction.modules.layer_attention import SequenceKeys
 from interaction.types import Array, Params
 from pallas_kernels.implementation import platform
 
-CPU_SESSIONS = 4  # that a CPU takes at once in `forward`: what they hold stays in its cache
+CPU_SESSIONS = 4  # sessions that `forward` takes at once on a CPU, so that they fit in its cache
 
 
 def forward(
@@ -28,7 +28,18 @@ def forward(
     inputs: TurnInputs,
     arrivals: Arrivals | None = None,
 ) -> Outputs:
-    """`encode` and `apply_heads`: what n calls of the step would compute, teacher-forced."""
+    """`encode` and `apply_heads`: the outputs of n teacher-forced steps.
+
+    Args:
+      config: Model configuration.
+      backbone: Parameters of the backbone.
+      bias: float32[l, e], selection bias of the routers.
+      inputs: Inputs of n micro-turns.
+      arrivals: See `encode`.
+
+    Returns:
+      The outputs of n micro-turns.
+    """
     tail, _, aux = encode(config, backbone, bias, inputs, arrivals)
     params = gather_and_cast(backbone["heads"], "heads", config.transformer.dtype)
     return Outputs(*apply_heads(config, params, tail), aux)
@@ -41,24 +52,26 @@ def encode(
     inputs: TurnInputs,
     arrivals: Arrivals | None = None,
 ) -> tuple[Array, Array, BlockAux]:
-    """Runs the layers on n micro-turns from the start of a session at once, teacher-forced.
+    """Runs the layers on n micro-turns from the start of a session, teacher-forced.
 
-    On a mesh whose axis `sequence` is longer than one, `inputs` are this device's n of all the
-    micro-turns; each layer's keys and values are gathered.
+    On a mesh whose axis `sequence` splits sessions, `inputs` are this device's n micro-turns; the
+    keys and values of each layer are gathered.
 
     Args:
-      config: The model's.
-      backbone: Its parameters.
-      bias: float32[l, e].
-      inputs: n micro-turns.
-      arrivals: Text beside that in `inputs`, at any time; not where `sequence` splits sessions.
+      config: Model configuration.
+      backbone: Parameters of the backbone.
+      bias: float32[l, e], selection bias of the routers.
+      inputs: Inputs of n micro-turns.
+      arrivals: Text at any times in addition to that in `inputs`; None where `sequence` splits
+        sessions.
 
     Returns:
-      The last layer's positions that are read out, [b, n, audio_positions + 1, d], those of the
-      arrivals, [b, m, d], and the layers' reports, of this device's tokens alone.
+      The last layer's audio and text-out positions float[b, n, audio_positions + 1, d], its
+      positions of the arrivals float[b, m, d], and the router statistics of all layers, of this
+      device's tokens alone.
 
     Raises:
-      ValueError: There are arrivals, and sessions are split.
+      ValueError: There are arrivals, and `sequence` splits sessions.
     """
     cfg = config.transformer
     b, n = inputs.last.shape

@@ -1,4 +1,4 @@
-"""The state of streaming sessions: everything that one micro-turn leaves to the next."""
+"""The state of streaming sessions: everything that the next micro-turn needs."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,22 +10,22 @@ from interaction.config import ModelConfig
 from interaction.model.ring_caches import init_caches, session_specs
 from interaction.model.turn_inputs import silent_mel, silent_outputs
 from interaction.modules import vocoder
-from interaction.modules.attention import Cache
+from interaction.modules.layer_attention import Cache
 from interaction.ops import mel, ring
 from interaction.types import Array, Special
 
 
 class StreamState(NamedTuple):
-    """Everything a session is; the leading axis of every leaf is the session."""
+    """The complete state of sessions, which are the leading axis of every leaf."""
 
-    key: Array  # uint32[b, 2], the session's random key; never advances
-    clock: Array  # uint32[b], micro-turns taken, wraps
+    key: Array  # uint32[b, 2], random key of the session; constant
+    clock: Array  # uint32[b], number of micro-turns taken, wraps
     rings: ring.RingClock
     caches: dict[str, Cache]
-    audio_tail: Array  # float32[b, window - user_hop], the user's last samples
+    audio_tail: Array  # float32[b, window - user_hop], the user's last samples in [-1, 1]
     user_transcript: Array  # int32[b, audio_positions], of the last micro-turn
     text: Array  # int32[b], the last text-out token
-    control: Array  # bool[b], whether it stands in a span that is not said aloud
+    control: Array  # bool[b], whether `text` is inside a control span, which is not spoken
     tokens: Array  # int32[b, token_window], last spoken tokens, the newest last
     mel: Array  # float32[b, speech_frames, m], log10 mel of the last micro-turn's speech
     vocoder: vocoder.VocoderState
@@ -40,7 +40,7 @@ def init_state(config: ModelConfig, keys: Array) -> StreamState:
     """Fresh sessions.
 
     Args:
-      config: The model's.
+      config: Model configuration.
       keys: uint32[b, 2], see `session_keys`.
 
     Returns:
@@ -72,5 +72,14 @@ def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
 
 
 def select_rows(choose: Array, yes: Array, no: Array) -> Array:
-    """Row by row of the leading axis, `yes` where bool[b] `choose`, otherwise `no`."""
+    """Rows of `yes` where `choose` is true, otherwise rows of `no`.
+
+    Args:
+      choose: bool[b].
+      yes: [b, ...] of any dtype.
+      no: [b, ...] of the same shape and dtype.
+
+    Returns:
+      [b, ...] of the same dtype.
+    """
     return jnp.where(choose.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)

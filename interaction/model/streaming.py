@@ -1,8 +1,8 @@
-"""One micro-turn, from PCM to PCM: the pure function that everything live is made of.
+"""One micro-turn from PCM to PCM: the pure function behind every live session.
 
-`step` = `listen` (front end and transformer), sampling of one text token, `speak` (flow head and
-vocoder). Rows that are reset, inactive or refused are dealt with at the state's boundary; only the
-caches, which are large, are left alone by not being written.
+`step` is `listen` (front end and transformer), sampling of one text token, and `speak` (flow head
+and vocoder). Rows that are reset, inactive or refused are selected before and after these. The
+caches are too large for a selection: positions of inactive and refused rows are not written.
 """
 
 from collections.abc import Callable
@@ -27,23 +27,24 @@ from interaction.modules.speech_out import generate_mel
 from interaction.ops import mel, sampling
 from interaction.types import Array, Chunk, Params, Reply, Special
 
-PCM_LIMIT = 2.0  # a sample beyond this is no PCM in [-1, 1] with an overshoot
+PCM_LIMIT = 2.0  # largest magnitude of a sample: PCM in [-1, 1] may overshoot up to this
 
 
 def listen(
     config: ModelConfig, params: Params, state: StreamState, chunk: Chunk
 ) -> tuple[StreamState, Outputs]:
-    """Hears one micro-turn: front end and one pass of the transformer.
+    """Takes the inputs of one micro-turn: front end and one pass of the transformer.
 
     Args:
-      config: The model's.
-      params: The model's.
-      state: Before the micro-turn.
-      chunk: Its inputs; `reset` is not looked at. A row that is not `active` keeps its rings and
-        caches; the rest of its state moves on.
+      config: Model configuration.
+      params: Parameters of the model.
+      state: State before the micro-turn.
+      chunk: Inputs; `reset` is ignored. A row that is not `active` keeps its rings and caches, but
+        not the rest of its state.
 
     Returns:
-      The state with caches, tail, transcription and clock moved on, and outputs with n = 1.
+      The state with new rings, caches, audio tail, user transcript and clock, and outputs with
+      n = 1.
     """
     cfg, audio = config.transformer, config.audio
     with jax.named_scope("front_end"):
@@ -53,7 +54,7 @@ def listen(
             user[:, None],
             TurnOutputs(state.user_transcript, state.text, state.mel),
             None,
-            self_audio_gain=jnp.full((chunk.audio.shape[0], 1), float(config.hears_self_audio)),
+            self_audio_gain=jnp.full((chunk.audio.shape[0], 1), float(config.self_audio)),
             text=None if chunk.text is None else chunk.text[:, None],
             frame=None if chunk.frame is None else chunk.frame[:, None],
             has_frame=None if chunk.has_frame is None else chunk.has_frame[:, None],
@@ -83,30 +84,30 @@ def speak(
     keys: Array,
     kept: Array,
 ) -> tuple[StreamState, Array]:
-    """Says one micro-turn: flow head and vocoder.
+    """Generates the speech of one micro-turn: flow head and vocoder.
 
-    The vocoder lags its mel by `delay_frames`, so does the gate that makes `silent` exact silence.
-    After one whole silent micro-turn nothing of a row's speech is left to be heard: its vocoder
-    starts afresh. A batch in which no row needs the flow head or the vocoder does not run them.
+    The vocoder lags its mel by `delay_frames`, and so does the gate that makes `silent` exact
+    silence. After one complete silent micro-turn all of a row's speech was played, and its vocoder
+    starts from a fresh state. The flow head and the vocoder run only if some row needs them.
 
     Args:
-      config: The model's.
-      params: The model's.
-      state: After `listen`.
-      hidden: [b, d], from `listen`.
-      token: int32[b], what of the text-out token is spoken.
-      keys: Typed PRNG keys [b], of the flow's noise.
-      kept: bool[b], rows whose outcome counts; the others may come out as anything.
+      config: Model configuration.
+      params: Parameters of the model.
+      state: State after `listen`.
+      hidden: float[b, d], hidden state of the text-out position, from `listen`.
+      token: int32[b], the spoken token, see `control_tokens.spoken_tokens`.
+      keys: Typed PRNG keys [b] of the flow's noise.
+      kept: bool[b], rows whose result is used; the results of other rows are unspecified.
 
     Returns:
-      The state with tokens, mel and vocoder moved on, and PCM float32[b, turn_samples].
+      The state with new tokens, mel and vocoder state, and PCM float32[b, turn_samples] in [-1, 1].
     """
     before = state.tokens[:, -1] == Special.SILENT
     silent = (token == Special.SILENT) | ~kept
     tokens = control_tokens.token_windows(state.tokens, token[:, None])[:, 0]
     idle = (before & silent) | ~kept
     fresh = vocoder.init_vocoder_state(len(token), config.vocoder, config.audio)
-    # Gathered here: whether the flow head runs differs from device to device.
+    # Gathered here, since the flow head may run on some devices only, where a gather would wait.
     head = {
         part: gather_and_cast(params["speech"][part], part, config.transformer.dtype)
         for part in ("condition", "flow")
@@ -142,14 +143,14 @@ def speak(
 def speech_frames(
     config: ModelConfig, head: Params, before: Array, tokens: Array, hidden: Array, keys: Array
 ) -> Array:
-    """Mel frames of one micro-turn with speech, each session's noise from its own key.
+    """Mel frames of one micro-turn with speech; the noise of a session is drawn from its key.
 
     Args:
-      config: The model's.
-      head: The speech head's parameters, condition and flow, from `gather_and_cast`.
+      config: Model configuration.
+      head: Parameters of the flow head, condition and flow, from `gather_and_cast`.
       before: float32[b, speech_frames, m], log10 mel of the micro-turn before.
       tokens: int32[b, token_window], last spoken tokens, the newest last.
-      hidden: [b, d], of the text-out position.
+      hidden: float[b, d], hidden state of the text-out position.
       keys: Typed PRNG keys [b].
 
     Returns:
@@ -161,7 +162,7 @@ def speech_frames(
 
 
 def acceptable(config: ModelConfig, chunk: Chunk) -> Array:
-    """Rows with usable numbers, bool[b]: PCM of a sane size, known tokens, pixels in [0, 1]."""
+    """Rows bool[b] with usable inputs: PCM within PCM_LIMIT, known tokens, pixels in [0, 1]."""
     ok = jnp.all(jnp.abs(chunk.audio) <= PCM_LIMIT, axis=1)  # false for NaN as well
     if chunk.text is not None:
         ok &= jnp.all((chunk.text >= 0) & (chunk.text < config.vocab), axis=1)
@@ -172,7 +173,7 @@ def acceptable(config: ModelConfig, chunk: Chunk) -> Array:
 
 
 def blank_rows(chunk: Chunk, keep: Array) -> Chunk:
-    """Zeros the inputs of rows that are not kept, so that no bad number enters a computation."""
+    """Sets inputs to zero except in bool[b] `keep` rows, so that NaN enters no computation."""
 
     def blank(leaf: Array | None) -> Array | None:
         return None if leaf is None else select_rows(keep, leaf, jnp.zeros_like(leaf))
@@ -190,11 +191,11 @@ def make_step(
     """The jitted step on a mesh: (params, state, chunk) -> (state, reply); the state is donated.
 
     Args:
-      config: The model's.
-      mesh: With all axes of `collectives.AXES`; its `data`, `fsdp` and `expert` devices share
-        out the sessions.
-      specs: `PartitionSpec`s of params, `sharding.param_specs` of a model's.
-      unpack: Makes a model's parameters of params, on each device.
+      config: Model configuration.
+      mesh: A mesh with all axes of `collectives.AXES`; sessions are split over its axes `data`,
+        `fsdp` and `expert`.
+      specs: `PartitionSpec`s of `params`, for the parameters of a model `sharding.param_specs`.
+      unpack: Function that makes the model's parameters from `params`, on each device.
 
     Returns:
       The step, see `step`.
@@ -213,16 +214,16 @@ def step(
     """One micro-turn of every session; jit it with `config` bound and `state` donated.
 
     Args:
-      config: The model's.
-      params: The model's: backbone, router_bias, speech, vocoder.
-      state: Of b sessions.
+      config: Model configuration.
+      params: Parameters of the model: backbone, router_bias, speech, vocoder.
+      state: State of b sessions.
       chunk: Inputs of b sessions.
 
     Returns:
-      The new state, and the reply. A row that is inactive or refused keeps its state to the bit,
-      even if it was to be reset, and replies silence.
+      The new state, and the reply. A row that is inactive or refused keeps its state bit for bit,
+      even with `reset`, and its reply is silence.
     """
-    # The devices of a session may get it from several processes: what one refuses, all refuse.
+    # A session may be split over devices of several processes: if one refuses it, all do.
     kept = total((~acceptable(config, chunk)).astype(jnp.int32), SEQUENCE, TENSOR) == 0
     refused = ~kept
     if chunk.active is not None:
@@ -243,7 +244,7 @@ def step(
     aloud, inside = control_tokens.spoken_tokens(token[:, None], start.control)
     end, pcm = speak(config, params, listened, outputs.hidden[:, 0], aloud[:, 0], flow_keys, kept)
     end = end._replace(text=token, control=inside)
-    # The caches are not selected: `listen` wrote what is kept, and they are what is large.
+    # The large caches need no selection: `listen` wrote only to the rows that are kept.
     small, before = (x._replace(caches={}) for x in (end, start))
     small = jax.tree.map(partial(select_rows, kept), small, before)
     end = small._replace(caches=end.caches)

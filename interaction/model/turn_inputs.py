@@ -1,4 +1,4 @@
-"""What the transformer reads in micro-turns; one function assembles it, for step and training."""
+"""Inputs of the transformer in micro-turns, assembled by one function for step and training."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ from interaction.types import Array, Special
 
 
 class TurnInputs(NamedTuple):
-    """What the transformer reads in n micro-turns."""
+    """Inputs of the transformer in n micro-turns."""
 
     user: Array  # int32[b, n, frames, m], dMel of the user
-    # int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier; None blanks all
+    # int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier; None: all blanked
     self_audio: Array | None
     self_audio_gain: Array  # float32[b, n], 0 where self audio is blanked, 1 elsewhere
     user_transcript: Array  # int32[b, n, audio_positions], of the previous micro-turn
@@ -21,38 +21,39 @@ class TurnInputs(NamedTuple):
     text: Array | None = None  # int32[b, n, text_slots], PAD where empty
     frame: Array | None = None  # float32[b, n, size, size, 3] in [0, 1]
     has_frame: Array | None = None  # bool[b, n]
-    # bool[b, n], None where all micro-turns exist; the others may hold any numbers
+    # bool[b, n], None where all micro-turns exist; inputs of other micro-turns are ignored
     exists: Array | None = None
 
 
 class Arrivals(NamedTuple):
-    """Text at places of its own on the clock, beside micro-turns of which most have none."""
+    """Text at given times on the clock, for sessions in which few micro-turns have text."""
 
-    token: Array  # int32[b, m], PAD where there is none
-    time: Array  # uint32[b, m], micro-turn * turn_span + slot; no two of a session are equal
+    token: Array  # int32[b, m], PAD where there is no token
+    time: Array  # uint32[b, m], micro-turn * turn_span + slot; all times of a session differ
 
 
 class TurnOutputs(NamedTuple):
-    """What micro-turns put out, as far as later micro-turns read it.
+    """Outputs of micro-turns that later micro-turns read.
 
-    One micro-turn has no axis n; n micro-turns in a row have it behind the axis of sessions.
+    Outputs of n consecutive micro-turns have the axis n after that of sessions; outputs of a single
+    micro-turn do not have it.
     """
 
-    user_transcript: Array  # int32[b, (n,) audio_positions], NONE where nothing was said
+    user_transcript: Array  # int32[b, (n,) audio_positions], NONE where the user said nothing
     text: Array  # int32[b, (n)], text-out tokens
-    speech_mel: Array | None  # float32[b, (n,) speech_frames, m], log10; None: not read
+    speech_mel: Array | None  # float32[b, (n,) speech_frames, m], log10 mel; None: not read
 
 
 def silent_outputs(config: ModelConfig, sessions: int) -> TurnOutputs:
-    """What stands before the first micro-turn of a session: silence on both sides.
+    """The outputs before the first micro-turn of a session: user and model are silent.
 
     Args:
-      config: The model's.
+      config: Model configuration.
       sessions: b.
 
     Returns:
       user_transcript int32[b, audio_positions], text int32[b], and speech_mel
-      float32[b, speech_frames, m] at the floor of speech.
+      float32[b, speech_frames, m], log10 mel at `speech.mel_floor`.
     """
     return TurnOutputs(
         user_transcript=jnp.full((sessions, config.audio_positions), Special.NONE, jnp.int32),
@@ -62,21 +63,22 @@ def silent_outputs(config: ModelConfig, sessions: int) -> TurnOutputs:
 
 
 def silent_mel(config: ModelConfig, sessions: int) -> Array:
-    """Mel of a micro-turn without speech: float32[b, speech_frames, m] at the floor of speech."""
+    """Log10 mel of a micro-turn without speech: float32[b, speech_frames, m] at its floor."""
     shape = (sessions, config.audio.speech_frames, config.audio.mels)
     return jnp.full(shape, config.speech.mel_floor, jnp.float32)
 
 
 def one_earlier(first: Array, turns: Array | None) -> Array:
-    """What stands one micro-turn before each micro-turn.
+    """Shifts outputs by one micro-turn.
 
     Args:
-      first: [b, ...], of the micro-turn before the first one.
-      turns: [b, n, ...], of the micro-turns themselves; None for one micro-turn whose own outputs
-        are not known yet.
+      first: [b, ...] of any dtype, outputs of the micro-turn before the first one.
+      turns: [b, n, ...] of the same dtype, outputs of n micro-turns; None for a single micro-turn
+        whose outputs are not known yet.
 
     Returns:
-      [b, n, ...], n = 1 where `turns` is None.
+      [b, n, ...] of the same dtype, the outputs one micro-turn earlier; n = 1 where `turns` is
+      None.
     """
     first = first[:, None]
     return first if turns is None else jnp.concatenate([first, turns[:, :-1]], axis=1)
@@ -90,23 +92,24 @@ def assemble(
     self_audio_gain: Array,
     **given: Array | None,
 ) -> TurnInputs:
-    """Assembles the inputs of n micro-turns in a row: for the step, for prefill and for training.
+    """Assembles the inputs of n consecutive micro-turns: for the step, for prefill and training.
 
     Args:
-      config: The model's.
+      config: Model configuration.
       user_mel: float32[b, n, user_frames, m], log10 mel of the user.
-      before: Outputs of the micro-turn before them, without the axis n.
-      outputs: Their own outputs, of which the last micro-turn's are not read; None for a single
+      before: Outputs of the micro-turn before the first one, without the axis n.
+      outputs: Outputs of the n micro-turns, of which the last is not read; None for a single
         micro-turn.
       self_audio_gain: float32[b, n], see `TurnInputs`.
-      **given: `text`, `frame`, `has_frame` and `exists`, see `TurnInputs`.
+      **given: The arrays `text`, `frame`, `has_frame` and `exists`, with the shapes and dtypes in
+        `TurnInputs`.
 
     Returns:
-      The inputs; self audio is None where `before.speech_mel` is.
+      The inputs; self audio is None where `before.speech_mel` is None.
     """
     self_audio = None
     if before.speech_mel is not None:
-        # Of the frames of generated speech each user_hop's last one is heard.
+        # The last frame of generated speech in each user_hop is read.
         stride = config.audio.user_hop // config.audio.speech_hop
         mel = one_earlier(before.speech_mel, None if outputs is None else outputs.speech_mel)
         self_audio = dmel.dmel_bins(mel[:, :, stride - 1 :: stride], config.audio)

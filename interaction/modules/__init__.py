@@ -1,1 +1,1 @@
-"""Linen leaves: they declare parameters and call pure functions."""
+"""Linen modules that declare parameters and call pure functions."""

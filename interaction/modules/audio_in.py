@@ -1,4 +1,4 @@
-"""Audio in: dMel of both sides as bags of embeddings (arXiv 2407.15835), some frames each."""
+"""Audio in: dMel of user and model as bags of embeddings (arXiv 2407.15835)."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from interaction.types import Array
 
 
 class AudioIn(nn.Module):
-    """Embeds the user's micro-turn together with the model's own previous speech."""
+    """Embeds the user's audio of a micro-turn and the model's speech of the one before."""
 
     config: ModelConfig
 
@@ -21,12 +21,12 @@ class AudioIn(nn.Module):
 
         Args:
           user: int32[b, n, frames, m], dMel of the user.
-          self_audio: int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier; None is
-            as if `self_audio_gain` were 0 everywhere.
-          self_audio_gain: float32[b, n], 0 blanks the model's own speech, 1 keeps it.
+          self_audio: int32[b, n, frames, m], dMel of the model's speech one micro-turn earlier;
+            None has the effect of a `self_audio_gain` of 0 everywhere.
+          self_audio_gain: float32[b, n], 0 blanks self audio, 1 keeps it.
 
         Returns:
-          [b, n, audio_positions, d].
+          float[b, n, audio_positions, d].
         """
         cfg = self.config
         shape = (cfg.audio.mels, cfg.audio.bins, cfg.frame_dim)

@@ -10,24 +10,24 @@ from interaction.config import TransformerConfig
 from interaction.distributed import experts
 from interaction.distributed.collectives import EXPERTS, TENSOR, gather, local
 from interaction.distributed.products import column_dense, dense
-from interaction.modules.attention import AttentionContext, Cache, attend
+from interaction.modules.layer_attention import AttentionContext, Cache, attend
 from interaction.ops import rope, router
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 
 
 class BlockAux(NamedTuple):
-    """What a layer reports beside its output."""
+    """Statistics of the router of a layer."""
 
-    load: Array  # float32[e], tokens each expert took, padding not counted
-    router_z: Array  # float32[], sum of the squared log-partition of the router
+    load: Array  # float32[e], tokens that each expert took, without padding
+    router_z: Array  # float32[], sum over tokens of the router's squared log-partition
 
 
 class Block(nn.Module):
-    """A pre-norm decoder layer; inside of a mesh, one device's heads, columns and experts of it.
+    """A pre-norm decoder layer; on a mesh, one device's heads, columns and experts of it.
 
-    What it attends to is data: the whole sequence in training, a ring cache in the step. Everything
-    else is one code path.
+    Training and the step differ only in `context`: the keys of the complete sequence, or those of a
+    ring cache.
     """
 
     config: TransformerConfig
@@ -45,29 +45,29 @@ class Block(nn.Module):
         """Runs the layer.
 
         Args:
-          x: [b, t, d].
-          turn: RoPE of the positions.
+          x: float[b, t, d].
+          turn: RoPE angles of the positions.
           valid: bool[b, t], positions that exist.
-          bias: float32[e], the router's selection bias.
-          context: What the layer attends to.
-          stacked: The experts where they are no parameters of this layer alone.
+          bias: float32[e], selection bias of the router.
+          context: Keys, cache and window of the layer.
+          stacked: Experts of all layers; None where they are parameters of this module.
 
         Returns:
-          [b, t, d], the layer's cache with the new positions, and the layer's report.
+          [b, t, d] in x's dtype, the cache with the new positions, and statistics of the router.
         """
         cfg = self.config
         normed = rms_norm(x, self._scale("attention_norm", cfg.dim))
         mixed, cache = self._attention(normed, turn, context)
         x = x + mixed
         normed = rms_norm(x, self._scale("ffn_norm", cfg.dim))
-        fed, aux = self._experts(normed, valid, bias, stacked)
-        return x + fed, cache, aux
+        expert_out, aux = self._experts(normed, valid, bias, stacked)
+        return x + expert_out, cache, aux
 
     def _scale(self, name: str, dim: int) -> Array:
         return self.param(name, nn.initializers.ones, (dim,))
 
     def _weight(self, name: str, shape: tuple[int, ...], residual: bool = False) -> Array:
-        # Outputs that add to the residual stream start small: depth does not blow it up.
+        # Weights whose outputs add to the residual stream start small, so that it stays bounded.
         scale = 1.0 / (2 * self.config.layers) if residual else 1.0
         batch = (0,) if len(shape) == 3 else ()
         init = nn.initializers.variance_scaling(scale, "fan_in", "normal", batch_axis=batch)

@@ -1,4 +1,4 @@
-"""Speech out: a flow head that makes the mel frames of one micro-turn.
+"""Speech out: a flow head that generates the mel frames of one micro-turn.
 
 Flow matching on mel, conditioned on the frames before it, follows FELLE (arXiv 2502.11128); the
 adaptive norm by flow time follows DiT (arXiv 2212.09748).
@@ -20,16 +20,16 @@ _DENSE = nn.initializers.lecun_normal()
 
 
 def time_features(time: Array, width: int) -> Array:
-    """Sines and cosines of a flow time in [0, 1]: float32[b] -> float32[b, width]."""
+    """Sines and cosines float32[b, width] of flow times float32[b] in [0, 1]."""
     frequency = jnp.exp(jnp.linspace(0.0, jnp.log(200.0), width // 2))
     phase = time[:, None] * frequency
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
 
 
 class SpeechCondition(nn.Module):
-    """Folds what is to be said into features of each frame and a first guess of its mel.
+    """Computes features of each frame and a first guess of its mel; runs once per micro-turn.
 
-    Runs once a micro-turn. The guess is mostly what a regression says: the mean of what may come.
+    The guess is close to a regression: the mean of the mel frames that are possible.
     """
 
     config: ModelConfig
@@ -39,12 +39,13 @@ class SpeechCondition(nn.Module):
         """Computes the conditions.
 
         Args:
-          hidden: [b, d], the backbone's text-out position.
+          hidden: float[b, d], hidden state of the text-out position.
           tokens: int32[b, token_window], last text-out tokens, the newest last.
-          prefix: float32[b, prefix_frames, m], standardised frames before this micro-turn.
+          prefix: float32[b, prefix_frames, m], standardised log10 mel before this micro-turn.
 
         Returns:
-          Features [b, speech_frames, feature_dim] and the guess float32[b, speech_frames, m].
+          Features float[b, speech_frames, feature_dim], and the guess float32[b, speech_frames, m],
+          standardised log10 mel.
         """
         cfg, audio = self.config.speech, self.config.audio
         table = self.param("table", nn.initializers.normal(1.0), (self.config.vocab, cfg.token_dim))
@@ -52,7 +53,7 @@ class SpeechCondition(nn.Module):
         before = prefix.reshape(prefix.shape[0], -1)
         width = cfg.condition_dim
         tokens_in = self.param("tokens_in", _DENSE, (said.shape[1], width))
-        # Of one dtype in training, where a table is float32, as in the step, where it need not be.
+        # A cast to one dtype for training and step: tables are float32 only in training.
         x = dense(said.astype(tokens_in.dtype), tokens_in)
         x = x + dense(before, self.param("prefix_in", _DENSE, (before.shape[1], width)))
         x = x + dense(hidden, self.param("hidden_in", _ZERO, (hidden.shape[1], width)))
@@ -69,9 +70,9 @@ class SpeechCondition(nn.Module):
 
 
 class FlowNet(nn.Module):
-    """The mel that a point on the flow's path leads to: mixes frames, then channels, a few times.
+    """Estimates the end of a flow's path; each layer mixes frames, then channels.
 
-    It predicts the data rather than the velocity (arXiv 2511.13720): see `velocity`.
+    It predicts the data instead of the velocity (arXiv 2511.13720), see `velocity`.
     """
 
     config: ModelConfig
@@ -83,17 +84,17 @@ class FlowNet(nn.Module):
         Args:
           point: float32[b, speech_frames, m], on the path from noise to mel.
           time: float32[b] in [0, 1].
-          features: [b, speech_frames, feature_dim], from SpeechCondition.
+          features: float[b, speech_frames, feature_dim], from SpeechCondition.
           guess: float32[b, speech_frames, m], from SpeechCondition.
 
         Returns:
-          float32[b, speech_frames, m], standardised.
+          float32[b, speech_frames, m], standardised log10 mel.
         """
         cfg = self.config.speech
         known = jnp.concatenate([guess, features], axis=-1)
         width = point.shape[-1]
         weight = self.param("in", _DENSE, (width + known.shape[-1], cfg.dim))
-        x = dense(point, weight[:width]) + dense(known, weight[width:])  # the same at every time
+        x = dense(point, weight[:width]) + dense(known, weight[width:])  # `known` has no time
         x = x + self.param("position", nn.initializers.normal(0.02), (x.shape[1], cfg.dim))
         clock = jax.nn.silu(dense(time_features(time, 64), self.param("time_in", _DENSE, (64, 64))))
         for layer in range(cfg.layers):
@@ -124,12 +125,12 @@ def velocity(point: Array, time: Array, estimate: Array) -> Array:
     """Velocity towards an estimate of the path's end.
 
     Args:
-      point: [b, frames, m].
-      time: [b] in [0, 1).
-      estimate: [b, frames, m], of the point at time 1.
+      point: float32[b, frames, m], at `time`.
+      time: float32[b] in [0, 1).
+      estimate: float32[b, frames, m], estimate of the point at time 1.
 
     Returns:
-      [b, frames, m].
+      float32[b, frames, m].
     """
     return (estimate - point) / (1 - time)[:, None, None]
 
@@ -137,18 +138,19 @@ def velocity(point: Array, time: Array, estimate: Array) -> Array:
 def generate_mel(
     config: ModelConfig, params: dict, hidden: Array, tokens: Array, prefix: Array, noise: Array
 ) -> Array:
-    """Makes the mel frames of one micro-turn.
+    """Generates the mel frames of one micro-turn.
 
     Args:
-      config: The model's.
-      params: {"condition": ..., "flow": ...}, `gather_and_cast`: no device waits for another here.
-      hidden: [b, d].
-      tokens: int32[b, token_window].
-      prefix: float32[b, prefix_frames, m], log10 mel.
+      config: Model configuration.
+      params: {"condition": ..., "flow": ...} from `gather_and_cast`, since no collective may run
+        here.
+      hidden: float[b, d], hidden state of the text-out position.
+      tokens: int32[b, token_window], last spoken tokens, the newest last.
+      prefix: float32[b, prefix_frames, m], log10 mel before this micro-turn.
       noise: float32[b, speech_frames, m], standard normal.
 
     Returns:
-      float32[b, speech_frames, m], log10 mel, at least the floor of speech.
+      float32[b, speech_frames, m], log10 mel, at least `speech.mel_floor`.
     """
     cfg = config.speech
     features, guess = SpeechCondition(config).apply(
@@ -164,6 +166,6 @@ def generate_mel(
 
 
 def standardise(log_mel: Array, config: ModelConfig) -> Array:
-    """Log10 mel, raised to the floor of speech, to zero mean and unit variance."""
+    """Standardises log10 mel float32[..., m], which is raised to `speech.mel_floor` first."""
     cfg = config.speech
     return (jnp.maximum(log_mel, cfg.mel_floor) - cfg.mel_mean) / cfg.mel_std

@@ -1,4 +1,4 @@
-"""Text in and out: one embedding table for both streams, and the read-outs."""
+"""Text in and out: one embedding table for all text streams, the text and transcript heads."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from interaction.types import Array
 
 
 class TextIn(nn.Module):
-    """Embeds tokens that arrive, the words last heard and the model's own last token."""
+    """Embeds arrived tokens, the last user transcript and the last text-out token."""
 
     config: ModelConfig
 
@@ -23,12 +23,13 @@ class TextIn(nn.Module):
 
         Args:
           arrived: int32[b, n, text_slots], PAD where empty, or None.
-          user_transcript: int32[b, n, audio_positions], transcription of the previous micro-turn.
-          last: int32[b, n], the token of the previous micro-turn.
+          user_transcript: int32[b, n, audio_positions], of the previous micro-turn.
+          last: int32[b, n], the text-out token of the previous micro-turn.
 
         Returns:
-          [b, n, text_slots, d] (None without arrivals), [b, n, audio_positions, d] to be added to
-          the audio positions, and [b, n, 1, d].
+          Text-in positions float[b, n, text_slots, d] (None without arrivals), the transcript
+          float[b, n, audio_positions, d] that is added to the audio positions, and the text-out
+          position float[b, n, 1, d].
         """
         cfg = self.config
         dim = cfg.transformer.dim
@@ -36,29 +37,29 @@ class TextIn(nn.Module):
         table = self.param("table", init, (cfg.vocab, dim))
         slot = self.param("slot", nn.initializers.normal(0.02), (cfg.text_slots, dim))
         out_slot = self.param("out_slot", nn.initializers.normal(0.02), (dim,))
-        own = (jnp.take(table, last, axis=0) + out_slot)[:, :, None]
-        words = jnp.take(table, user_transcript, axis=0)
+        text_out = (jnp.take(table, last, axis=0) + out_slot)[:, :, None]
+        transcript = jnp.take(table, user_transcript, axis=0)
         if arrived is None:
-            return None, words, own
-        return jnp.take(table, arrived, axis=0) + slot, words, own
+            return None, transcript, text_out
+        return jnp.take(table, arrived, axis=0) + slot, transcript, text_out
 
 
 class Heads(nn.Module):
-    """Logits of the text stream, and of the transcription of the user."""
+    """The text head and the transcript head."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, audio: Array, text: Array) -> tuple[Array, Array, Array]:
-        """Reads the last layer.
+        """Computes logits from the last layer.
 
         Args:
-          audio: [b, n, audio_positions, d], hidden states of the audio positions.
-          text: [b, n, d], hidden state of the text-out position.
+          audio: float[b, n, audio_positions, d], hidden states of the audio positions.
+          text: float[b, n, d], hidden state of the text-out position.
 
         Returns:
-          Text logits float32[b, n, v], heard logits float32[b, n, audio_positions, v], and the
-          normalised hidden state [b, n, d] that conditions speech.
+          Text logits float32[b, n, v], transcript logits float32[b, n, audio_positions, v], and the
+          normalised hidden state float[b, n, d] that conditions speech.
         """
         cfg = self.config
         dim = cfg.transformer.dim

@@ -1,7 +1,7 @@
 """Video in: hMLP stem (Touvron et al., arXiv 2203.09795, §4) on 40x40 patches.
 
-Strides 5, 4 and 2 tile a patch, so its convolutions do not overlap and are matrix products; a
-patch never sees another.
+Strides 5, 4 and 2 tile a patch, so the convolutions do not overlap and are matrix products; no
+patch depends on another.
 """
 
 import flax.linen as nn
@@ -13,12 +13,15 @@ from interaction.distributed.products import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 
-PATCH = 40
+PATCH = 40  # pixels on a side of a patch
 STRIDES = (5, 4, 2)
 
 
 def split_patches(frame: Array) -> Array:
-    """Cuts square frames [b, size, size, 3] into row-major patches [b, patches, 40, 40, 3]."""
+    """Cuts square frames float32[b, size, size, 3] into patches float32[b, patches, 40, 40, 3].
+
+    The patches are in row-major order.
+    """
     b, size, _, channels = frame.shape
     side = size // PATCH
     grid = frame.reshape(b, side, PATCH, side, PATCH, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -44,10 +47,10 @@ class VideoIn(nn.Module):
         """Embeds frames.
 
         Args:
-          frame: float32[b, size, size, 3] in [0, 1].
+          frame: float32[b, size, size, 3] in [0, 1], RGB.
 
         Returns:
-          [b, patches, d].
+          float[b, patches, d].
         """
         dim = self.config.transformer.dim
         x = split_patches(frame) - 0.5

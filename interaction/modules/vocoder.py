@@ -1,4 +1,4 @@
-"""Causal streaming vocoder: a convolutional network steers pulses, noise and their filters."""
+"""Causal streaming vocoder: a convolutional network controls pulses, noise and their filters."""
 
 import functools
 from typing import NamedTuple
@@ -16,33 +16,34 @@ from interaction.ops.mel import mel_filterbank
 from interaction.types import Array, Params
 
 _LAYERED = ("conv", "norm", "up", "up_bias", "down")  # parameters with a leading layer axis
-_EXPANSION = 2  # hidden width of a block over dim
-_INPUT_FRAMES = 3  # mel frames that the input layer sees
+_EXPANSION = 2  # hidden width of a block, as a multiple of dim
+_INPUT_FRAMES = 3  # mel frames that the input layer reads
 _MEL_FLOOR, _MEL_MEAN, _MEL_STD = -5.0, -2.0, 1.2  # log10 magnitude
-_RANGE = 0.2  # scale of the network's cepstra, which sum up in the exponent of a gain
-# Level (the mean mel's included) and tilt of fresh filters, natural logarithm: pulses below, noise
-# above. Noise as loud as the pulses drowns them at first, and training never finds them again.
+_RANGE = 0.2  # scale of the network's cepstra, whose sum is the exponent of a gain
+# Level (with that of the mean mel) and tilt of fresh filters, natural logarithm: pulses, strong at
+# low frequencies, then noise, strong at high ones. Noise as loud as the pulses would mask them at
+# first, and training would never recover them.
 _START = ((_MEL_MEAN * np.log(10.0) + 0.2, 0.7), (_MEL_MEAN * np.log(10.0) - 1.5, -1.5))
 _REST_PITCH = 170.0  # Hz, before the first frame
 
 
 class VocoderState(NamedTuple):
-    """What a stream carries, with the session as leading axis."""
+    """State of streams between chunks."""
 
-    mel: Array  # float32[b, 2, mels], the last frames, standardised
-    blocks: Array  # float32[b, l, kernel - 1, dim], the last frames of each convolution
+    mel: Array  # float32[b, 2, mels], the last frames, standardised log10 mel
+    blocks: Array  # float32[b, l, kernel - 1, dim], the last input frames of each convolution
     source: source_filter.SourceState
 
 
 class Controls(NamedTuple):
-    """What the network says about each frame."""
+    """The network's controls of each frame."""
 
-    pitch: Array  # float32[b, frames, pitch_bins], logits
+    pitch: Array  # float32[b, frames, pitch_bins], logits of the pitch classes
     cepstra: Array  # float32[b, frames, 2, order], of the filters of pulses and of noise
 
 
 def init_vocoder_state(batch: int, cfg: VocoderConfig, audio: AudioConfig) -> VocoderState:
-    """State of streams that start."""
+    """State of `batch` fresh streams."""
     hop = audio.speech_hop
     return VocoderState(
         jnp.zeros((batch, _INPUT_FRAMES - 1, audio.mels)),
@@ -60,7 +61,11 @@ def _norm(x: Array, scale: Array) -> Array:
 def envelope_cepstra(order: int, audio: AudioConfig) -> np.ndarray:
     """Linear map from standardised mel to the causal cepstrum of its smoothed envelope.
 
-    The network corrects what this gives. Quefrencies of the pitch are faded out.
+    The network corrects this cepstrum. The quefrencies of the pitch are faded out.
+
+    Args:
+      order: Cepstral coefficients.
+      audio: Front end of the mel.
 
     Returns:
       float32[mels, order], read-only.
@@ -80,16 +85,16 @@ def envelope_cepstra(order: int, audio: AudioConfig) -> np.ndarray:
 def vocoder_controls(
     params: Params, state: VocoderState, mel: Array, audio: AudioConfig
 ) -> tuple[VocoderState, Controls]:
-    """Runs the network: pitch logits and cepstra of each frame; the source state stays.
+    """Runs the network: pitch logits and cepstra of each frame; `state.source` is unchanged.
 
     Args:
-      params: Of `Vocoder`.
+      params: Parameters of `Vocoder`.
       state: See `init_vocoder_state`.
       mel: float32[b, frames, mels], log10 magnitude.
-      audio: Front end that the mel is of.
+      audio: Front end of the mel.
 
     Returns:
-      The state with the convolutions' new past, and the controls.
+      The state with the new past of the convolutions, and the controls.
     """
     mel = (jnp.maximum(mel, _MEL_FLOOR) - _MEL_MEAN) / _MEL_STD
     mel_past, seen = causal.context(state.mel, mel)
@@ -119,18 +124,26 @@ def vocoder_controls(
 
 
 def separate_layers(params: Params) -> Params:
-    """The parameters with those of each layer on their own, see `run_stack`."""
+    """The parameters with separate layers instead of stacked ones, see `run_stack`."""
     rest = {name: leaf for name, leaf in params.items() if name not in _LAYERED}
     return {**rest, "layers": unstack({name: params[name] for name in _LAYERED})}
 
 
 def pitch_grid(cfg: VocoderConfig) -> Array:
-    """Pitch of each class in Hz, float32[pitch_bins]."""
+    """Pitch of each class, float32[pitch_bins] in Hz."""
     return jnp.geomspace(cfg.pitch_low, cfg.pitch_high, cfg.pitch_bins)
 
 
 def decode_pitch(logits: Array, cfg: VocoderConfig) -> Array:
-    """Pitch in Hz: mean of log pitch over the best class and the two on either side of it."""
+    """Pitch from logits: the mean of log pitch over the best class and two on either side of it.
+
+    Args:
+      logits: float32[..., pitch_bins].
+      cfg: Configuration of the vocoder.
+
+    Returns:
+      float32[...] in Hz.
+    """
     best = jnp.argmax(logits, axis=-1, keepdims=True)
     near = jnp.abs(jnp.arange(cfg.pitch_bins) - best) <= 2
     weights = jax.nn.softmax(jnp.where(near, logits, -jnp.inf), axis=-1)
@@ -140,17 +153,17 @@ def decode_pitch(logits: Array, cfg: VocoderConfig) -> Array:
 def vocoder_step(
     params: Params, state: VocoderState, mel: Array, cfg: VocoderConfig, audio: AudioConfig
 ) -> tuple[VocoderState, Array]:
-    """PCM of the next mel frames; sample s renders sample s - delay_frames * hop of the source.
+    """PCM of the next mel frames; sample s is sample s - delay_frames * hop of the mel's signal.
 
     Args:
-      params: Of `Vocoder`.
+      params: Parameters of `Vocoder`.
       state: See `init_vocoder_state`.
       mel: float32[b, frames, mels], log10 magnitude, hop `speech_hop`.
-      cfg: Vocoder.
-      audio: Front end that the mel is of.
+      cfg: Configuration of the vocoder.
+      audio: Front end of the mel.
 
     Returns:
-      The new state, and float32[b, frames * speech_hop].
+      The new state, and PCM float32[b, frames * speech_hop].
     """
     state, controls = vocoder_controls(params, state, mel, audio)
     pitch = decode_pitch(controls.pitch, cfg)
@@ -161,7 +174,17 @@ def vocoder_step(
 
 
 def vocoder_full(params: Params, mel: Array, cfg: VocoderConfig, audio: AudioConfig) -> Array:
-    """PCM of whole clips: `vocoder_step` from a fresh state."""
+    """PCM of complete clips: `vocoder_step` from a fresh state.
+
+    Args:
+      params: Parameters of `Vocoder`.
+      mel: float32[b, frames, mels], log10 magnitude, hop `speech_hop`.
+      cfg: Configuration of the vocoder.
+      audio: Front end of the mel.
+
+    Returns:
+      PCM float32[b, frames * speech_hop].
+    """
     state = init_vocoder_state(mel.shape[0], cfg, audio)
     return vocoder_step(params, state, mel, cfg, audio)[1]
 

@@ -1,4 +1,4 @@
-"""Grouped-query attention with a learned sink, over a window of positions."""
+"""Grouped-query attention with a learned sink over a window of positions."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ from interaction.ops.dense import exact
 from interaction.types import Array
 from pallas_kernels.varying import vary, varying
 
-BLOCKWISE_FROM = 1024  # positions from which `attention_blockwise` pays
-QUERIES, KEYS = 512, 512  # positions in the blocks of `attention_blockwise`
+BLOCKWISE_FROM = 1024  # positions from which `attention_blockwise` is used
+QUERIES, KEYS = 512, 512  # positions in a block of `attention_blockwise`
 
 
 def window_mask(query_order: Array, key_order: Array, key_valid: Array, window: int) -> Array:
-    """Which keys a query sees: the last `window` valid ones, its own included.
+    """Which keys a query sees: the last `window` valid keys, that of its position included.
 
     Orders count a session's valid positions and may wrap: only differences are used.
 
@@ -20,7 +20,7 @@ def window_mask(query_order: Array, key_order: Array, key_valid: Array, window: 
       query_order: uint32[b, t].
       key_order: uint32[b, s].
       key_valid: bool[b, s].
-      window: Number of keys seen.
+      window: Number of keys that a query sees.
 
     Returns:
       bool[b, t, s].
@@ -30,27 +30,27 @@ def window_mask(query_order: Array, key_order: Array, key_valid: Array, window: 
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> Array:
-    """Softmax attention of one session, whose denominator holds one learned logit a head.
+    """Softmax attention of one session whose denominator contains a learned logit of each head.
 
-    The sink lets a head attend to nothing, so no early position has to be kept for that
-    (arXiv 2309.17453 shows the need; gpt-oss the learned form).
+    The sink lets a head attend to nothing, so no early position has to be kept for that purpose
+    (arXiv 2309.17453 shows the need, gpt-oss the learned form).
 
     Args:
-      q: [t, h, k].
-      k: [s, g, k], g dividing h.
-      v: [s, g, k].
-      mask: bool[t, s]; a query may see nothing.
+      q: float[t, h, k].
+      k: float[s, g, k]; g divides h.
+      v: float[s, g, k].
+      mask: bool[t, s]; a query may see no key.
       sink: float32[h].
 
     Returns:
-      [t, h, k] in q's dtype; zero where a query sees nothing.
+      [t, h, k] in q's dtype; zero where a query sees no key.
     """
     t, h, dim = q.shape
     s, g = k.shape[:2]
-    # One matrix product for each key head: the heads that share it stack their rows.
+    # One matrix product for each key head: the query heads that share it stack their rows.
     rows = (q * dim**-0.5).reshape(t, g, h // g, dim).transpose(1, 2, 0, 3).reshape(g, -1, dim)
     keys = k.transpose(1, 0, 2)
-    if rows.shape[1] < s:  # whichever side is shorter is the one to be transposed
+    if rows.shape[1] < s:  # the shorter side is transposed
         scores = _matmul(keys, rows.swapaxes(1, 2))
         scores = scores.swapaxes(1, 2)
     else:
@@ -65,7 +65,18 @@ def attention(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> Array:
 
 
 def attention_batch(q: Array, k: Array, v: Array, mask: Array, sink: Array) -> Array:
-    """`attention` of a batch of sessions: each argument but `sink` gains a leading axis [b]."""
+    """`attention` of a batch of sessions.
+
+    Args:
+      q: float[b, t, h, k].
+      k: float[b, s, g, k]; g divides h.
+      v: float[b, s, g, k].
+      mask: bool[b, t, s]; a query may see no key.
+      sink: float32[h].
+
+    Returns:
+      [b, t, h, k] in q's dtype; zero where a query sees no key.
+    """
     return jax.vmap(attention, in_axes=(0, 0, 0, 0, None))(q, k, v, mask, sink)
 
 
@@ -80,38 +91,39 @@ def attention_blockwise(
     window: int,
     sink: Array,
 ) -> Array:
-    """`attention_batch` under `window_mask`, in blocks: nothing of t times s is ever held.
+    """`attention_batch` under `window_mask`, in blocks: no array of t times s elements exists.
 
-    Valid keys move together first, so that a query's keys lie side by side. A block of queries
+    Valid keys are moved together first, so the keys of a query are contiguous. A block of queries
     then visits the blocks of keys that it can see, in ascending order, with a running maximum and
-    sum that begin at the sink; the backward pass computes the weights again (FlashAttention,
-    arXiv 2205.14135 and 2307.08691). Time goes with t times the window or, where that is shorter,
-    the session so far; memory with t + s. Sessions and blocks of queries go one after another, so
-    that only one block of scores exists. What is not valid may be NaN: it changes no valid
-    position's result, and no gradient as long as a query without use has a gradient of zero.
+    sum that start at the sink. The backward pass computes the weights again (FlashAttention, arXiv
+    2205.14135 and 2307.08691). Time is proportional to t times the window, or to t times the length
+    of the session where that is shorter; memory to t + s. Sessions and blocks of queries run one
+    after another, so only one block of scores exists at a time. Invalid positions may contain NaN:
+    they change no result of a valid position, and no gradient if the gradient of every unused
+    query is zero.
 
     Args:
-      q: [b, t, h, k], t consecutive positions from anywhere in the session.
-      k: [b, s, g, k], all of the session, g dividing h.
-      v: [b, s, g, k].
-      query_order: uint32[b, t]; orders count valid positions, an invalid one shares its
-        predecessor's.
+      q: float[b, t, h, k], t consecutive positions from anywhere in the session.
+      k: float[b, s, g, k], all positions of the session; g divides h.
+      v: float[b, s, g, k].
+      query_order: uint32[b, t]; orders count valid positions, and an invalid position has the
+        order of the position before it.
       key_order: uint32[b, s].
       key_valid: bool[b, s].
-      window: Number of keys seen.
+      window: Number of keys that a query sees.
       sink: float32[h].
 
     Returns:
-      [b, t, h, k] in q's dtype, summed in float32; zero where a query sees nothing.
+      [b, t, h, k] in q's dtype, summed in float32; zero where a query sees no key.
     """
     t = q.shape[1]
-    # Inside of `shard_map` all operands vary over the axes that any of them varies over, which
-    # leaves the sums over replicas that gradients need to JAX.
+    # Inside `shard_map` all operands are marked as varying over the axes over which any of them
+    # varies. JAX then adds the sums over replicas that gradients need.
     axes = varying(q, k, v, query_order, key_order, key_valid, sink)
     q, k, v, sink = (vary(x, axes) for x in (q, k, v, sink))
     query_order, key_order, valid = (vary(x, axes) for x in (query_order, key_order, key_valid))
     origin = key_order[:, :1] + 1 - valid[:, :1].astype(jnp.uint32)  # the first valid key's order
-    place = (query_order - origin).astype(jnp.int32)  # among valid keys; -1 before the first
+    place = (query_order - origin).astype(jnp.int32)  # index among valid keys; -1 before the first
     rest = (0, -t % QUERIES)
     place = jnp.pad(place, ((0, 0), rest), mode="edge")
     q = jnp.pad(q, ((0, 0), rest, (0, 0), (0, 0)))
@@ -131,16 +143,16 @@ def _session(
     """Attention of one session in which a query sees the valid keys from `oldest` to `newest`.
 
     Args:
-      q: [t, h, k], t a multiple of QUERIES.
-      k: [s, g, k].
-      v: [s, g, k].
-      oldest: int32[t], place among the valid keys.
-      newest: int32[t], smaller than `oldest` where a query sees nothing.
+      q: float[t, h, k], t a multiple of QUERIES.
+      k: float[s, g, k].
+      v: float[s, g, k].
+      oldest: int32[t], index among the valid keys.
+      newest: int32[t], smaller than `oldest` where a query sees no key.
       valid: bool[s].
       sink: float32[h].
 
     Returns:
-      [t, h, k].
+      [t, h, k] in q's dtype.
     """
     return _session_forward(q, k, v, oldest, newest, valid, sink)[0]
 
@@ -187,7 +199,7 @@ def _session_backward(saved: tuple, d_out: Array) -> tuple:
         d_keys, d_values, d_sink = sums
         q, out, d_out, oldest, newest, log_total = xs
         rows, out, d_out = (_to_rows(x, groups) for x in (q * scale, out, d_out))
-        # What nobody uses has no gradient, whatever it holds.
+        # An unused query has a gradient of zero, even if it contains NaN.
         used = jnp.any(d_out != 0, axis=-1)
         rows = jnp.where(used[..., None], rows, 0)
         log_total = jnp.where(used, log_total, jnp.inf)
@@ -224,7 +236,7 @@ _session.defvjp(_session_forward, _session_backward)
 
 
 def _scores(rows: Array, keys: Array, j: Array, oldest: Array, newest: Array) -> Array:
-    """Scores of a block of queries and block number j of keys, float32[g, rows, KEYS]."""
+    """Scores of a block of queries and of block j of the keys, float32[g, rows, KEYS]."""
     scores = _matmul(rows, keys.swapaxes(1, 2))
     place = j * KEYS + jnp.arange(KEYS, dtype=jnp.int32)
     heads = scores.shape[1] // QUERIES
@@ -233,7 +245,7 @@ def _scores(rows: Array, keys: Array, j: Array, oldest: Array, newest: Array) ->
 
 
 def _visited(oldest: Array, newest: Array) -> tuple[Array, Array]:
-    """The first block of keys that a block of queries sees, and the one after the last."""
+    """The first block of keys that a block of queries sees, and the block after the last one."""
     return jnp.min(oldest) // KEYS, jnp.max(newest) // KEYS + 1
 
 
@@ -242,12 +254,12 @@ def _matmul(a: Array, b: Array) -> Array:
 
 
 def _add(x: Array, j: Array, update: Array) -> Array:
-    """`x` with `update` added to its part number j, in place inside of loops."""
+    """`x` with `update` added to `x[j]`; XLA updates it in place in loops."""
     return jax.lax.dynamic_update_index_in_dim(x, x[j] + update, j, 0)
 
 
 def _blocks(x: Array) -> Array:
-    """[t, ...] in blocks of queries."""
+    """[t, ...] as blocks of queries [blocks, QUERIES, ...]."""
     return x.reshape(-1, QUERIES, *x.shape[1:])
 
 
@@ -264,7 +276,7 @@ def _from_rows(x: Array) -> Array:
 
 
 def _compact(x: Array, valid: Array) -> Array:
-    """[s, g, k] as [blocks, g, KEYS, k]: what is valid in order, then zeros."""
+    """[s, g, k] as [blocks, g, KEYS, k]: the valid positions in order, then zeros."""
     source = jnp.argsort(~valid, stable=True)
     filled = jnp.arange(len(source)) < jnp.sum(valid)
     x = jnp.where(filled[:, None, None], x[source], 0)
@@ -273,7 +285,7 @@ def _compact(x: Array, valid: Array) -> Array:
 
 
 def _spread(x: Array, valid: Array) -> Array:
-    """Undoes `_compact`, with zeros for what is not valid."""
+    """The inverse of `_compact`, with zeros at invalid positions."""
     x = x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
     place = jnp.cumsum(valid, dtype=jnp.int32) - 1
     return jnp.where(valid[:, None, None], x[place], 0)

@@ -1,4 +1,4 @@
-"""Causal convolutions over frames; a stream carries the frames that the kernel looks back on."""
+"""Causal convolutions over frames; a stream carries the past frames that a kernel covers."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,15 @@ from interaction.types import Array
 
 
 def depthwise(past: Array, x: Array, kernel: Array) -> tuple[Array, Array]:
-    """Convolution of each channel on its own, as a sum of shifted products.
+    """Depthwise convolution, as a sum of shifted products.
 
     Args:
-      past: [b, k - 1, d], the frames before `x`; zeros at the start of a stream.
-      x: [b, frames, d].
-      kernel: [k, d]; the last row weighs the current frame.
+      past: float[b, k - 1, d], the frames before `x`; zeros at the start of a stream.
+      x: float[b, frames, d].
+      kernel: float[k, d]; the last row weighs the current frame.
 
     Returns:
-      The new `past`, and [b, frames, d].
+      The new `past`, and the result [b, frames, d] in the operands' dtype.
     """
     taps, frames = kernel.shape[0], x.shape[1]
     joined = jnp.concatenate([past, x], axis=1)
@@ -25,14 +25,14 @@ def depthwise(past: Array, x: Array, kernel: Array) -> tuple[Array, Array]:
 
 
 def context(past: Array, x: Array) -> tuple[Array, Array]:
-    """Each frame beside the frames before it, for a convolution as one matrix product.
+    """Concatenates each frame with the frames before it: a convolution is then a matrix product.
 
     Args:
-      past: [b, k - 1, d], the frames before `x`; zeros at the start of a stream.
-      x: [b, frames, d].
+      past: float[b, k - 1, d], the frames before `x`; zeros at the start of a stream.
+      x: float[b, frames, d].
 
     Returns:
-      The new `past`, and [b, frames, k * d], oldest frame first.
+      The new `past`, and [b, frames, k * d] in the operands' dtype, oldest frame first.
     """
     reach, frames = past.shape[1], x.shape[1]
     joined = jnp.concatenate([past, x], axis=1)
@@ -41,23 +41,24 @@ def context(past: Array, x: Array) -> tuple[Array, Array]:
 
 
 def overlap_add(tail: Array, frames: Array, hop: int) -> tuple[Array, Array]:
-    """Sum of overlapping frames, as much of it as later frames cannot change.
+    """Sum of overlapping frames, up to the first sample that later frames change.
 
     Args:
-      tail: [b, length - hop], what earlier frames still add; zeros at the start of a stream.
-      frames: [b, n, length]; frame i begins at sample i * hop.
+      tail: float32[b, length - hop], the sum of earlier frames there; zeros at the start of a
+        stream.
+      frames: float32[b, n, length]; frame i begins at sample i * hop.
       hop: Samples between frames, <= length.
 
     Returns:
-      The new tail, and [b, n * hop] samples.
+      The new tail, and samples float32[b, n * hop].
     """
     b, n, length = frames.shape
-    hops = -(-length // hop)  # hops that a frame touches
+    hops = -(-length // hop)  # hops that a frame overlaps
     frames = jnp.pad(frames, ((0, 0), (0, 0), (0, hops * hop - length)))
     parts = frames.reshape(b, n, hops, hop)
     total = jnp.pad(tail, ((0, 0), (0, (n + hops - 1) * hop - tail.shape[1])))
     total = total.reshape(b, n + hops - 1, hop)
-    for i in reversed(range(hops)):  # oldest frame first, whatever the chunk
+    for i in reversed(range(hops)):  # oldest frame first, for every chunk size
         total = total.at[:, i : i + n].add(parts[:, :, i])
     total = total.reshape(b, -1)
     return total[:, n * hop : n * hop + length - hop], total[:, : n * hop]

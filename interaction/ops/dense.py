@@ -1,4 +1,4 @@
-"""Matrix product with a weight over the last axis."""
+"""Product of the last axis with a weight matrix."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,13 @@ from jax.typing import DTypeLike
 
 from interaction.types import Array
 
-# XLA's dot on CPUs takes the rows left over from tiles of a few rows along another path, with
-# other bits. In a multiple of 12 none are left over, so a session's bits keep to its own row.
+# XLA's dot on CPUs computes rows beyond the last full tile by another path, with other bits. A
+# multiple of 12 rows fills all tiles, so the bits of a row do not depend on the number of rows.
 _ROWS = 12
 
 
 def exact(a: Array, b: Array) -> jax.lax.Precision | None:
-    """Precision of a product of float32 operands: all of it, which TPUs and GPUs round by default.
+    """Precision of a product: full for float32 operands, which TPUs and GPUs round by default.
 
     Args:
       a: [...], of any dtype.
@@ -27,20 +27,20 @@ def exact(a: Array, b: Array) -> jax.lax.Precision | None:
 def dense(
     x: Array, weight: Array, dtype: DTypeLike | None = None, *, pad_rows: bool = True
 ) -> Array:
-    """Multiplies [..., d] by [d, f], as one product of two matrices.
+    """Multiplies [..., d] by [d, f] as one product of two matrices.
 
-    The product is taken in the weight's dtype. Flattening first keeps XLA's CPU backend from
-    transposing the activations to form the weight's gradient, which took twice as long.
+    The product is computed in the weight's dtype. Flattening first keeps XLA's CPU backend from
+    transposing the activations for the weight's gradient, which took twice as long.
 
     Args:
-      x: float32 or bfloat16 [..., d].
-      weight: float32 or bfloat16 [d, f].
-      dtype: Of the result, rounded to once; None takes that of `x`.
+      x: float[..., d].
+      weight: float[d, f].
+      dtype: Dtype of the result, rounded to once; None takes that of `x`.
       pad_rows: Whether rows are padded to a multiple of 12, so that the bits of a row do not
-        depend on how many there are. Only a caller with one session alone may do without.
+        depend on the number of rows. Only a call for a single session may omit it.
 
     Returns:
-      [..., f].
+      [..., f] in `dtype`.
     """
     rows = x.reshape(-1, x.shape[-1]).astype(weight.dtype)
     left_over = -len(rows) % _ROWS if pad_rows else 0

@@ -8,15 +8,15 @@ from interaction.config import AudioConfig
 from interaction.ops.dense import exact
 from interaction.types import Array
 
-_TILE = 256  # frames whose one-hot is alive at a time in the backward pass
+_TILE = 256  # frames whose one-hot exists at a time in the backward pass
 
 
 def dmel_bins(log_mel: Array, cfg: AudioConfig) -> Array:
     """Nearest level of each channel.
 
     Args:
-      log_mel: float[..., mels], log10 magnitude.
-      cfg: Front end; `bins`, `bin_low` and `bin_step` matter.
+      log_mel: float32[..., mels], log10 magnitude.
+      cfg: Configuration of the front end, of which `bins`, `bin_low` and `bin_step` are used.
 
     Returns:
       int32[..., mels] in [0, bins - 1].
@@ -26,10 +26,16 @@ def dmel_bins(log_mel: Array, cfg: AudioConfig) -> Array:
 
 
 def init_table(key: Array, mels: int, bins: int, width: int) -> Array:
-    """Embedding table whose neighbouring levels start near each other.
+    """Fresh embedding table whose neighbouring levels are near each other.
 
-    A row is its channel's direction times the centred level, plus a little noise. The sum of one
-    row a channel has elements of about unit variance.
+    A row is its channel's direction times the centred level, plus a little noise. The sum over
+    channels of one row each has elements of about unit variance.
+
+    Args:
+      key: Typed PRNG key [].
+      mels: Channels.
+      bins: Levels of a channel.
+      width: Width of the embedding.
 
     Returns:
       float32[mels, bins, width].
@@ -43,13 +49,13 @@ def init_table(key: Array, mels: int, bins: int, width: int) -> Array:
 
 @jax.custom_vjp
 def bag_of_embeddings(table: Array, bins: Array) -> Array:
-    """Sum over channels of one table row a channel.
+    """Sum over channels of one table row each.
 
-    Channels are added in ascending order, whatever the batch, so the bits of a frame do not
-    depend on the frames beside it. The gradient is a one-hot matrix product, not a scatter.
+    Channels are added in ascending order for every batch, so the bits of a frame do not depend on
+    the other frames. The gradient is a one-hot matrix product, not a scatter.
 
     Args:
-      table: [mels, bins, width].
+      table: float[mels, bins, width].
       bins: int32[..., mels], each in [0, bins - 1].
 
     Returns:

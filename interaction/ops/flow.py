@@ -12,12 +12,12 @@ def path(target: Array, noise: Array, time: Array) -> Array:
     """The point at `time` on the path from noise (time 0) to the target (time 1).
 
     Args:
-      target: [b, frames, m].
-      noise: [b, frames, m], standard normal.
-      time: [b] in [0, 1].
+      target: float32[b, frames, m].
+      noise: float32[b, frames, m], standard normal.
+      time: float32[b] in [0, 1].
 
     Returns:
-      [b, frames, m].
+      float32[b, frames, m].
     """
     time = time[:, None, None]
     return (1 - time) * noise + time * target
@@ -27,12 +27,12 @@ def integrate(velocity: Callable[[Array, Array], Array], noise: Array, steps: in
     """Euler integration of the flow from time 0 to 1 in `steps` equal steps.
 
     Args:
-      velocity: (point [b, frames, m], time [b]) -> velocity [b, frames, m].
-      noise: [b, frames, m], where the path starts.
+      velocity: (point float32[b, frames, m], time float32[b]) -> float32[b, frames, m].
+      noise: float32[b, frames, m], the start of the path.
       steps: Number of evaluations.
 
     Returns:
-      [b, frames, m] at time 1.
+      float32[b, frames, m], the point at time 1.
     """
 
     def euler(point: Array, time: Array) -> tuple[Array, None]:

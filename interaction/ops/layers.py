@@ -1,4 +1,4 @@
-"""Layers one after another: a scan over stacked parameters, or a loop over separate ones."""
+"""Layers in sequence: a scan over stacked parameters, or a loop over separate ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +10,19 @@ from interaction.types import Params
 
 
 def run_stack(body: Callable[[Any, tuple], tuple[Any, Any]], carry: Any, xs: tuple) -> tuple:  # noqa: ANN401
-    """Runs `body` layer by layer: `lax.scan` where the parameters are stacked.
+    """Runs `body` layer by layer: `lax.scan` over stacked parameters, a loop over separate ones.
 
-    Where they are separate it is a loop. A scan compiles once however many layers there are, but
-    XLA's CPU backend copies each layer's weights out of the stack before it multiplies by them.
+    A scan compiles the layer once for any number of layers, but XLA's CPU backend copies each
+    layer's weights out of the stack before it multiplies by them.
 
     Args:
       body: (carry, a layer's part of `xs`) -> (carry, output).
-      carry: What layers hand on.
+      carry: Input of the first layer.
       xs: Parameters first, then arrays; all with the layer as leading axis. Parameters are a tree
         of arrays, or a tuple of trees from `unstack`.
 
     Returns:
-      The last carry, and the outputs stacked.
+      The last carry, and the stacked outputs.
     """
     if not isinstance(xs[0], tuple):
         return jax.lax.scan(body, carry, xs)

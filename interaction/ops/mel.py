@@ -1,9 +1,9 @@
-"""Causal log-mel spectrogram, the same for whole clips and for streams.
+"""Causal log-mel spectrogram, the same for complete clips and for streams.
 
 Frame i is the magnitude spectrum of the `window` samples that end at sample (i + 1) * hop, so a
-stream carries its last `window - hop` samples and nothing else. Spectra are taken in tiles of a
-fixed number of frames, so a frame's bits depend neither on the chunking nor on the batch; a tile
-is cut out of the signal when its turn comes, so the overlapping frames are never all in memory.
+stream carries only its last `window - hop` samples. Spectra are computed in tiles of a fixed number
+of frames, so a frame's bits depend neither on the chunking nor on the batch. Tiles are cut out of
+the signal one at a time, so the overlapping frames are never all in memory.
 """
 
 import functools
@@ -17,11 +17,11 @@ from interaction.ops.dense import dense
 from interaction.types import Array
 
 FLOOR = 1e-10  # smallest mel magnitude before log10
-_TILE = 16  # frames of one session whose spectra are taken at a time
-_LEAST_POWER = 1e-30  # or the gradient of silence is not a number
-_LINEAR_HZ = 200.0 / 3.0  # Hz a mel below the break (Slaney, Auditory Toolbox, 1998)
+_TILE = 16  # frames of one session whose spectra are computed at a time
+_LEAST_POWER = 1e-30  # floor of the power, without which the gradient of silence is NaN
+_LINEAR_HZ = 200.0 / 3.0  # Hz per mel below the break (Slaney, Auditory Toolbox, 1998)
 _BREAK_HZ = 1_000.0
-_LOG_STEP = np.log(6.4) / 27.0  # log Hz a mel above the break
+_LOG_STEP = np.log(6.4) / 27.0  # log Hz per mel above the break
 
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
@@ -39,7 +39,8 @@ def mel_filterbank(cfg: AudioConfig) -> np.ndarray:
     """Triangular filters on the Slaney mel scale with unit area, as librosa's default.
 
     Args:
-      cfg: Front end; `n_fft`, `sample_rate`, `mels`, `fmin` and `fmax` matter.
+      cfg: Configuration of the front end, of which `n_fft`, `sample_rate`, `mels`, `fmin` and
+        `fmax` are used.
 
     Returns:
       float32[n_fft // 2 + 1, mels], read-only, in 1/Hz.
@@ -56,7 +57,7 @@ def mel_filterbank(cfg: AudioConfig) -> np.ndarray:
 
 
 def hann(length: int) -> np.ndarray:
-    """Periodic Hann window, float32[length]."""
+    """Periodic Hann window, float32[length], `length` in samples."""
     return (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(length) / length)).astype(np.float32)
 
 
@@ -71,22 +72,22 @@ def _frames(samples: int, window: int, hop: int) -> int:
 
 
 def frame(pcm: Array, window: int, hop: int) -> Array:
-    """Overlapping frames; slices and one concatenation, no gather.
+    """Overlapping frames, by slices and one concatenation instead of a gather.
 
     Args:
-      pcm: [b, window - hop + frames * hop], the left context first.
+      pcm: float32[b, window - hop + frames * hop], the left context first.
       window: Samples of a frame, >= hop.
       hop: Samples between frames.
 
     Returns:
-      [b, frames, window]; frame i is `pcm[:, i * hop : i * hop + window]`.
+      float32[b, frames, window]; frame i is `pcm[:, i * hop : i * hop + window]`.
 
     Raises:
-      ValueError: `pcm` does not hold its context and at least one whole hop.
+      ValueError: `pcm` is not the context and at least one complete hop.
     """
     b, samples = pcm.shape
     frames = _frames(samples, window, hop)
-    hops = -(-window // hop)  # hops that a window touches
+    hops = -(-window // hop)  # hops that a window overlaps
     pcm = jnp.pad(pcm, ((0, 0), (hops * hop - window, 0)))
     blocks = pcm.reshape(b, frames + hops - 1, hop)
     stacked = jnp.concatenate([blocks[:, i : i + frames] for i in range(hops)], axis=-1)
@@ -94,21 +95,21 @@ def frame(pcm: Array, window: int, hop: int) -> Array:
 
 
 def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
-    """Log-mel frames of PCM that carries its left context.
+    """Log-mel frames of PCM with its left context.
 
     Args:
-      pcm: [b, window - hop + frames * hop] in [-1, 1]; the first `window - hop` samples are
+      pcm: float[b, window - hop + frames * hop] in [-1, 1]; the first `window - hop` samples are
         context, zeros at the start of a stream.
       hop: Samples between frames.
-      cfg: Front end.
+      cfg: Configuration of the front end.
 
     Returns:
       float32[b, frames, mels], log10 of the mel-weighted magnitude, at least log10(FLOOR).
 
     Raises:
-      ValueError: `pcm` does not hold its context and at least one whole hop.
+      ValueError: `pcm` is not the context and at least one complete hop.
     """
-    # The window ends where the transform does: zeros in front of a frame turn phases only.
+    # The window ends with the transform: zeros in front of it change the phases only.
     ahead = cfg.n_fft - cfg.window
     window, bank = np.pad(hann(cfg.window), (ahead, 0)), mel_filterbank(cfg)
     b, samples = pcm.shape
@@ -130,7 +131,7 @@ def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
 
 
 def init_tail(batch: int, hop: int, cfg: AudioConfig) -> Array:
-    """Left context of a stream that starts: zeros, float32[batch, window - hop]."""
+    """Left context of a fresh stream: zeros, float32[batch, window - hop] samples."""
     return jnp.zeros((batch, cfg.window - hop), jnp.float32)
 
 
@@ -139,12 +140,13 @@ def log_mel_stream(tail: Array, pcm: Array, hop: int, cfg: AudioConfig) -> tuple
 
     Args:
       tail: float32[b, window - hop], the samples before `pcm`; see `init_tail`.
-      pcm: [b, frames * hop] in [-1, 1].
+      pcm: float[b, frames * hop] in [-1, 1].
       hop: Samples between frames.
-      cfg: Front end.
+      cfg: Configuration of the front end.
 
     Returns:
-      The new tail and float32[b, frames, mels], one frame for each hop of `pcm`.
+      The new tail, and float32[b, frames, mels] in log10 magnitude, one frame for each hop of
+      `pcm`.
 
     Raises:
       ValueError: `pcm` is not a positive multiple of `hop`.

@@ -12,8 +12,8 @@ def rms_norm(x: Array, scale: Array) -> Array:
     """Normalises the last axis in float32.
 
     Args:
-      x: [..., d].
-      scale: [d].
+      x: float[..., d].
+      scale: float32[d].
 
     Returns:
       [..., d] in x's dtype.

@@ -1,7 +1,7 @@
 """Ring caches: constant memory for a session of any length.
 
-A ring of `capacity` slots (a power of two, so that slots stay right when counters wrap) holds the
-last valid positions of a session. Position number o lives in slot o mod capacity.
+A ring of `capacity` slots holds the last valid positions of a session; position number o is in slot
+o mod capacity. The capacity is a power of two, so that slots stay correct when counters wrap.
 """
 
 from typing import NamedTuple
@@ -12,24 +12,29 @@ from interaction.types import Array
 
 
 class RingClock(NamedTuple):
-    """How far a session's rings are written; shared by all layers."""
+    """How many positions of a session were written to its rings; shared by all layers."""
 
-    written: Array  # uint32[b], valid positions ever written, wraps
-    filled: Array  # int32[b], the same, stopping at the longest capacity
+    written: Array  # uint32[b], number of valid positions written so far, wraps
+    filled: Array  # int32[b], the same number, at most the largest capacity
 
 
 def ring_capacity(window: int, turn_span: int) -> int:
-    """Slots that keep `window` keys of every query while a whole micro-turn is written at once."""
+    """Slots of a ring that keeps `window` keys of each query while a micro-turn is written at once.
+
+    Args:
+      window: Number of keys that a query sees.
+      turn_span: Most positions that are written at once.
+    """
     return 1 << (window + turn_span - 2).bit_length()
 
 
 def ring_slots(clock: RingClock, valid: Array, capacity: int) -> Array:
-    """Slots for the new positions; invalid ones get `capacity`, which a scatter drops.
+    """Slots of new positions; invalid positions get `capacity`, which a scatter drops.
 
     Args:
-      clock: Before the write.
+      clock: The clock before the write.
       valid: bool[b, t].
-      capacity: Of this ring.
+      capacity: Slots of the ring.
 
     Returns:
       int32[b, t].
@@ -39,12 +44,15 @@ def ring_slots(clock: RingClock, valid: Array, capacity: int) -> Array:
 
 
 def new_order(clock: RingClock, valid: Array) -> Array:
-    """Order numbers of new positions, uint32[b, t]; an invalid one shares its predecessor's."""
+    """Order numbers uint32[b, t] of new positions, of which bool[b, t] `valid` exist.
+
+    An invalid position has the order of the position before it.
+    """
     return clock.written[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.uint32) - jnp.uint32(1)
 
 
 def advance(clock: RingClock, valid: Array, limit: int) -> RingClock:
-    """The clock after the write of bool[b, t] `valid` positions."""
+    """The clock after the bool[b, t] `valid` positions are written; `filled` stops at `limit`."""
     count = jnp.sum(valid, axis=1, dtype=jnp.int32)
     return RingClock(
         written=clock.written + count.astype(jnp.uint32),
@@ -53,14 +61,14 @@ def advance(clock: RingClock, valid: Array, limit: int) -> RingClock:
 
 
 def slot_order(clock: RingClock, capacity: int) -> tuple[Array, Array]:
-    """What each slot holds after a write.
+    """Which position each slot holds after a write.
 
     Args:
-      clock: After the write.
-      capacity: Of this ring.
+      clock: The clock after the write.
+      capacity: Slots of the ring.
 
     Returns:
-      Order number uint32[b, s] of each slot's content and whether it has any, bool[b, s].
+      The order number uint32[b, s] of each slot's position, and whether it has one, bool[b, s].
     """
     newest = clock.written[:, None] - jnp.uint32(1)
     slot = jnp.arange(capacity, dtype=jnp.uint32)[None]

@@ -10,7 +10,11 @@ from interaction.types import Array
 
 
 def rope_steps(head_dim: int, base: float) -> np.ndarray:
-    """Phase advance per position of each rotated pair, in turns of 2**32.
+    """Phase advance per position of each rotated pair, in units of 2**-32 turns.
+
+    Args:
+      head_dim: Size of a head, even.
+      base: The longest wavelength is about 2 pi * base positions.
 
     Returns:
       uint32[head_dim / 2].
@@ -20,7 +24,7 @@ def rope_steps(head_dim: int, base: float) -> np.ndarray:
 
 
 class Turn(NamedTuple):
-    """What `rotate` turns each position by."""
+    """The angles by which `rotate` turns each position."""
 
     cos: Array  # float32[b, t, head_dim / 2]
     sin: Array  # float32[b, t, head_dim / 2]
@@ -30,12 +34,12 @@ def rope_angles(position: Array, head_dim: int, base: float) -> Array:
     """Angles of positions; exact at any position, since phase = position * step mod 2**32.
 
     Args:
-      position: uint32[...], may itself have wrapped.
+      position: uint32[...], may have wrapped.
       head_dim: Size of a head, even.
-      base: Longest wavelength is about 2 pi * base positions.
+      base: The longest wavelength is about 2 pi * base positions.
 
     Returns:
-      float32[..., head_dim / 2] in [-pi, pi).
+      float32[..., head_dim / 2] in rad, in [-pi, pi).
     """
     phase = position[..., None].astype(jnp.uint32) * jnp.asarray(rope_steps(head_dim, base))
     signed = jax.lax.bitcast_convert_type(phase, jnp.int32)
@@ -43,7 +47,16 @@ def rope_angles(position: Array, head_dim: int, base: float) -> Array:
 
 
 def rope_turn(position: Array, head_dim: int, base: float) -> Turn:
-    """Cosines and sines of `rope_angles`: taken once, since every layer turns by them."""
+    """Cosines and sines of `rope_angles`, computed once for all layers.
+
+    Args:
+      position: uint32[b, t], may have wrapped.
+      head_dim: Size of a head, even.
+      base: The longest wavelength is about 2 pi * base positions.
+
+    Returns:
+      Cosines and sines, float32[b, t, head_dim / 2].
+    """
     angles = rope_angles(position, head_dim, base)
     return Turn(jnp.cos(angles), jnp.sin(angles))
 
@@ -52,11 +65,11 @@ def rotate(x: Array, turn: Turn) -> Array:
     """Turns the pairs (i, i + k/2) of each head.
 
     Args:
-      x: [b, t, heads, k].
-      turn: Of the positions.
+      x: float[b, t, heads, k].
+      turn: Angles of the positions.
 
     Returns:
-      The turned x, in its own dtype.
+      [b, t, heads, k] in x's dtype.
     """
     cos, sin = turn.cos[:, :, None], turn.sin[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

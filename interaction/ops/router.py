@@ -7,12 +7,12 @@ from interaction.types import Array
 
 
 def route(logits: Array, bias: Array, top_k: int) -> tuple[Array, Array]:
-    """Sigmoid scores; a bias takes part in the selection only.
+    """Chooses experts by sigmoid scores plus a bias; the bias does not enter the weights.
 
     Args:
       logits: float32[t, e].
       bias: float32[e].
-      top_k: Experts a token takes.
+      top_k: Number of experts of a token.
 
     Returns:
       The chosen experts int32[t, top_k], ascending, and their weights float32[t, top_k], which
@@ -21,18 +21,18 @@ def route(logits: Array, bias: Array, top_k: int) -> tuple[Array, Array]:
     scores = jax.nn.sigmoid(logits)
     _, chosen = jax.lax.top_k(scores + bias, top_k)
     chosen = jnp.sort(chosen, axis=-1)
-    # Selected, not gathered: a gather's gradient is a scatter.
+    # A selection instead of a gather, whose gradient would be a scatter.
     mine = chosen[..., None] == jnp.arange(logits.shape[-1])
     kept = jnp.sum(jnp.where(mine, scores[:, None, :], 0.0), axis=-1)
     return chosen, kept / (jnp.sum(kept, axis=-1, keepdims=True) + 1e-20)
 
 
 def load(chosen: Array, valid: Array, experts: int) -> Array:
-    """Tokens each expert took.
+    """Number of tokens that each expert took.
 
     Args:
       chosen: int32[t, top_k].
-      valid: bool[t], tokens that count; padding does not.
+      valid: bool[t], tokens that count; padding does not count.
       experts: Number of experts.
 
     Returns:
@@ -47,8 +47,8 @@ def update_bias(bias: Array, load: Array, rate: float) -> Array:
 
     Args:
       bias: float32[l, e].
-      load: float32[l, e], tokens each expert took, padding not counted.
-      rate: Step of the bias.
+      load: float32[l, e], tokens that each expert took, without padding.
+      rate: Size of the step.
 
     Returns:
       float32[l, e].

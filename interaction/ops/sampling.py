@@ -1,11 +1,11 @@
-"""Random numbers of a session: a function of session key, micro-turn and use, of nothing else."""
+"""Random numbers of a session: a function of session key, micro-turn and use alone."""
 
 import jax
 import jax.numpy as jnp
 
 from interaction.types import Array
 
-TEXT, FLOW = 0, 1  # uses
+TEXT, FLOW = 0, 1  # uses: the text token, the noise of the flow
 
 
 def turn_keys(keys: Array, clock: Array, use: int) -> Array:
@@ -13,7 +13,7 @@ def turn_keys(keys: Array, clock: Array, use: int) -> Array:
 
     Args:
       keys: Typed PRNG keys [b] of the sessions.
-      clock: uint32[b], micro-turn of each session.
+      clock: uint32[b], number of each session's micro-turn.
       use: TEXT or FLOW.
 
     Returns:
@@ -24,12 +24,12 @@ def turn_keys(keys: Array, clock: Array, use: int) -> Array:
 
 
 def sample_tokens(keys: Array, logits: Array, temperature: float) -> Array:
-    """One token a session.
+    """Samples one token for each session.
 
     Args:
       keys: Typed PRNG keys [b].
       logits: float32[b, v].
-      temperature: 0 takes the most likely token.
+      temperature: Divisor of the logits; 0 takes the most likely token.
 
     Returns:
       int32[b].
@@ -41,15 +41,15 @@ def sample_tokens(keys: Array, logits: Array, temperature: float) -> Array:
 
 
 def split_keys(keys: Array, count: int) -> Array:
-    """Splits each of typed PRNG keys [b]: [count, b], to be unpacked by use."""
+    """Splits each of the typed PRNG keys [b] into `count` keys: [count, b]."""
     return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
 
 
 def uniform(keys: Array, shape: tuple[int, ...]) -> Array:
-    """Uniform in [0, 1), float32[b, *shape], each row from its own key."""
+    """Uniform numbers float32[b, *shape] in [0, 1), each row from one of the PRNG keys [b]."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
 
 
 def normal(keys: Array, shape: tuple[int, ...]) -> Array:
-    """Standard normal float32[b, *shape], each row from its own key."""
+    """Standard normal numbers float32[b, *shape], each row from one of the PRNG keys [b]."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

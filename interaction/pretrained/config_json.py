@@ -1,4 +1,4 @@
-"""Config dataclasses as JSON, and back with every field checked."""
+"""Config dataclasses to JSON, and from JSON with a check of every field."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ def config_from_json(
     """Builds a config dataclass from parsed JSON; absent fields take their defaults.
 
     Raises:
-      ValueError: a field is unknown, of the wrong type, or refused by the dataclass's own check.
+      ValueError: A field is unknown, of the wrong type, or refused by the checks of the dataclass.
     """
     if not isinstance(fields, Mapping):
         raise ValueError(f"{name}: got {fields!r}, wanted a JSON object; correct it")

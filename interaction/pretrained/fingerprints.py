@@ -1,4 +1,4 @@
-"""Fingerprints of arrays and models: the same for the same bits, on whatever devices they lie."""
+"""Fingerprints of arrays and models: the same for the same bits on any devices."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,22 +13,23 @@ from interaction.pretrained.config_json import config_to_json
 from interaction.pretrained.tree_paths import flatten
 from interaction.types import Array, Params
 
-_ON_HOST = 1 << 30  # bytes of an array that is read on the host
+_ON_HOST = 1 << 30  # bytes up to which an array is read on the host
 _KINDS = {1: "uint8", 2: "uint16", 4: "uint32"}
 
 
 def fold(leaf: Any, shape: Sequence[int], starts: Sequence[Array | int], xp: Any) -> Any:  # noqa: ANN401
-    """Checksum of an array, and how many of its entries are not finite.
+    """Checksum of an array, and the number of its non-finite entries.
 
-    What the parts of an array give adds up (modulo 2**32) to what the whole gives: the checksum is
-    a weighted sum of integers, so neither order nor mesh change it. One changed entry always
-    changes it, several all but certainly.
+    The results of the parts of an array add up (modulo 2**32) to the result of the array: the
+    checksum is a weighted sum of integers, so neither order nor mesh changes it. One changed entry
+    always changes the checksum, several almost certainly.
 
     Args:
-      leaf: The part of the array that begins at `starts`: bool, or numbers of at most 4 bytes.
-      shape: Of the whole array.
-      starts: For each dimension.
-      xp: The module that `leaf` is of, numpy or jax.numpy.
+      leaf: [...], the part of the array that begins at `starts`: bool, or a dtype of at most 4
+        bytes.
+      shape: Shape of the array.
+      starts: Index int32[] of the first entry along each dimension.
+      xp: The module of `leaf`: numpy or jax.numpy.
 
     Returns:
       uint32[2].
@@ -51,11 +52,11 @@ def fingerprint(config: ModelConfig, params: Params) -> str:
     """Identity of a model.
 
     Args:
-      config: The model's.
+      config: Model configuration.
       params: Nested dict of float32 or bfloat16 arrays, on the host or on devices.
 
     Returns:
-      32 hexadecimal digits, which depend on the config and on every bit of the parameters.
+      32 hexadecimal digits that depend on the config and on every bit of the parameters.
     """
     names = []
     for name, leaf in flatten(params).items():

@@ -1,8 +1,8 @@
 """The released form of a model: one folder with weights, config and tokenizer.
 
-`model.safetensors` holds arrays under their path in the parameter tree ("backbone/embed/table"),
-`config.json` the `ModelConfig`, `tokenizer.json` the tokenizer. Weights are read and written part
-by part: a model may be larger than the memory of a host.
+`model.safetensors` contains arrays under their paths in the parameter tree, such as
+"backbone/text_in/table", `config.json` the `ModelConfig`, `tokenizer.json` the tokenizer. Weights
+are read and written in parts: a model may be larger than the memory of a host.
 """
 
 import json
@@ -28,8 +28,8 @@ from interaction.types import Params
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 RELEASED = pathlib.Path(__file__).parent / "models"
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_CODES = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}  # what safetensors calls them
-_PIECE = 1 << 30  # bytes of a stored array to read at once
+_CODES = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}  # names in safetensors
+_PIECE = 1 << 30  # most bytes of a stored array that are read at once
 
 
 def save_model(
@@ -39,17 +39,17 @@ def save_model(
     tokenizer: str | os.PathLike,
     dtype: str = "float32",
 ) -> None:
-    """Writes a released model; each file appears whole or not at all.
+    """Writes a released model; each file is replaced atomically.
 
     Args:
-      folder: where to write; made if absent.
-      config: of the model.
-      params: nested dict of float arrays; those that are `LazyArray` are never whole in memory.
-      tokenizer: path of the tokenizer's JSON file, copied.
-      dtype: "float32" or "bfloat16", of the stored arrays.
+      folder: Folder to write to; created if it does not exist.
+      config: Model configuration.
+      params: Nested dict of float arrays; a `LazyArray` is written in parts.
+      tokenizer: Path of the tokenizer's JSON file, which is copied.
+      dtype: Dtype of the stored arrays, "float32" or "bfloat16".
 
     Raises:
-      ValueError: another dtype, or weights that are not finite.
+      ValueError: The dtype is another, or some weights are not finite.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, wanted one of {sorted(_DTYPES)}; choose one")
@@ -65,7 +65,7 @@ def save_model(
 
 
 def _write_weights(path: pathlib.Path, flat: Mapping[str, Any], dtype: np.dtype) -> None:
-    """A safetensors file: length of the header, header, arrays; its library takes whole ones."""
+    """Writes a safetensors file in parts: length of the header, header, arrays."""
     code = next(code for code, kind in _CODES.items() if kind == dtype)
     header, end = {}, 0
     for name, leaf in flat.items():
@@ -80,7 +80,7 @@ def _write_weights(path: pathlib.Path, flat: Mapping[str, Any], dtype: np.dtype)
         for name, leaf in flat.items():
             start, finite = first + header[name]["data_offsets"][0], True
             for index, piece in _pieces(leaf):
-                piece = piece.astype(dtype)  # which may be too small for a number of before
+                piece = piece.astype(dtype)  # a large number may become infinite here
                 finite &= bool(np.all(np.isfinite(piece)))
                 for offset, run in _runs(leaf.shape, index, piece):
                     file.seek(start + offset)
@@ -88,7 +88,7 @@ def _write_weights(path: pathlib.Path, flat: Mapping[str, Any], dtype: np.dtype)
             bad += [] if finite else [name]
     if bad:
         raise ValueError(
-            f"params: {bad[:4]} hold NaN or Inf, wanted numbers of {dtype}; train again"
+            f"params: got NaN or Inf in {bad[:4]}, wanted finite numbers of {dtype}; train again"
         )
 
 
@@ -100,7 +100,7 @@ def _pieces(leaf: Any) -> Iterator[tuple[Index, np.ndarray]]:  # noqa: ANN401
 
 
 def _runs(shape: tuple[int, ...], index: Index, piece: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """The parts of a piece that lie together in its array, and where: the byte they start at."""
+    """The contiguous runs of a piece in its array, each after the byte at which it starts."""
     split = [dim for dim, size in enumerate(shape) if piece.shape[dim] < size]
     outer = split[-1] if split else 0
     strides = [math.prod(shape[dim + 1 :]) * piece.itemsize for dim in range(len(shape))]
@@ -113,7 +113,7 @@ def find_released(name: str | os.PathLike) -> pathlib.Path:
     """The folder of a released model, by its name or its path.
 
     Raises:
-      ValueError: there is none.
+      ValueError: There is no such model or folder.
     """
     names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
     folder = RELEASED / name if str(name) in names else pathlib.Path(name)
@@ -130,15 +130,16 @@ def load_model(
     """Opens a released model.
 
     Args:
-      folder: written by `save_model`.
-      abstract: gives the tree of shapes and dtypes that a config's model has; where given, the
-        weights must fit it.
+      folder: A folder that `save_model` wrote.
+      abstract: Function from a config to the tree of shapes and dtypes that the weights must fit;
+        None: no check.
 
     Returns:
       The config, and a nested dict of float32 `LazyArray` arrays.
 
     Raises:
-      ValueError: the folder or a file is missing, cut off, not ours, or does not fit the config.
+      ValueError: The folder or a file is missing, cut off, of another format, or does not fit the
+        config.
     """
     place = pathlib.Path(folder)
     config = load_config(place)
@@ -147,7 +148,7 @@ def load_model(
         wrong = differences(flat, flatten(abstract(config)))
         if wrong:
             raise ValueError(
-                f"{place / WEIGHTS}: does not fit {CONFIG} beside it: {'; '.join(wrong)}; "
+                f"{place / WEIGHTS}: does not fit {CONFIG} in the same folder: {'; '.join(wrong)}; "
                 "load a folder whose two files were written together"
             )
     return config, traverse_util.unflatten_dict(flat, sep="/")
@@ -157,7 +158,7 @@ def load_config(folder: str | os.PathLike) -> ModelConfig:
     """The config in a released folder.
 
     Raises:
-      ValueError: it is missing, is not JSON, or has unknown or contradictory fields.
+      ValueError: The file is missing, is not JSON, or has unknown or contradictory fields.
     """
     path = _existing(pathlib.Path(folder), CONFIG)
     try:
@@ -171,10 +172,10 @@ def load_config(folder: str | os.PathLike) -> ModelConfig:
 
 
 def load_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:
-    """The weights in a released folder, flat, as float32.
+    """The weights in a released folder as float32, a flat dict by path.
 
     Raises:
-      ValueError: the file is missing, cut off, or holds arrays of other dtypes.
+      ValueError: The file is missing, cut off, or contains arrays of other dtypes.
     """
     path = _existing(pathlib.Path(folder), WEIGHTS)
     try:
@@ -182,13 +183,13 @@ def load_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:
         flat = {name: file.get_slice(name) for name in file.keys()}
     except (SafetensorError, ValueError, OSError) as error:
         raise ValueError(
-            f"{path}: got a file that is cut off or no safetensors ({error}); copy it again"
+            f"{path}: got a file that is cut off or not safetensors ({error}); copy it again"
         ) from error
     for name, leaf in flat.items():
         if leaf.get_dtype() not in _CODES:
             raise ValueError(
                 f"{path}: {name} is {leaf.get_dtype()}{leaf.get_shape()}, wanted F32 or BF16; "
-                "this is another project's file"
+                "load a file that save_model wrote"
             )
     float32 = _DTYPES["float32"]
     return {
@@ -199,7 +200,7 @@ def load_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:
 
 
 def _layers(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of an array in row-major order: the largest leading part of at most `_PIECE` as float32."""
+    """Shape of the largest contiguous part of at most `_PIECE` bytes as float32."""
     piece = list(shape)
     for dim, size in enumerate(shape):
         piece[dim] = max(1, min(size, _PIECE // (4 * math.prod(shape[dim + 1 :]))))
@@ -209,8 +210,8 @@ def _layers(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:
     if not folder.is_dir():
         raise ValueError(
-            f"{folder}: no such folder, wanted one written by save_model; check the path"
+            f"{folder}: no such folder, wanted one that save_model wrote; check the path"
         )
     if not (folder / name).is_file():
-        raise ValueError(f"{folder}: has no {name}; wanted a complete folder, copy it again")
+        raise ValueError(f"{folder}: has no {name}, wanted a complete folder; copy it again")
     return folder / name

@@ -1,4 +1,4 @@
-"""Trees of arrays by the paths of their leaves, and what keeps two of them from fitting."""
+"""Trees of arrays by the paths of their leaves, and the differences between two such trees."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,9 @@ def flatten(tree: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def differences(got: Mapping[str, Any], wanted: Mapping[str, Any], limit: int = 4) -> list[str]:
-    """Names what keeps flat tree `got` from fitting `wanted`: keys, shapes, dtypes.
+    """Names the keys, shapes and dtypes in which flat tree `got` differs from `wanted`.
 
-    At most `limit` lines of each kind are returned.
+    At most `limit` lines of each kind are returned: missing, unknown, different.
     """
     missing = [f"{name} is missing" for name in wanted if name not in got]
     foreign = [f"{name} is unknown" for name in got if name not in wanted]

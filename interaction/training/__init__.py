@@ -1,1 +1,1 @@
-"""Training: objectives, the loop, checkpoints."""
+"""Training: objectives, the loop, the optimizer, checkpoints and figures of a run."""

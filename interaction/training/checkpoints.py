@@ -1,8 +1,9 @@
-"""Checkpoints of a run: state and position in the data, written in the background by Orbax.
+"""Checkpoints of a run: state and position in the data, written asynchronously by Orbax.
 
-Each says, in the file of the position, the fingerprint of every array, which is computed on the
-device and is the same on any mesh. One that cannot be read, or reads as something else, is refused
-by name, and the run goes on from the one before. All processes of a run see the same folder.
+The file of the position also holds a fingerprint of every array. Fingerprints are computed on the
+device and are the same on any mesh. A checkpoint that cannot be read, or whose fingerprints differ,
+is refused with its name, and the run continues from the one before. All processes of a run see the
+same folder.
 """
 
 import functools
@@ -34,21 +35,22 @@ from interaction.training.input_pipeline import InputPipeline
 from interaction.training.state import TrainState
 from interaction.types import Array
 
-_LEAVES, _SEAL = "leaves", "sha256"  # of the position's file: arrays, and a hash of all the rest
-_RELEASED = ("ema/", "buffers/")  # parts of the state that a released model is made of
+# Fields of the position's file: fingerprints of the arrays, and a hash of all other fields.
+_LEAVES, _SEAL = "leaves", "sha256"
+_RELEASED = ("ema/", "buffers/")  # parts of the state that a released model consists of
 _log = logging.getLogger(__name__)
 _snapshot = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 class DamagedError(ValueError):
-    """A checkpoint is incomplete, cannot be read, or is not what was written."""
+    """A checkpoint is incomplete, unreadable, or differs from what was written."""
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder. `close` waits for the last write."""
+    """The checkpoints in a run's folder; `close` waits for the last write."""
 
     def __init__(self, run_dir: str, keep: int) -> None:
-        """Keeps the newest `keep` in `<run_dir>/checkpoints`."""
+        """Keeps the newest `keep` checkpoints in `<run_dir>/checkpoints`."""
         self.path = pathlib.Path(run_dir).absolute() / "checkpoints"
         self._keep = keep
         self._saved: int | None = None
@@ -61,10 +63,15 @@ class Checkpoints:
         return ocp.CheckpointManager(self.path, options=options)
 
     def save(self, step: int, state: TrainState, pipeline: dict[str, Any]) -> None:
-        """Starts writing; `state` may be donated as soon as this returns.
+        """Starts writing a checkpoint; `state` may be donated as soon as this returns.
+
+        Args:
+          step: Updates done.
+          state: State after that step.
+          pipeline: Position of the input pipeline, from `InputPipeline.state`.
 
         Raises:
-          NotFiniteError: the state holds NaN or Inf; nothing is written.
+          NotFiniteError: The state holds NaN or Inf; nothing is written.
         """
         if self._saved == step:
             return
@@ -73,7 +80,7 @@ class Checkpoints:
         non_finite = [name for name, leaf in leaves.items() if leaf["not_finite"]]
         if non_finite:
             raise NotFiniteError(not_finite(step, state=non_finite))
-        if jax.default_backend() == "cpu":  # elsewhere Orbax has copied it when it returns
+        if jax.default_backend() == "cpu":  # elsewhere Orbax copies the state before it returns
             flat = _snapshot(flat)
         items = {
             "state": ocp.args.StandardSave(traverse_util.unflatten_dict(flat, sep="/")),
@@ -85,19 +92,19 @@ class Checkpoints:
     def restore(
         self, abstract: TrainState, pipeline: InputPipeline
     ) -> tuple[int, TrainState] | None:
-        """Reads the newest good checkpoint and moves `pipeline` to where it was.
+        """Reads the newest undamaged checkpoint and moves `pipeline` to its position.
 
-        Newer ones that are refused are named in a warning and moved to `<run_dir>/damaged`.
+        Newer checkpoints that are damaged are logged and moved to `<run_dir>/damaged`.
 
         Args:
-          abstract: Shapes, dtypes and shardings, of any mesh.
-          pipeline: Of the same data.
+          abstract: Shapes, dtypes and shardings of the state, on any mesh.
+          pipeline: Input pipeline of the same data.
 
         Returns:
-          Its step and the state, or None where there is no checkpoint.
+          The step and the state; None if there is no checkpoint.
 
         Raises:
-          ValueError: All are damaged, or one is another model's or from other data.
+          ValueError: All checkpoints are damaged, or one belongs to another model or other data.
         """
         refused: dict[int, str] = {}
         for step in hosts.from_first(_steps(self.path)):
@@ -115,19 +122,19 @@ class Checkpoints:
             refused[step] = reason
         if refused:
             raise ValueError(
-                f"{self.path}: no checkpoint is good: {'; '.join(refused.values())}; "
+                f"{self.path}: every checkpoint is damaged: {'; '.join(refused.values())}; "
                 "restore the folder from a copy, or start a new --workdir"
             )
         return None
 
     def close(self) -> None:
-        """Waits for what is being written, and raises if that failed."""
+        """Waits until the last checkpoint is written, and raises if that failed."""
         if "_manager" in vars(self):
             self._manager.wait_until_finished()
             self._manager.close()
 
     def _set_aside(self, refused: Mapping[int, str]) -> None:
-        """Moves refused checkpoints away, so that their steps can be saved again."""
+        """Moves damaged checkpoints away, so that their steps can be saved again."""
         aside = self.path.parent / "damaged"
         if refused and hosts.is_first():
             shutil.rmtree(aside, ignore_errors=True)
@@ -155,7 +162,7 @@ def _fingerprint(where: NamedSharding | None) -> Any:  # noqa: ANN401
 
 
 def fingerprints(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of each array: shape, dtype, fingerprint, and how many entries are not finite."""
+    """Shape, dtype, fingerprint and number of non-finite entries of each array."""
     if not flat:
         return {}
     leaves = list(flat.values())
@@ -171,44 +178,45 @@ def fingerprints(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _read_fingerprint(leaf: LazyArray) -> dict[str, Any]:
-    """Of an array in a file, read piece by piece."""
+    """`fingerprints` of an array in a file, which is read piece by piece."""
     found = np.zeros(2, np.uint32)
     for index in leaf.pieces():
         found += np.asarray(_fold_piece(leaf[index], leaf.shape, [part.start for part in index]))
     return _describe(leaf, *found.tolist())
 
 
-def _describe(leaf: Any, fingerprint: int, bad: int) -> dict[str, Any]:  # noqa: ANN401
+def _describe(leaf: Any, fingerprint: int, non_finite: int) -> dict[str, Any]:  # noqa: ANN401
     return {
         "shape": list(leaf.shape),
         "dtype": np.dtype(leaf.dtype).name,
         "fingerprint": fingerprint,
-        "not_finite": bad,
+        "not_finite": non_finite,
     }
 
 
 def _changed(kept: dict[str, dict], found: dict[str, dict]) -> list[str]:
-    """Names of arrays that do not have the fingerprint that is kept of them."""
+    """Names of arrays whose stored fingerprint differs."""
     return [name for name in found if name in kept and kept[name] != found[name]]
 
 
 def _seal(fields: dict[str, Any]) -> dict[str, Any]:
+    """Adds a hash of the fields."""
     text = json.dumps(fields, sort_keys=True)
     return {**fields, _SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def load_part(source: str, part: str) -> tuple[dict[str, LazyArray], str]:
-    """One part of a trained model: averaged parameters or buffers below the path `part`.
+    """Reads one part of a trained model: averaged parameters or buffers below the path `part`.
 
     Args:
-      source: run folder (its newest checkpoint is read) or released folder.
-      part: path in the parameters ("speech", "backbone/embed") or buffers ("router_bias").
+      source: Folder of a run, whose newest checkpoint is read, or of a released model.
+      part: Path in the parameters ("speech", "backbone/heads") or buffers ("router_bias").
 
     Returns:
-      Flat float32 arrays under their full paths, and the folder they are in.
+      Lazy arrays under their full paths, and the folder that they are in.
 
     Raises:
-      ValueError: there is no checkpoint, it is damaged, or it has no such part.
+      ValueError: There is no checkpoint, it is damaged, or it has no such part.
     """
     folder = pathlib.Path(source).absolute()
     released = (folder / WEIGHTS).exists()
@@ -224,12 +232,12 @@ def load_part(source: str, part: str) -> tuple[dict[str, LazyArray], str]:
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
-    """Steps of complete checkpoints, and of what looks like it, newest first."""
+    """Steps of the checkpoints in a folder, complete or damaged, newest first."""
     return sorted((int(place.name) for place in folder.glob("*") if _is_step(place)), reverse=True)
 
 
 def _is_step(place: pathlib.Path) -> bool:
-    return place.name.isdecimal() and place.is_dir()  # one that is being written has a suffix
+    return place.name.isdecimal() and place.is_dir()  # an unfinished checkpoint has a suffix
 
 
 def _newest(folder: pathlib.Path) -> pathlib.Path:
@@ -245,11 +253,11 @@ def _newest(folder: pathlib.Path) -> pathlib.Path:
 def _read_state(
     place: pathlib.Path, abstract: TrainState, pipeline: InputPipeline
 ) -> tuple[TrainState, dict[str, Any]]:
-    """State and position at `place`.
+    """State and position of the checkpoint at `place`.
 
     Raises:
-      DamagedError: it is not what was written.
-      ValueError: it is of another model or other data.
+      DamagedError: The checkpoint differs from what was written.
+      ValueError: The checkpoint belongs to another model or other data.
     """
     wanted = flatten(abstract)
     position = _read_position(place)
@@ -274,12 +282,12 @@ def _read_state(
         raise _damaged(place, error) from error
     wrong = _changed(kept, fingerprints(flat))
     if wrong:
-        raise _damaged(place, f"not what was written: {', '.join(wrong[:4])}")
+        raise _damaged(place, f"differs from what was written: {', '.join(wrong[:4])}")
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves), position
 
 
 def _open_arrays(place: pathlib.Path) -> dict[str, LazyArray]:
-    """Averaged parameters and buffers at `place`, flat."""
+    """Averaged parameters and buffers of the checkpoint at `place`, by path."""
     try:
         names = flatten(_handler().metadata(_state_of(place)).tree)
         return {_inner(name): _open(place, name) for name in names if name.startswith(_RELEASED)}
@@ -288,18 +296,18 @@ def _open_arrays(place: pathlib.Path) -> dict[str, LazyArray]:
 
 
 def _inner(name: str) -> str:
-    """Path in the parameters or buffers of a path in the state."""
+    """Removes the first level of a path: from the state to the parameters or buffers."""
     return name.partition("/")[2]
 
 
 def _open(place: pathlib.Path, name: str) -> LazyArray:
-    """An array of a checkpoint. Orbax restores whole ones; it keeps them as TensorStore does."""
+    """An array of a checkpoint; TensorStore reads parts of it, Orbax only whole arrays."""
     base = {"driver": "file", "path": f"{_state_of(place)}/"}
     files = {"driver": "ocdbt", "base": base}
     path = name.replace("/", ".") + "/"
     spec = {"driver": "zarr", "kvstore": {**files, "path": path}}
     array = tensorstore.open(spec, read=True).result()
-    piece: Any = array.chunk_layout.read_chunk.shape  # what a device held; read as a whole
+    piece: Any = array.chunk_layout.read_chunk.shape  # the shard of a device, read as a whole
 
     def read(index: Index) -> np.ndarray:
         return array[index].read().result()
@@ -308,10 +316,10 @@ def _open(place: pathlib.Path, name: str) -> LazyArray:
 
 
 def _verify(place: pathlib.Path, flat: Mapping[str, LazyArray]) -> None:
-    """Reads arrays of a checkpoint once.
+    """Reads arrays of a checkpoint and compares their fingerprints.
 
     Raises:
-      DamagedError: they are not what was written.
+      DamagedError: An array differs from what was written.
     """
     kept = _read_position(place).get(_LEAVES, {})
     kept = {
@@ -321,25 +329,25 @@ def _verify(place: pathlib.Path, flat: Mapping[str, LazyArray]) -> None:
         found = {name: _read_fingerprint(leaf) for name, leaf in flat.items()}
     except Exception as error:
         raise _damaged(place, error) from error
-    # A checkpoint of an old run has no fingerprints at all.
+    # Checkpoints of older runs have no fingerprints.
     unknown = sorted(set(found) - set(kept)) if kept else []
     wrong = [*_changed(kept, found), *unknown]
     if wrong:
-        raise _damaged(place, f"not what was written: {', '.join(wrong[:4])}")
+        raise _damaged(place, f"differs from what was written: {', '.join(wrong[:4])}")
 
 
 def _read_position(place: pathlib.Path) -> dict[str, Any]:
-    """The position; one of an old run has no seal."""
+    """The position of the input pipeline; in checkpoints of older runs it has no hash."""
     try:
         marker = json.loads((place / "_CHECKPOINT_METADATA").read_text())
         if not marker.get("commit_timestamp_nsecs"):
-            raise ValueError("its writing was never completed")
+            raise ValueError("the checkpoint was never completed")
         fields = json.loads((place / "pipeline" / "metadata").read_text())
         seal = fields.pop(_SEAL, None)
     except Exception as error:
         raise _damaged(place, error) from error
     if (seal is not None or _LEAVES in fields) and _seal(fields)[_SEAL] != seal:
-        raise _damaged(place, "feed/metadata is not what was written")
+        raise _damaged(place, "pipeline/metadata differs from what was written")
     return fields
 
 
@@ -357,7 +365,7 @@ def _abstract(leaf: dict[str, Any]) -> jax.ShapeDtypeStruct:
 
 
 def _handler() -> ocp.StandardCheckpointHandler:
-    """Of one process: unlike a checkpointer it does not wait for the others, which may fail."""
+    """Reads in this process alone; a checkpointer would wait for the others, which may fail."""
     return ocp.StandardCheckpointHandler()
 
 
@@ -368,7 +376,7 @@ def _state_of(place: pathlib.Path) -> Any:  # noqa: ANN401
 def _damaged(place: pathlib.Path, reason: Exception | str) -> DamagedError:
     lines = str(reason).strip().splitlines()
     return DamagedError(
-        f"{place}: got a checkpoint that is damaged or not ours "
+        f"{place}: got a checkpoint that is damaged or foreign "
         f"({lines[0][:300] if lines else repr(reason)}), wanted one written by this loop; "
         "it is left out"
     )

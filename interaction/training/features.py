@@ -1,8 +1,9 @@
-"""From stored sessions to what the model reads and what it should say, on the device.
+"""Features of stored sessions, computed on the device: inputs and targets of the model.
 
-A batch holds `user` and `model` int16[b, samples], `text` int32[b, n], `user_transcript` int32[b, n, a], and
-where text arrives `arrived` int32[b, m], PAD where there is none, with `arrived_slot` int32[b, m],
-micro-turn * text_slots + slot of each.
+A batch holds the PCM of both sides `user` and `model` int16[b, samples], the text-out tokens `text`
+int32[b, n], and `user_transcript` int32[b, n, audio_positions]. Where text arrives it also holds
+the tokens `arrived` int32[b, m], PAD where there is none, and their places `arrived_slot`
+int32[b, m], which are micro-turn * text_slots + slot.
 """
 
 import jax
@@ -16,26 +17,46 @@ from interaction.ops.dense import exact
 from interaction.training.objective import Batch
 from interaction.types import Array, Special
 
-MOST_WRONG_WORDS = 0.4  # largest share of a session's words that training gets wrong
+MOST_WRONG_WORDS = 0.4  # largest share of a session's words that `corrupt_transcript` replaces
 
 
 def pcm(samples: Array) -> Array:
-    """Int16 samples as float32 in [-1, 1)."""
+    """Scales stored samples.
+
+    Args:
+      samples: int16[...], PCM.
+
+    Returns:
+      float32[...], PCM in [-1, 1).
+    """
     return samples.astype(jnp.float32) / 32_768.0
 
 
 def stream_mel(samples: Array, hop: int, audio: AudioConfig) -> Array:
-    """Log-mel of whole sessions, int16[b, samples] -> float32[b, n, frames, m] by micro-turn."""
+    """Log-mel of whole sessions, by micro-turn.
+
+    Args:
+      samples: int16[b, samples], PCM of n whole micro-turns.
+      hop: Samples between frames.
+      audio: Configuration of the audio front end.
+
+    Returns:
+      float32[b, n, frames, m], log10 magnitude.
+    """
     tail = mel.init_tail(samples.shape[0], hop, audio)
     _, frames = mel.log_mel_stream(tail, pcm(samples), hop, audio)
     return frames.reshape(samples.shape[0], -1, audio.turn_samples // hop, audio.mels)
 
 
 def speech_mel(batch: Batch, config: ModelConfig) -> Array:
-    """Mel of the model's side as the step makes it: nothing but the floor in a silent micro-turn.
+    """Mel of the model's speech as the step makes it: at the floor in a silent micro-turn.
+
+    Args:
+      batch: `model` int16[b, samples] and `text` int32[b, n], see the module.
+      config: Model configuration.
 
     Returns:
-      float32[b, n, speech_frames, m], log10 mel, at least the floor of speech.
+      float32[b, n, speech_frames, m], log10 magnitude, at least `speech.mel_floor`.
     """
     frames = stream_mel(batch["model"], config.audio.speech_hop, config.audio)
     silent = (control_tokens.spoken_tokens(batch["text"])[0] == Special.SILENT)[:, :, None, None]
@@ -44,7 +65,7 @@ def speech_mel(batch: Batch, config: ModelConfig) -> Array:
 
 
 def arrivals(batch: Batch, config: ModelConfig) -> Arrivals | None:
-    """Text that arrives in a batch's sessions, None where none does."""
+    """The text that arrives in a batch's sessions, with its time; None if there is none."""
     if "arrived" not in batch:
         return None
     turn, slot = jnp.divmod(batch["arrived_slot"], config.text_slots)
@@ -52,7 +73,15 @@ def arrivals(batch: Batch, config: ModelConfig) -> Arrivals | None:
 
 
 def text_slots(batch: Batch, config: ModelConfig) -> Array | None:
-    """What arrives in each micro-turn, int32[b, n, text_slots]; None where nothing does."""
+    """The text that arrives, by micro-turn and slot.
+
+    Args:
+      batch: See the module.
+      config: Model configuration.
+
+    Returns:
+      int32[b, n, text_slots], PAD where empty; None for a batch without arriving text.
+    """
     if "arrived" not in batch:
         return None
     b, n = batch["text"].shape
@@ -63,37 +92,46 @@ def text_slots(batch: Batch, config: ModelConfig) -> Array | None:
 
 
 def delayed(turns: Array, start: float | Array) -> Array:
-    """Moves [b, n, ...] one micro-turn later, with `start` in front."""
+    """Moves values one micro-turn later.
+
+    Args:
+      turns: [b, n, ...], float32, int32 or another dtype.
+      start: Value of the first micro-turn, of a shape that broadcasts to [b, 1, ...].
+
+    Returns:
+      [b, n, ...] of the same dtype; the last micro-turn's value is dropped.
+    """
     first = jnp.full_like(turns[:, :1], start)
     return jnp.concatenate([first, turns[:, :-1]], axis=1)
 
 
 def token_windows(text: Array, window: int) -> Array:
-    """The last spoken tokens at each micro-turn of whole sessions, the newest last.
+    """The last spoken tokens at each micro-turn of whole sessions.
 
     Args:
       text: int32[b, n], text-out tokens.
       window: Tokens of a window.
 
     Returns:
-      int32[b, n, window], SILENT before the first micro-turn.
+      int32[b, n, window], the newest token last, SILENT before the first micro-turn.
     """
     silent = jnp.full((len(text), window), Special.SILENT, text.dtype)
     return control_tokens.token_windows(silent, control_tokens.spoken_tokens(text)[0])
 
 
 def augment_user(frames: Array, keys: Array) -> Array:
-    """Makes unheard speakers and rooms out of heard ones, one draw a session.
+    """Imitates other speakers and rooms, with one draw per session.
 
     Warps the channel axis (vocal tract length, Jaitly & Hinton 2013), tilts and lifts the spectrum,
-    hides a band and a stretch of channels (SpecAugment, arXiv 1904.08779), and adds noise.
+    masks a band of channels in half of the sessions (SpecAugment, arXiv 1904.08779), and adds
+    noise.
 
     Args:
-      frames: float32[b, n, frames, m], log10 mel of the user.
+      frames: float32[b, n, frames, m], mel of the user, log10 magnitude.
       keys: Typed PRNG keys [b].
 
     Returns:
-      The same shape.
+      float32[b, n, frames, m], log10 magnitude.
     """
     return jax.vmap(_augment_session)(frames, keys)
 
@@ -105,32 +143,33 @@ def _augment_session(frames: Array, key: Array) -> Array:
     warp = jax.random.uniform(keys[0], minval=0.9, maxval=1.1)
     shift = jax.random.uniform(keys[1], minval=-1.5, maxval=1.5)
     source = jnp.clip(channel * warp + shift, 0, mels - 1)
-    weights = jnp.maximum(0.0, 1.0 - jnp.abs(source[:, None] - channel))  # to, from
+    weights = jnp.maximum(0.0, 1.0 - jnp.abs(source[:, None] - channel))  # [m to, m from]
     flat = frames.reshape(-1, mels)
     out = jnp.matmul(flat, weights.T, precision=exact(flat, weights))
     tilt = jax.random.uniform(keys[2], minval=-0.3, maxval=0.3)
     lift = jax.random.uniform(keys[3], minval=-0.25, maxval=0.25)
     out = out + tilt * (channel / mels - 0.5) * 2 + lift
     low = jax.random.uniform(keys[4], maxval=mels)
-    width = jax.random.uniform(keys[5], minval=-8.0, maxval=8.0)  # none in half of them
-    hidden = (channel >= low) & (channel < low + width)
-    out = jnp.where(hidden, jnp.min(out), out)
+    width = jax.random.uniform(keys[5], minval=-8.0, maxval=8.0)  # negative masks nothing
+    masked = (channel >= low) & (channel < low + width)
+    out = jnp.where(masked, jnp.min(out), out)
     scale = 0.15 * jax.random.uniform(keys[6])
     out = out + scale * jax.random.normal(keys[7], out.shape)
     return out.reshape(frames.shape)
 
 
 def corrupt_transcript(user_transcript: Array, keys: Array) -> Array:
-    """Makes a transcription faulty, as the model's own is, at a rate drawn for each session.
+    """Puts errors into a user transcript, as the model makes them; the rate is drawn per session.
 
-    Of the wrong words, half are missed and half are other words of the session; none are invented.
+    Half of the wrong words are missed, and half are replaced by other words of the session. Where
+    nothing was said no word is added.
 
     Args:
-      user_transcript: int32[b, n, a], NONE where nothing was said.
+      user_transcript: int32[b, n, audio_positions], NONE where nothing was said.
       keys: Typed PRNG keys [b].
 
     Returns:
-      The same shape.
+      int32[b, n, audio_positions].
     """
     return jax.vmap(_corrupt_session)(user_transcript, keys)
 
@@ -142,7 +181,8 @@ def _corrupt_session(user_transcript: Array, key: Array) -> Array:
     wrong = said & (jax.random.uniform(wrong_key, user_transcript.shape) < rate)
     missed = jax.random.bernoulli(missed_key, 0.5, user_transcript.shape)
     chance = jnp.where(said, jax.random.uniform(other_key, user_transcript.shape), -1.0).reshape(-1)
-    shuffled = user_transcript.reshape(-1)[jnp.argsort(-chance)]  # words in random order, then NONE
+    # The words of the session in random order, then NONE.
+    shuffled = user_transcript.reshape(-1)[jnp.argsort(-chance)]
     rank = jnp.cumsum(said.reshape(-1)) - 1
     other = shuffled[rank].reshape(user_transcript.shape)
     return jnp.where(wrong, jnp.where(missed, Special.NONE, other), user_transcript)

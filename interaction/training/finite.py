@@ -1,4 +1,7 @@
-"""Where NaN or Inf came up first: found on the device, read with a window's other figures."""
+"""Finds the first non-finite values (NaN or Inf) of a run.
+
+The device computes flags in each step; the host reads them with the other figures of a window.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,31 +12,39 @@ import numpy as np
 
 from interaction.types import Array
 
-GRADIENTS = "gradients_finite"  # metric of a step, see `finite_leaves`
-_DERIVED = ("loss", "grad_norm")  # metrics that follow from parts of the loss and from gradients
-_NAMED = 4
+GRADIENTS = "gradients_finite"  # metric of a step, from `finite_leaves`
+_DERIVED = ("loss", "grad_norm")  # metrics computed from parts of the loss, or from gradients
+_NAMED = 4  # most names of a kind in a message
 
 
 class NotFiniteError(RuntimeError):
-    """A loss, gradient or parameter is NaN or Inf; the newest checkpoint is from before it."""
+    """A loss, gradient or parameter is NaN or Inf; the newest checkpoint is older than that."""
 
 
 def finite_leaves(tree: Any) -> Array:  # noqa: ANN401
-    """Whether all entries of a leaf are finite: bool[leaves], in `tree_paths.flatten`'s order."""
+    """Whether all entries of each leaf are finite.
+
+    Args:
+      tree: Arrays of any shape and floating dtype.
+
+    Returns:
+      bool[leaves], in the order of `tree_paths.flatten`.
+    """
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
 def first_non_finite(
     values: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[int, dict[str, list[str]]] | None:
-    """What came up first in the steps of a window.
+    """Finds the first step of a window with non-finite values.
 
     Args:
       values: Metrics of each step, on the host.
-      names: Of the gradients that `GRADIENTS` tells of, where that is there.
+      names: Names of the gradients, in the order of the metric `GRADIENTS`; that metric may be
+        missing.
 
     Returns:
-      Place of the first step with such a figure, and what: arguments of `not_finite`.
+      Index of the step in the window, and arguments for `not_finite`; None if all is finite.
     """
     for at, metrics in enumerate(values):
         bad = [name for name, value in metrics.items() if not np.all(np.isfinite(value))]
@@ -53,7 +64,15 @@ def not_finite(
     parameters: Sequence[str] = (),
     state: Sequence[str] = (),
 ) -> str:
-    """The message of a `NotFiniteError`, in the order in which a step computes things."""
+    """The message of a `NotFiniteError`.
+
+    Args:
+      step: Step at which the values were found.
+      metrics: Names of non-finite metrics.
+      gradients: Paths of non-finite gradients.
+      parameters: Paths of parameters that are non-finite at the end of the window.
+      state: Paths of non-finite arrays of a state.
+    """
     kinds = {
         "": metrics,
         "gradients of ": gradients,

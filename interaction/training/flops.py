@@ -1,9 +1,8 @@
-"""What training costs: FLOPs that it needs, and its modelled speed."""
+"""Cost of training: the FLOPs that it needs, and its modelled speed."""
 
 from typing import NamedTuple
 
 from interaction.compiled.costs import (
-    Slice,
     backbone_products,
     condition_products,
     flow_products,
@@ -11,33 +10,36 @@ from interaction.compiled.costs import (
     turns_per_second,
     windowed,
 )
+from interaction.compiled.slices import Slice
 from interaction.config import ModelConfig
-from interaction.training.speech import flow_rows
+from interaction.training.speech_loss import flow_rows
 
-_BACKWARD = 3  # forward and backward over forward
+_BACKWARD = 3  # FLOPs of forward and backward pass over those of the forward pass
 
 
 def train_flops(
     config: ModelConfig, turns: int, text: bool = False, frame: bool = False
 ) -> dict[str, float]:
-    """FLOPs that training on one session needs, by part: what MFU is a share of.
+    """FLOPs that training on one session needs, by part of the model; the basis of MFU.
 
-    Forward and backward, three times the forward's matrix products; what the backward pass computes
-    again is not counted, and attention is counted at the keys that its windows show. A share of
-    micro-turns trains the speech head, see `training.speech`; the vocoder trains elsewhere.
+    Forward and backward pass count as three times the matrix products of the forward pass.
+    Recomputation in the backward pass is not counted, and attention counts only the keys inside its
+    windows. A share of the micro-turns trains the speech head, see `training.speech_loss`. The
+    vocoder is trained separately and not counted.
 
     Args:
-      config: The model's.
+      config: Model configuration.
       turns: Micro-turns of the session.
-      text: Whether the batch has positions for text that arrives.
-      frame: Whether it has those of frames.
+      text: Whether the batch has positions for arriving text.
+      frame: Whether the batch has positions for frames.
     """
     cfg, audio = config.transformer, config.audio
     tokens = turns * turn_positions(config, text, frame)
     seen = (windowed(tokens, cfg.window), windowed(tokens, cfg.long_window))
     products = backbone_products(config, turns, seen, text, frame)
     flops = {part: 2.0 * _BACKWARD * count for part, count in products.items()}
-    rows, flowing = flow_rows(turns)  # a condition each, after one that feeds it and is not trained
+    # Each row runs the condition twice: forward only for its own guess, then trained.
+    rows, flowing = flow_rows(turns)
     flow = flow_products(config.speech, audio.speech_frames, audio.mels)
     flops["speech condition"] = 2.0 * (_BACKWARD + 1) * rows * condition_products(config)
     flops["speech flow"] = 2.0 * _BACKWARD * flowing * flow
@@ -47,12 +49,19 @@ def train_flops(
 class TrainRate(NamedTuple):
     """Modelled speed of training."""
 
-    tokens: float  # positions a second
-    audio: float  # seconds of talk a second
+    tokens: float  # positions per second
+    audio: float  # seconds of conversation per second
 
 
 def train_rate(config: ModelConfig, place: Slice, turns: int, mfu: float) -> TrainRate:
-    """Speed at a stated share of the FLOP/s, sessions of `turns` micro-turns of audio alone."""
+    """Modelled speed of training on sessions with audio alone.
+
+    Args:
+      config: Model configuration.
+      place: Accelerators.
+      turns: Micro-turns of a session.
+      mfu: Assumed share of the FLOP/s that is used.
+    """
     per_turn = sum(train_flops(config, turns).values()) / turns
-    rate = mfu * place.chips * place.chip.flops / per_turn
+    rate = mfu * place.chips * place.chip.flops_per_s / per_turn
     return TrainRate(rate * turn_positions(config), rate / turns_per_second(config))

@@ -1,8 +1,8 @@
-"""Where a run's wall-clock goes, over all of its restarts.
+"""Wall-clock time of a run by cause, over all of its restarts.
 
 Goodput is the share of the time since the run first began that was spent on steps that count. The
-rest went on starting and compiling, waiting for data, saving, showing samples, on steps that were
-done again because the run was killed after its last checkpoint, and on standing still.
+other time was spent on starting and compiling, waiting for data, saving, making samples, repeating
+steps after a kill, and while no process ran.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ CAUSES = ("compile", "data", "save", "samples")
 
 
 class Goodput:
-    """A clock of steps; `goodput.json` keeps its totals, in seconds."""
+    """Measures the time of steps and of other causes; stores the totals in `goodput.json`, s."""
 
     def __init__(self, run_dir: pathlib.Path, last: Mapping[str, Any], writes: bool) -> None:
         """Starts the clock.
 
         Args:
           run_dir: Folder of the run.
-          last: Figures that were logged with the checkpoint that the run goes on from.
-          writes: Whether this process keeps the file.
+          last: Figures that were logged with the checkpoint that the run continues from.
+          writes: Whether this process writes the file.
         """
         self._path, self._writes = run_dir / _FILE, writes
         self.good = float(last.get("good_s", 0.0))
@@ -41,7 +41,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def lost(self, cause: str | None) -> Iterator[None]:
-        """Time inside does not count as time of steps, unless there is no cause."""
+        """Counts the time inside under `cause`, not as time of steps; None counts it as steps."""
         start = time.monotonic()
         try:
             yield
@@ -50,13 +50,13 @@ class Goodput:
                 self._window[cause] += time.monotonic() - start
 
     def figures(self, steps: int) -> dict[str, float]:
-        """Closes a window of `steps` steps.
+        """Ends a window of `steps` steps.
 
         Returns:
-          step_s: Seconds of a step, those that it waited for data among them.
-          data_share: Of these, the share that it waited.
-          goodput: Share of the time since the run began.
-          good_s: Seconds of steps that count.
+          step_s: Duration of a step including its wait for data, s.
+          data_share: Share of that duration spent waiting for data.
+          goodput: Share of the time since the run began that was spent on steps that count.
+          good_s: Time of steps that count, s.
         """
         worked, waited = self._close_window()
         wall = max(time.time() - self._began, 1e-9)
@@ -68,11 +68,11 @@ class Goodput:
         }
 
     def close(self) -> None:
-        """Keeps the totals."""
+        """Ends the last window and stores the totals."""
         self._close_window()
 
     def _close_window(self) -> tuple[float, float]:
-        """Adds a window to the totals; returns its seconds of steps and of waiting for data."""
+        """Adds a window to the totals; returns its time of steps and of waiting for data, s."""
         now = time.monotonic()
         worked = max(now - self._mark - sum(self._window.values()), 0.0)
         waited = self._window["data"]

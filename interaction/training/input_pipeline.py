@@ -1,7 +1,8 @@
-"""Batches of stored sessions, in an order that a seed fixes and a checkpoint can continue.
+"""The input pipeline: batches of stored sessions.
 
-Each process reads the rows of a batch that its devices need. The order is that of whole batches and
-the position counts them, so a run goes on with the same data on any number of processes.
+The seed fixes the order, and a checkpoint stores the position in it. Each process reads only the
+rows of a batch that its devices need. Order and position are those of whole batches, so a run
+continues with the same data on any number of processes.
 """
 
 import hashlib
@@ -18,17 +19,22 @@ from interaction.data import records
 
 
 class InputPipeline(NamedTuple):
-    """An endless iterator of batches, with what identifies the data behind it."""
+    """An endless iterator of batches, and fields that identify its data."""
 
-    batches: grain.DatasetIterator  # dict of numpy arrays, leading axis = `rows`
-    rows: Sequence[int]  # of whole batches that it gives, ascending
-    identity: dict[str, Any]  # must be equal where an iterator's state is restored
+    batches: grain.DatasetIterator  # dicts of numpy arrays; their leading axis is `rows`
+    rows: Sequence[int]  # rows of each whole batch that are read here, ascending
+    identity: dict[str, Any]  # a stored position fits only an equal identity
 
     def take(self, where: NamedSharding) -> dict[str, jax.Array]:
-        """The next whole batch, of which each device gets its rows.
+        """The next whole batch; each device gets its rows.
 
         Args:
-          where: Of the leading axis; the devices of this process need `rows` at most.
+          where: Sharding of the leading axis; this process must hold all rows that its devices
+            need.
+
+        Returns:
+          Arrays by name, with the stored dtypes: user and model int16[b, samples] (PCM), text
+          int32[b, n], and the others of `training.features`.
         """
         local, batch = next(self.batches), self.identity["batch"]
         first = {row: at for at, row in enumerate(self.rows)}
@@ -43,28 +49,28 @@ class InputPipeline(NamedTuple):
         return {name: place(leaf) for name, leaf in local.items()}
 
     def state(self) -> dict[str, Any]:
-        """The position, as JSON types; the same on every process."""
+        """The position, in JSON types; it is the same on every process."""
         return {**self.identity, "position": self.batches.get_state()}
 
     def check(self, state: dict[str, Any], source: str) -> None:
-        """Refuses a state, which came from `source`, of another feed.
+        """Refuses a position of another input pipeline.
+
+        Args:
+          state: A result of `state`.
+          source: Where it was stored, for the error message.
 
         Raises:
-          ValueError: it belongs to other data, another batch size or another seed.
+          ValueError: The position belongs to other data, another batch size or another seed.
         """
         for field, wanted in self.identity.items():
             if state.get(field) != wanted:
                 raise ValueError(
-                    f"feed {field}: got {wanted!r}, but {source} was made with "
+                    f"input pipeline {field}: got {wanted!r}, but {source} was made with "
                     f"{state.get(field)!r}; use that, or start a new --workdir"
                 )
 
     def restore(self, state: dict[str, Any], source: str) -> None:
-        """Continues at `state`, which came from `source`.
-
-        Raises:
-          ValueError: see `check`.
-        """
+        """Continues at a stored position; arguments and errors are those of `check`."""
         self.check(state, source)
         self.batches.set_state(state["position"])
 
@@ -78,17 +84,17 @@ def local_rows(batch: int, where: NamedSharding) -> list[int]:
 def make_input_pipeline(
     path: str, batch: int, seed: int, rows: Sequence[int] | None = None, threads: int = 2
 ) -> InputPipeline:
-    """Sessions at `path`, shuffled anew each epoch, without end.
+    """Endless batches of the sessions at `path`, shuffled anew in each epoch.
 
     Args:
       path: ArrayRecord file, or a folder of them.
       batch: Sessions of a whole batch.
-      seed: Of the order.
-      rows: Of each batch that are read and parsed here, ascending; None means all.
-      threads: That read and parse.
+      seed: Seed of the order.
+      rows: Rows of each batch that are read and parsed here, ascending; None means all.
+      threads: Threads that read and parse.
 
     Raises:
-      ValueError: no data, or fewer sessions than `batch`.
+      ValueError: There are no data, or fewer sessions than `batch`.
     """
     source = records.source(path)
     if len(source) < batch:
@@ -98,7 +104,7 @@ def make_input_pipeline(
         )
     mine = range(batch) if rows is None else rows
     sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(records.arrays)
-    places = grain.MapDataset.range(sys.maxsize // batch)  # rows that are read here, in order
+    places = grain.MapDataset.range(sys.maxsize // batch)  # numbers the rows that are read here
     read = places.map(lambda at: sessions[at // len(mine) * batch + mine[at % len(mine)]])
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = read.batch(len(mine), drop_remainder=True).to_iter_dataset(options)

@@ -1,7 +1,7 @@
-"""The training loop, to be read from top to bottom.
+"""The training loop.
 
-It is the same on one process and on several, each of which calls it with its own devices and a
-folder that all of them see. `touch <run_dir>/profile` traces the next steps, see `Profiler`.
+It is the same for one process and for several; each process calls it, and all of them see the
+folder of the run. `touch <run_dir>/profile` traces the next steps, see `Profiler`.
 """
 
 import contextlib
@@ -48,12 +48,18 @@ def train(
 ) -> TrainState:
     """Trains until `config.steps`, `config.minutes` or `stop`; then saves and returns the state.
 
-    Called again with the same folder, it goes on from the newest good checkpoint, bit for bit as
-    if it had never stopped.
+    A later call with the same folder continues from the newest undamaged checkpoint, bit for bit as
+    if training had never stopped.
+
+    Args:
+      config: Configuration of the run.
+      objective: The task.
+      stop: Ends the training when it is set; None means never.
 
     Raises:
-      ValueError: no data, a mesh that is not there, or checkpoints that do not fit or are damaged.
-      NotFiniteError: training diverged; says where it was seen first.
+      ValueError: There are no data, the devices do not form the mesh, or the checkpoints are
+        damaged or belong to another run.
+      NotFiniteError: Training diverged; the message names the first non-finite values.
     """
     began = time.monotonic()
     stop = stop or threading.Event()
@@ -76,9 +82,11 @@ def train(
     report = Report(run_dir, step, writes=first)
     clock = Goodput(run_dir, report.last, writes=first)
     bar = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, disable=not first)
-    window: list[Metrics] = []  # of the steps since the last log, on the device
+    window: list[Metrics] = []  # metrics of the steps since the last log, on the device
     compiling, done, saved = "compile", step >= config.steps, time.monotonic()
-    try:
+    with contextlib.ExitStack() as closing:  # closes all of them even if one fails
+        for close in (clock.close, checkpoints.close, report.close, profiler.close, bar.close):
+            closing.callback(close)
         while not done:
             with clock.lost("data"):
                 batch = pipeline.take(where)
@@ -91,15 +99,15 @@ def train(
             late, due, traced, stopped = consensus(
                 first and 0 < 60 * config.minutes < now - began,
                 first and now - saved > config.save_every_s,
-                first and step % config.log_every == 0 and profiler.asked(),
+                first and step % config.log_every == 0 and profiler.requested(),
                 stop.is_set(),
             )
             done = late or stopped or step == config.steps
             profiler.step(traced, metrics)
             if done or due or step % config.log_every == 0:
                 means = fetch(window, step, state)
-                means["learning_rate"] = float(np.asarray(schedule(step - 1)))
-                means |= clock.figures(len(window))
+                rate = {"learning_rate": float(np.asarray(schedule(step - 1)))}
+                means |= rate | clock.figures(len(window))
                 means |= speeds(config, batch, state.params, means["step_s"])
                 report.write(step, time.monotonic() - began, means)
                 bar.set_postfix(brief(means), refresh=False)
@@ -113,10 +121,6 @@ def train(
                 with clock.lost("samples"):
                     shown = samples(objective, state, batch, mesh)
                     report.samples(step, time.monotonic() - began, shown)
-    finally:
-        with contextlib.ExitStack() as closing:  # all of them, whatever fails
-            for close in (clock.close, checkpoints.close, report.close, profiler.close, bar.close):
-                closing.callback(close)
     return state
 
 
@@ -128,7 +132,16 @@ def begin(
     checkpoints: Checkpoints,
     pipeline: InputPipeline,
 ) -> tuple[int, TrainState]:
-    """The step and state to go on from, on the mesh; moves `pipeline` there."""
+    """The step and state that the run starts or continues from; moves `pipeline` there.
+
+    Args:
+      config: Configuration of the run.
+      objective: The task.
+      optimizer: The optimizer.
+      mesh: Devices of the run.
+      checkpoints: Checkpoints of the run.
+      pipeline: The input pipeline, at its start.
+    """
     abstract = abstract_state(objective, optimizer, mesh)
     found = checkpoints.restore(abstract, pipeline)
     keep_config(pathlib.Path(config.run_dir) / "config.json", config.model, found is not None)
@@ -140,7 +153,15 @@ def begin(
 
 
 def seed_keys(seed: int, mesh: Mesh) -> jax.Array:
-    """Keys of the initialisation and of the steps' noise, on all devices."""
+    """PRNG keys of the initialisation and of the steps' noise.
+
+    Args:
+      seed: Seed of the run.
+      mesh: Devices of the run; all of them hold the keys.
+
+    Returns:
+      Typed PRNG keys [2], with uint32 key data.
+    """
     split = jax.jit(
         lambda: jax.random.split(jax.random.key(seed)), out_shardings=sharding.replicated(mesh)
     )
@@ -148,10 +169,15 @@ def seed_keys(seed: int, mesh: Mesh) -> jax.Array:
 
 
 def keep_config(path: pathlib.Path, model: ModelConfig, resumed: bool) -> None:
-    """Writes the model's config into the run, or checks that a resumed run has the same.
+    """Writes the model configuration of a new run, or checks that of a resumed run.
+
+    Args:
+      path: File of the configuration.
+      model: Model configuration.
+      resumed: Whether the run continues from a checkpoint.
 
     Raises:
-      ValueError: it has another one, or none.
+      ValueError: The resumed run has another configuration, or none.
     """
     wanted = config_to_json(model)
     if not resumed:
@@ -159,16 +185,21 @@ def keep_config(path: pathlib.Path, model: ModelConfig, resumed: bool) -> None:
             path.write_text(wanted)
     elif not path.is_file() or path.read_text() != wanted:
         raise ValueError(
-            f"model: {path} does not describe the model of this config, wanted the same; use the "
-            "config that the run began with, or start a new --workdir"
+            f"model: {path} does not describe the model of this config, wanted the same model; use "
+            "the config that the run began with, or start a new --workdir"
         )
 
 
 def fetch(window: list[Metrics], step: int, state: TrainState) -> dict[str, Any]:
-    """Means over the steps of a window that ends at `step`: floats, or lists for arrays.
+    """Means of the metrics over the steps of a window: floats, or lists for arrays.
+
+    Args:
+      window: Metrics of each step, on the device.
+      step: Last step of the window.
+      state: State after that step.
 
     Raises:
-      NotFiniteError: a figure of some step is NaN or Inf; names what was so first.
+      NotFiniteError: A metric of some step is NaN or Inf; the message names the first ones.
     """
     values = jax.device_get(window)
     names = list(flatten(state.params))
@@ -190,9 +221,18 @@ def fetch(window: list[Metrics], step: int, state: TrainState) -> dict[str, Any]
 
 
 def samples(objective: Objective, state: TrainState, batch: Batch, mesh: Mesh) -> dict[str, Any]:
-    """What the objective shows, made by the first process on one device.
+    """Samples of the objective, made by the first process on one device.
 
-    That device has to hold the averaged parameters; where it cannot, set `sample_every` to 0.
+    The averaged parameters have to fit on one device; where they do not, set `sample_every` to 0.
+
+    Args:
+      objective: The task.
+      state: State of the run.
+      batch: A batch on the mesh.
+      mesh: Devices of the run.
+
+    Returns:
+      What `Objective.samples` returns; {} on the other processes.
     """
     if objective.samples is None:
         return {}
@@ -203,14 +243,17 @@ def samples(objective: Objective, state: TrainState, batch: Batch, mesh: Mesh) -
 
 
 def load_parts(state: TrainState, sources: dict[str, str]) -> TrainState:
-    """Replaces parts of a fresh state's parameters, averages and buffers by trained ones.
+    """Replaces parts of a new state's parameters, averages and buffers by trained ones.
 
     Args:
-      state: before the first step.
-      sources: path of a part ("speech") -> folder of a run or of a released model.
+      state: State before the first step.
+      sources: Path of a part ("speech") -> folder of a run or of a released model.
+
+    Returns:
+      The state with those parts.
 
     Raises:
-      ValueError: a source has no such part, or one of other shapes.
+      ValueError: A source has no such part, or its shapes differ.
     """
     for part, source in sources.items():
         loaded, place = load_part(source, part)

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: `metrics.jsonl` and TensorBoard."""
+"""Figures that a run writes while it trains: `metrics.jsonl` and TensorBoard."""
 
 import json
 import pathlib
@@ -8,43 +8,39 @@ from typing import Any
 import jax
 import numpy as np
 
-from interaction.compiled.costs import CHIPS, turn_positions
+from interaction.compiled.costs import turn_positions
 from interaction.training.flops import train_flops
 from interaction.training.train_config import TrainConfig
+from pallas_kernels.chips import chip_of_kind
 
 _RATE = 16_000  # Hz, of audio samples
-_UNSHOWN = ("learning_rate", "data_share", "good_s", "positions_per_s")  # on the progress bar
-# Kinds of devices -> chips. The FLOP/s of the H100 are those of the H200.
-_KINDS = {
-    "TPU v5 lite": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-    "TPU7x": "tpu7x",
-    "NVIDIA H200": "h200",
-    "NVIDIA H100 80GB HBM3": "h200",
-}
+_HIDDEN = ("learning_rate", "data_share", "good_s", "positions_per_s")  # on the progress bar
 
 
 class Report:
-    """Writer of a run's figures; a resumed run drops what came after its checkpoint.
+    """Writer of a run's figures; a resumed run drops the lines after its checkpoint.
 
-    Where it does not write, on all processes but the first, it does nothing.
+    Only the first process writes; on the others every method does nothing.
     """
 
     def __init__(self, run_dir: pathlib.Path, start: int, writes: bool = True) -> None:
-        """Opens the files in `run_dir` and keeps the lines up to step `start`."""
-        self.last: dict[str, Any] = {"seconds": 0.0}  # figures up to `start`, the newest of each
+        """Opens the files and keeps the lines up to step `start`.
+
+        Args:
+          run_dir: Folder of the run.
+          start: Step that the run continues from.
+          writes: Whether this process writes.
+        """
+        self.last: dict[str, Any] = {"seconds": 0.0}  # newest value of each figure up to `start`
         self._writes = writes
         if not writes:
             return
-        from tensorboardX import SummaryWriter  # takes seconds: it imports PyTorch, if there is one
+        from tensorboardX import SummaryWriter  # takes seconds: imports PyTorch if it is installed
 
         path = run_dir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= start]
-        for line in kept[-2:]:  # a step's figures, and perhaps those of its samples
+        for line in kept[-2:]:  # figures of the last step, and of its samples if there are any
             self.last |= json.loads(line)
         self._before = self.last["seconds"]
         self._file = path.open("w")
@@ -52,9 +48,13 @@ class Report:
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, seconds: float, values: dict[str, Any]) -> None:
-        """Writes figures of a step; those that are numbers go to TensorBoard as well.
+        """Writes figures of a step; numbers also go to TensorBoard.
 
-        `seconds` is wall-clock time of this call; what earlier calls took is added.
+        Args:
+          step: Updates done.
+          seconds: Wall-clock seconds since this process began; those of earlier processes of the
+            run are added.
+          values: Figures by name.
         """
         if not self._writes:
             return
@@ -66,7 +66,13 @@ class Report:
                 self._board.add_scalar(name, value, step)
 
     def samples(self, step: int, seconds: float, values: dict[str, Any]) -> None:
-        """Writes what `Objective.samples` returned: numbers, PCM, images, figures."""
+        """Writes samples to TensorBoard, and numbers among them as `write` does.
+
+        Args:
+          step: Updates done.
+          seconds: See `write`.
+          values: What `Objective.samples` returned: numbers, PCM, images, figures.
+        """
         if not self._writes:
             return
         numbers = {}
@@ -91,30 +97,32 @@ class Report:
 
 
 def brief(values: Mapping[str, Any]) -> dict[str, str]:
-    """The figures that fit a progress bar."""
+    """Numbers for the progress bar, as text of three digits."""
     return {
         name: f"{value:.3g}"
         for name, value in values.items()
-        if isinstance(value, float | int) and name not in _UNSHOWN
+        if isinstance(value, float | int) and name not in _HIDDEN
     }
 
 
 def speeds(
     config: TrainConfig, batch: Mapping[str, jax.Array], parts: Mapping[str, Any], step_s: float
 ) -> dict[str, float]:
-    """How fast a run trains, and the memory it takes.
+    """Speed of training and memory in use.
 
     Args:
-      config: The run's.
-      batch: A whole one.
-      parts: Of the model that are trained, by name.
-      step_s: Seconds of a step.
+      config: Configuration of the run.
+      batch: Arrays of a whole batch, such as text int32[b, n]; int16[b, samples] is audio.
+      parts: Parts of the model that are trained, by name.
+      step_s: Duration of a step, s.
 
     Returns:
-      audio_s_per_s, of one side of the conversations; positions_per_s, of the transformer; mfu, the
-      share of the devices' FLOP/s that the step's products take, where the device is known and what
-      is trained is counted (`interaction.compiled.costs.train_flops`); memory_gb, the most that a device of
-      this process has held, where it says so.
+      audio_s_per_s: Seconds of audio per second, counting one side of the conversations.
+      positions_per_s: Positions of the transformer per second.
+      mfu: Share of the devices' FLOP/s that the step's matrix products use; left out where the
+        device is not known or `training.flops.train_flops` does not count the trained parts.
+      memory_gb: Largest memory that a device of this process has held, GB; left out where the
+        device does not report it.
     """
     found = {}
     tracks = [leaf for leaf in batch.values() if leaf.dtype == np.int16]
@@ -138,14 +146,14 @@ def speeds(
 
 def _peak(device: jax.Device) -> float:
     """FLOP/s of a device, 0 where it is not known."""
-    chip = CHIPS.get(_KINDS.get(device.device_kind, ""))
-    return chip.flops / chip.devices if chip else 0.0
+    chip = chip_of_kind(device.device_kind)
+    return chip.device_flops_per_s if chip else 0.0
 
 
 def _step_flops(
     config: TrainConfig, batch: Mapping[str, jax.Array], parts: Mapping[str, Any]
 ) -> float:
-    """Of the matrix products of a training step, without text that arrives; 0 if unknown."""
+    """FLOPs of a training step's matrix products, without those for arriving text; 0 if unknown."""
     if "text" not in batch:
         return 0.0
     sessions, turns = batch["text"].shape

@@ -1,8 +1,8 @@
-"""What a run shows of itself: the text that the backbone says on its own, and the flow head's mel.
+"""Samples of a run: free-running text of the backbone, and free-running mel of the flow head.
 
-Free-running figures are the ones to watch: a backbone that is fed the right words looks good long
-before it holds a conversation. They come from the batch just trained on; `experiments.evaluate`
-has the held-out ones.
+Teacher-forced accuracies become good long before the model can hold a conversation; free-running
+ones show that. They are measured on the last training batch; `experiments.evaluate` measures on
+held-out sessions.
 """
 
 import functools
@@ -28,16 +28,16 @@ _MARKS = {Special.SILENT: "", Special.HOLD: "–", Special.NONE: ""}
 
 @functools.partial(jax.jit, static_argnums=0)
 def free_running_text(config: ModelConfig, backbone: Params, bias: Array, batch: Batch) -> Array:
-    """What the backbone says when it hears the user and its own words, but no speech of its own.
+    """Greedy text-out tokens of the backbone, which reads its own tokens and no self audio.
 
     Args:
-      config: The model's.
-      backbone: Its parameters.
-      bias: float32[l, e].
+      config: Model configuration.
+      backbone: Parameters of the backbone.
+      bias: float32[l, e], selection bias of the routers.
       batch: See `features`.
 
     Returns:
-      int32[b, n], the most likely token at each micro-turn.
+      int32[b, n], the likeliest token of each micro-turn.
     """
     b, n = batch["text"].shape
     params = {"backbone": backbone, "router_bias": bias}
@@ -59,7 +59,17 @@ def free_running_text(config: ModelConfig, backbone: Params, bias: Array, batch:
 def conversation_samples(
     config: ModelConfig, params: Params, bias: Array, batch: Batch
 ) -> dict[str, "float | np.ndarray | Figure"]:
-    """Free-running figures, and the first session as sound and timeline."""
+    """Free-running accuracies over eight sessions, and the first session as audio and timeline.
+
+    Args:
+      config: Model configuration.
+      params: Averaged parameters; `backbone` is read.
+      bias: float32[l, e], selection bias of the routers.
+      batch: See `features`.
+
+    Returns:
+      Two shares in [0, 1], the user's PCM float32[samples], and a figure.
+    """
     batch = {name: leaf[:8] for name, leaf in batch.items()}
     said = np.asarray(free_running_text(config, params["backbone"], bias, batch))
     wanted = np.asarray(batch["text"])
@@ -75,7 +85,16 @@ def conversation_samples(
 
 
 def timeline_figure(user: np.ndarray, wanted: np.ndarray, said: np.ndarray) -> "Figure":
-    """The user's waveform int16[samples] above wanted and said tokens, each int32[n]."""
+    """Draws a session.
+
+    Args:
+      user: int16[samples], the user's PCM.
+      wanted: int32[n], text-out tokens of the record.
+      said: int32[n], text-out tokens of the model.
+
+    Returns:
+      The waveform above both rows of tokens.
+    """
     from matplotlib.figure import Figure
 
     tokenizer = load_tokenizer()
@@ -94,10 +113,16 @@ def timeline_figure(user: np.ndarray, wanted: np.ndarray, said: np.ndarray) -> "
 
 @functools.partial(jax.jit, static_argnums=0)
 def free_running_mel(config: ModelConfig, speech: Params, batch: Batch, key: Array) -> Array:
-    """Mel that the flow head makes of the right text, each micro-turn after its own last one.
+    """Mel that the flow head makes from the text of the record and its own previous frames.
+
+    Args:
+      config: Model configuration.
+      speech: Parameters of the speech head.
+      batch: See `features`.
+      key: PRNG key [].
 
     Returns:
-      float32[b, n, speech_frames, m], log10 mel.
+      float32[b, n, speech_frames, m], log10 magnitude.
     """
     b, n = batch["text"].shape
     hidden = jnp.zeros((b, config.transformer.dim))
@@ -118,7 +143,17 @@ def free_running_mel(config: ModelConfig, speech: Params, batch: Batch, key: Arr
 def speech_samples(
     config: ModelConfig, params: Params, batch: Batch
 ) -> dict[str, "float | np.ndarray | Figure"]:
-    """How far free-running mel is from the engine's, and pictures of both."""
+    """Distance of free-running mel from that of the record, over two sessions, and images of both.
+
+    Args:
+      config: Model configuration.
+      params: Averaged parameters; `speech` is read.
+      batch: `model` int16[b, samples] and `text` int32[b, n], see `features`.
+
+    Returns:
+      The mean absolute difference in log10 magnitude over micro-turns with speech, and a figure
+      of the first session.
+    """
     from matplotlib.figure import Figure
 
     batch = {name: leaf[:2] for name, leaf in batch.items()}

@@ -1,4 +1,4 @@
-"""Everything that a training step reads and replaces, and the step itself on a mesh."""
+"""The state of a training run, and the training step on a mesh."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,19 +26,28 @@ from interaction.types import Array, Params
 
 
 class TrainState(NamedTuple):
-    """A pytree; the key of a step's noise is derived from the run's seed and `step`."""
+    """All that a training step replaces; the PRNG key of a step depends on the seed and `step`."""
 
     step: Array  # int32[], updates done
     params: Params
     buffers: Buffers
     opt_state: optax.OptState
-    ema: Params  # float32, averaged parameters
+    ema: Params  # exponential moving average of the parameters, float32
 
 
 def init_state(
     objective: Objective, optimizer: optax.GradientTransformation, key: Array
 ) -> TrainState:
-    """The state before the first step. Traceable, so that `eval_shape` gives its abstract form."""
+    """The state before the first step; `jax.eval_shape` of it gives the abstract state.
+
+    Args:
+      objective: The task.
+      optimizer: The optimizer.
+      key: Typed PRNG key [], with uint32 key data.
+
+    Returns:
+      The state; averages are float32, the other arrays as `objective` and `optimizer` make them.
+    """
     params, buffers = objective.init(key)
     ema = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
     return TrainState(jnp.zeros((), jnp.int32), params, buffers, optimizer.init(params), ema)
@@ -47,7 +56,12 @@ def init_state(
 def abstract_state(
     objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> TrainState:
-    """The state's shapes, dtypes and shardings, as `jax.ShapeDtypeStruct`s.
+    """Shapes, dtypes and shardings of a state, as `jax.ShapeDtypeStruct`s.
+
+    Args:
+      objective: The task.
+      optimizer: The optimizer.
+      mesh: Devices of the run.
 
     Raises:
       ValueError: The mesh does not divide a parameter, see `sharding.shardings`.
@@ -61,7 +75,15 @@ def abstract_state(
 
 
 def session_keys(key: Array, sessions: int) -> Array:
-    """Typed PRNG keys of this device's sessions, by their places in the batch."""
+    """PRNG keys of this device's sessions; they depend on the places in the batch, not on the mesh.
+
+    Args:
+      key: Typed PRNG key [] of the step, with uint32 key data.
+      sessions: Sessions of this device.
+
+    Returns:
+      Typed PRNG keys [sessions].
+    """
     first = axis_index(*SESSIONS) * sessions
     return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(sessions))
 
@@ -76,19 +98,20 @@ def gradients(
 ) -> tuple[Params, Sums, Array]:
     """Gradients of a batch, for one device of a mesh.
 
-    The loss is the sum of what devices and parts of the batch return. Along `tensor` all devices
-    compute the same, so each counts for its fraction.
+    The loss is the sum of the losses of all devices and parts of the batch. Devices along `tensor`
+    compute the same loss, so each counts for its fraction.
 
     Args:
       objective: The task.
-      accumulate: Parts that the device's sessions are taken in, one after another.
-      params: The device's.
-      buffers: The device's.
-      batch: The device's sessions.
-      key: Of the step, the same on all devices.
+      accumulate: Parts of the device's sessions that are computed one after another.
+      params: Parameters that the device holds.
+      buffers: Buffers that the device holds.
+      batch: Sessions of the device, arrays [b, ...].
+      key: Typed PRNG key [] of the step, with uint32 key data, the same on all devices.
 
     Returns:
-      The gradients of the device's parameters, the sums and the loss, these of the whole batch.
+      Gradients with the shapes and dtypes of `params`; sums of `Objective.loss` over the whole
+      batch; and its loss, float32[].
     """
     totals = jax.tree.map(lambda x: total(x, *SESSIONS), objective.totals(batch))
     keys = session_keys(key, len(jax.tree.leaves(batch)[0]))
@@ -117,7 +140,7 @@ def gradients(
 
 
 def _sum_copies(gradient: Array, spec: PartitionSpec) -> Array:
-    """Sums a gradient over the axes along which devices hold the same parameter."""
+    """Sums a gradient over the mesh axes along which devices hold the same parameter."""
     split = {name for axes in spec for name in ((axes,) if isinstance(axes, str) else axes or ())}
     return total(gradient, *(axis for axis in (*TURNS, TENSOR) if axis not in split))
 
@@ -128,11 +151,18 @@ def make_train_step(
     config: TrainConfig,
     mesh: Mesh | AbstractMesh,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
-    """Returns the jitted step `(state, batch, seed key) -> (state, metrics)`; `state` is donated.
+    """Makes the jitted step `(state, batch, key) -> (state, metrics)`; `state` is donated.
 
-    The state is split as `sharding.RULES` say, a batch's sessions over `collectives.SESSIONS`.
-    Metrics are the same on all devices and gain "loss", "grad_norm" (before clipping), and which
-    gradients are finite.
+    Args:
+      objective: The task.
+      optimizer: The optimizer.
+      config: Configuration of the run.
+      mesh: Devices; `sharding.RULES` split the state, and `collectives.SESSIONS` the batch.
+
+    Returns:
+      The step. Its batch holds arrays [b, ...]; its key is the typed PRNG key [] of the run, with
+      uint32 key data. Its metrics are the same on all devices: those of `Objective.finish`, "loss"
+      float32[], "grad_norm" float32[] before clipping, and `finite.GRADIENTS` bool[leaves].
 
     Raises:
       ValueError: The devices do not divide the batch, or a parameter, see `sharding.shardings`.
@@ -140,8 +170,8 @@ def make_train_step(
     share = config.accumulate * sharding.size(mesh, *SESSIONS)
     if config.batch % share:
         raise ValueError(
-            f"batch: got {config.batch}, wanted a multiple of {share}, the devices that share it "
-            f"out times accumulate={config.accumulate}; change the batch or the mesh"
+            f"batch: got {config.batch}, wanted a multiple of {share}, the number of devices that "
+            f"split it times accumulate={config.accumulate}; change the batch or the mesh"
         )
     abstract = abstract_state(objective, optimizer, mesh)
     specs = sharding.param_specs(abstract)

@@ -1,4 +1,4 @@
-"""One training run, described by a frozen dataclass; a file in `experiments/configs` builds it."""
+"""`TrainConfig`: one training run; a file in `experiments/configs` builds it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,36 +12,37 @@ SCHEDULES = ("cosine", "wsd", "constant")
 class TrainConfig:
     """A training run.
 
-    Between resumes `steps`, the schedule and what is logged may change; the model, the data, the
-    batch and the seed may not, which is checked.
+    When a run is resumed, `steps`, the schedule and logging may differ; another model, other data,
+    another batch or another seed is refused.
     """
 
-    name: str  # of the run
-    objective: str  # "module:function", called with `model`, returns an Objective
+    name: str  # name of the run
+    objective: str  # "module:function" that makes an Objective from `model`
     data: str  # ArrayRecord file, or a folder of them
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     workdir: str = ""  # "" means runs/<name>
-    seed: int = 0  # of initialisation, order of the data, and noise
-    batch: int = 16  # sessions a step, on all devices together
-    accumulate: int = 1  # parts of a batch that a device takes one after another
-    # Devices on each axis of `sharding.AXES`, 1 where not named; {} trains on one device.
+    seed: int = 0  # seed of initialisation, order of the data, and noise
+    batch: int = 16  # sessions per step, on all devices together
+    accumulate: int = 1  # parts that a device splits its sessions into, for less memory
+    # Devices on each axis of `collectives.AXES`, 1 where not named; {} trains on one device.
     mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
     steps: int = 10_000
-    minutes: float = 0.0  # wall-clock limit of one call, 0 means none
-    learning_rate: float = 1e-3  # at its peak
+    minutes: float = 0.0  # wall-clock limit of one call, minutes; 0 means none
+    learning_rate: float = 1e-3  # peak of the schedule
     warmup: int = 200  # steps
-    schedule: str = "cosine"  # to 0; "wsd": flat, then linear to 0; "constant"
-    decay_fraction: float = 0.3  # of `steps`, the falling part of "wsd"
-    weight_decay: float = 0.05  # of matrices only
+    schedule: str = "cosine"  # "cosine" to 0; "wsd": constant, then linear to 0; "constant"
+    decay_fraction: float = 0.3  # share of `steps` in which "wsd" falls
+    weight_decay: float = 0.05  # for matrices that have had a gradient
     beta1: float = 0.9
     beta2: float = 0.98
-    grad_clip: float = 1.0  # largest global norm, 0 means no clipping
-    ema_decay: float = 0.999  # a step, of the averaged parameters
-    save_every_s: float = 180.0  # wall clock
-    keep: int = 2  # checkpoints
+    grad_clip: float = 1.0  # largest global norm of a gradient, 0 means no clipping
+    ema_decay: float = 0.999  # decay per step of the averaged parameters
+    save_every_s: float = 180.0  # wall-clock seconds between checkpoints
+    keep: int = 2  # newest checkpoints that are kept
     log_every: int = 20  # steps; logged values are means over them
     sample_every: int = 1_000  # steps, 0 means never
-    # Part of the parameters or buffers ("speech", "backbone/embed") -> run or released folder.
+    # Path of parameters or buffers ("speech", "backbone/heads") -> folder of a run or of a
+    # released model, from which the run starts.
     init_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""What a vocoder is trained on: spectra at several resolutions, and the pitch.
+"""Training of the vocoder: losses on spectra at several resolutions, and on the pitch.
 
-The multi-resolution STFT loss is Parallel WaveGAN's (arXiv 1910.11480).
+The multi-resolution STFT loss is that of Parallel WaveGAN (arXiv 1910.11480).
 """
 
 import jax
@@ -17,25 +17,26 @@ from interaction.types import Array, Params
 
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))  # window and hop, samples
 _CROP_FRAMES = 64  # 0.8 s
-_WARM_FRAMES = 8  # of a crop, without loss: the convolutions have no past yet
+_WARM_FRAMES = 8  # first frames of a crop, without loss: the convolutions lack their past
 _CROPS_PER_SESSION = 2
-_GAIN = 0.5  # largest change of a crop's level, natural logarithm
+_GAIN = 0.5  # largest change of a crop's level, natural logarithm of the amplitude
 _MEL_NOISE = 0.08  # largest standard deviation of the noise on the input, log10 magnitude
-_VOICED = 0.7  # autocorrelation from which a frame has a pitch
-_MEL_FLOOR = -5.0  # log10 magnitude, what is below counts as silence
-_FLOOR = 1e-4  # of magnitudes before the logarithm
+_VOICED = 0.7  # a frame with a larger normalised autocorrelation is voiced
+_MEL_FLOOR = -5.0  # log10 magnitude; lower values count as silence
+_FLOOR = 1e-4  # lower bound of magnitudes before the logarithm
 
 
 def magnitudes(pcm: Array, window: int, hop: int) -> Array:
-    """Magnitudes of a Hann-windowed STFT, scaled as a window of unit energy would.
+    """Magnitudes of a short-time Fourier transform with a Hann window of unit energy.
 
     Args:
-      pcm: float32[b, samples].
+      pcm: float32[b, samples], PCM in [-1, 1].
       window: Samples of a frame, also the transform's length.
       hop: Samples between frames.
 
     Returns:
-      float32[b, frames, window // 2 + 1]; samples past the last whole frame are left out.
+      float32[b, frames, window // 2 + 1], linear magnitudes; samples past the last whole frame are
+      left out.
     """
     samples = (pcm.shape[1] - window) // hop * hop + window
     frames = mel.frame(pcm[:, :samples], window, hop)
@@ -46,14 +47,15 @@ def magnitudes(pcm: Array, window: int, hop: int) -> Array:
 
 
 def spectral_losses(got: Array, wanted: Array) -> tuple[Array, Array]:
-    """Spectral convergence and L1 of natural-log magnitudes, means over the resolutions.
+    """Spectral convergence and L1 distance of log magnitudes (arXiv 1910.11480).
 
     Args:
-      got: float32[b, samples].
-      wanted: float32[b, samples].
+      got: float32[b, samples], rendered PCM.
+      wanted: float32[b, samples], original PCM.
 
     Returns:
-      Two float32 scalars.
+      Both losses, float32[] each, as means over `RESOLUTIONS`; the second one in natural-log
+      magnitude.
     """
     convergence, distance = [], []
     for window, hop in RESOLUTIONS:
@@ -70,24 +72,27 @@ def estimate_pitch(
 ) -> tuple[Array, Array]:
     """Pitch of each mel frame, from the peak of its autocorrelation.
 
+    The autocorrelation of the windowed frame is divided by that of the window, and longer lags get
+    a small penalty (Boersma 1993).
+
     Args:
-      pcm: float32[b, window - hop + frames * hop], left context first.
+      pcm: float32[b, window - hop + frames * hop], PCM, left context first.
       hop: Samples between frames.
-      cfg: Gives the range of the pitch.
-      audio: Front end.
+      cfg: Vocoder configuration, which has the range of the pitch.
+      audio: Configuration of the audio front end.
 
     Returns:
-      Pitch in Hz and normalised autocorrelation in [-1, 1], each float32[b, frames].
+      Pitch in Hz and normalised autocorrelation in [-1, 1], float32[b, frames] each.
     """
     window = mel.hann(audio.window)
     size = 2 * audio.n_fft
     frames = mel.frame(pcm, audio.window, hop) * window
     frames = frames - jnp.mean(frames, axis=-1, keepdims=True) * window
     power = jnp.square(jnp.abs(jnp.fft.rfft(frames, n=size)))
-    # the window's own autocorrelation falls with the lag
-    own = np.fft.irfft(np.abs(np.fft.rfft(window, n=size)) ** 2)
-    own = np.maximum(own / own[0], 0.05)[: size // 2].astype(np.float32)
-    correlation = jnp.fft.irfft(power)[..., : size // 2] / own
+    # The autocorrelation of the window falls with the lag.
+    falloff = np.fft.irfft(np.abs(np.fft.rfft(window, n=size)) ** 2)
+    falloff = np.maximum(falloff / falloff[0], 0.05)[: size // 2].astype(np.float32)
+    correlation = jnp.fft.irfft(power)[..., : size // 2] / falloff
     correlation = correlation / (correlation[..., :1] + 1e-6)
     low = int(audio.sample_rate / cfg.pitch_high)
     high = int(np.ceil(audio.sample_rate / cfg.pitch_low))
@@ -104,16 +109,18 @@ def estimate_pitch(
 
 
 def pitch_loss(logits: Array, pitch: Array, voiced: Array, cfg: VocoderConfig) -> Array:
-    """Cross-entropy against a Gaussian of one class around the pitch, over voiced frames.
+    """Cross-entropy against a Gaussian around the pitch, over voiced frames.
+
+    The standard deviation of the Gaussian is one class of the pitch grid.
 
     Args:
       logits: float32[b, frames, pitch_bins].
       pitch: float32[b, frames], Hz.
       voiced: float32[b, frames], weight of each frame.
-      cfg: Vocoder.
+      cfg: Vocoder configuration.
 
     Returns:
-      A float32 scalar, nats.
+      float32[], nats a frame.
     """
     grid = jnp.log(vocoder.pitch_grid(cfg))
     distance = (grid - jnp.log(pitch)[..., None]) / (grid[1] - grid[0])
@@ -123,22 +130,22 @@ def pitch_loss(logits: Array, pitch: Array, voiced: Array, cfg: VocoderConfig) -
 
 
 def pick_crops(pcm: Array, length: int, count: int, hop: int, key: Array) -> Array:
-    """Random crops of each signal, those with sound in them preferred.
+    """Random crops of each signal; crops with sound are preferred.
 
     Args:
-      pcm: float32[b, samples].
+      pcm: float32[b, samples], PCM.
       length: Samples of a crop.
       count: Crops of each signal.
-      hop: Crops start at its multiples.
-      key: PRNG key.
+      hop: Crops start at multiples of so many samples.
+      key: PRNG key [].
 
     Returns:
-      float32[b * count, length].
+      float32[b * count, length], PCM.
     """
     energy = jnp.sum(jnp.square(pcm.reshape(pcm.shape[0], -1, hop)), axis=-1)
     total = jnp.cumsum(jnp.pad(energy, ((0, 0), (1, 0))), axis=1)
     inside = total[:, length // hop :] - total[:, : -(length // hop)]
-    logits = jnp.where(inside > 1e-3 * length, 0.0, -7.0)  # one silent crop in a thousand or so
+    logits = jnp.where(inside > 1e-3 * length, 0.0, -7.0)  # a silent crop is 1,000 times rarer
     starts = jax.random.categorical(key, logits, shape=(count, pcm.shape[0])).T * hop
 
     def cut(row: Array, starts: Array) -> Array:
@@ -148,7 +155,15 @@ def pick_crops(pcm: Array, length: int, count: int, hop: int, key: Array) -> Arr
 
 
 def soften(log_mel: Array, key: Array) -> Array:
-    """Makes mel frames look like a generator's: noise and a blur over time, of random strength."""
+    """Makes mel frames resemble generated ones: noise, and a blur over time, of random strength.
+
+    Args:
+      log_mel: float32[b, frames, m], log10 magnitude.
+      key: PRNG key [].
+
+    Returns:
+      float32[b, frames, m], log10 magnitude.
+    """
     noise_key, level_key, blur_key = jax.random.split(key, 3)
     shape = (log_mel.shape[0], 1, 1)
     level = _MEL_NOISE * jax.random.uniform(level_key, shape)
@@ -162,20 +177,21 @@ def soften(log_mel: Array, key: Array) -> Array:
 def crop_loss(
     params: Params, crops: Array, key: Array, cfg: VocoderConfig, audio: AudioConfig
 ) -> tuple[Array, Metrics]:
-    """Loss of rendering crops from their own mel.
+    """Loss of crops that are rendered from their own mel.
 
-    In voiced frames the pulses follow the pitch measured in the crop, not the network's, which has
-    a loss of its own: pulses at a wrong pitch would only blur the filters.
+    In voiced frames the pulses have the pitch that is measured in the crop. The network's pitch
+    has a loss of its own; pulses at a wrong pitch would only blur the filters.
 
     Args:
-      params: Of `Vocoder`.
-      crops: float32[b, window - hop + frames * hop], left context first.
-      key: PRNG key.
-      cfg: Vocoder.
-      audio: Front end.
+      params: Parameters of `Vocoder`.
+      crops: float32[b, window - hop + frames * hop], PCM, left context first.
+      key: PRNG key [].
+      cfg: Vocoder configuration.
+      audio: Configuration of the audio front end.
 
     Returns:
-      The loss and its terms.
+      The loss and its terms, float32[] each: convergence, log_magnitude (natural log), mel
+      (natural-log magnitude) and pitch (nats).
     """
     hop = audio.speech_hop
     clean = mel.log_mel(crops, hop, audio)
@@ -208,11 +224,11 @@ def crop_loss(
 
 
 def vocoder_objective(model: ModelConfig) -> Objective:
-    """Trains the vocoder on the assistant's side of sessions.
+    """Trains the vocoder on the model's side of sessions, `batch["model"]`, int16[b, samples].
 
-    Reads `batch["model"]`, int16[b, samples]. Its spectral terms are quotients of norms over crops,
-    and crops are drawn for all sessions that a device has at a time: losses of shares add up to a
-    mean of theirs, which depends on the shares.
+    The spectral terms are quotients of norms over the crops of all sessions that a device takes at
+    a time. The losses of the parts of a batch add up to their mean, so the loss of a batch depends
+    on how it is split.
     """
     cfg, audio = model.vocoder, model.audio
     length = audio.window - audio.speech_hop + _CROP_FRAMES * audio.speech_hop

@@ -1,11 +1,19 @@
-"""What the exchange must equal: all experts and all tokens on one device, in plain jnp."""
+"""The result that the exchange must have: all experts and tokens on one device, in plain jnp."""
 
 import jax
 import jax.numpy as jnp
 
 
 def chosen_pairs(experts: jax.Array, num_experts: int) -> jax.Array:
-    """Which token chose which expert: bool[num_experts, t] of experts int32[t, k]."""
+    """Which token chose which expert.
+
+    Args:
+      experts: int32[t, k], the experts that each token chose.
+      num_experts: Number of experts.
+
+    Returns:
+      bool[num_experts, t].
+    """
     return jnp.any(experts == jnp.arange(num_experts)[:, None, None], axis=-1)
 
 
@@ -15,13 +23,13 @@ def dispatch_reference(
     """Rows sorted by expert, then token.
 
     Args:
-      x: [t, d].
-      experts: int32[t, k].
+      x: bfloat16 or float32 [t, d], the tokens.
+      experts: int32[t, k], the experts that each token chose.
       num_experts: Number of experts.
 
     Returns:
-      [t * min(k, num_experts), d] with zeros past the last row, and the rows of each expert,
-      int32[num_experts].
+      [t * min(k, num_experts), d] in x's dtype, zero past the last row, and int32[num_experts], the
+      rows of each expert.
     """
     chosen = chosen_pairs(experts, num_experts)
     total = len(x) * min(experts.shape[1], num_experts)
@@ -39,9 +47,10 @@ def combine_reference(
     """Each token's rows, weighted and summed by ascending expert in float32.
 
     Args:
-      y: [t * min(k, num_experts), d] in the order of `dispatch_reference`.
-      experts: int32[t, k].
-      weights: float32[t, k].
+      y: bfloat16 or float32 [t * min(k, num_experts), d], rows in the order of
+        `dispatch_reference`.
+      experts: int32[t, k], the experts that each token chose.
+      weights: float32[t, k], the router's weights.
       num_experts: Number of experts.
 
     Returns:

@@ -1,19 +1,20 @@
-"""The experts that somebody chose."""
+"""The distinct experts that the tokens chose."""
 
 import jax
 import jax.numpy as jnp
 
 
 def active_experts(experts: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
-    """Lists the distinct experts in ascending order; by comparing all pairs, for want of a sort.
+    """Lists the distinct chosen experts in ascending order, by comparisons instead of a sort.
 
     Args:
-      experts: int32[t, k]; ids outside 0 .. num_experts - 1 choose nobody.
-      num_experts: Experts there are.
+      experts: int32[t, k], the experts that each token chose; ids outside 0 .. num_experts - 1
+        choose no expert.
+      num_experts: Number of experts.
 
     Returns:
-      int32[min(num_experts, t * k)], of which the first ones are the list and the others repeat
-      its last entry (0 if it is empty), and its length, int32[].
+      int32[min(num_experts, t * k)], which begins with the list and repeats its last entry (0 if
+      the list is empty), and int32[], the length of the list.
     """
     ids = jnp.arange(num_experts, dtype=jnp.int32)
     present = jnp.any(experts.reshape(-1)[None, :] == ids[:, None], axis=1)

@@ -1,4 +1,4 @@
-"""`gather_gemv`: validation, choice of implementation, differentiation and batching."""
+"""`gather_gemv`: validation, choice of the implementation, differentiation and batching."""
 
 import functools
 
@@ -29,22 +29,23 @@ def gather_gemv(
     implementation: str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """The chosen experts' SwiGLU feed-forwards of each token, weighted and summed.
+    """Applies the SwiGLU experts (arXiv:2002.05202) that each token chose, and sums them weighted.
 
-    out[t] = sum over e ascending of weight[t, e] * down_e(silu(gate_e(x[t])) * up_e(x[t])), with
-    products and the sum in float32 and the hidden values rounded to x's dtype. A token's bits do
-    not depend on the other tokens, their number or their order. Differentiable (but for 8-bit
-    weights, whose gradient is zero). `jax.vmap` over sessions makes one call of all their tokens.
+    out[t] = sum over e ascending of weight[t, e] * down_e(silu(gate_e(x[t])) * up_e(x[t])).
+    Products and the sum are in float32; the hidden values are rounded to x's dtype.
+    Batch-invariant: a token's result does not depend, bit for bit, on the other tokens, their
+    number or their order. Differentiable, except in 8-bit weights, whose gradient is zero.
+    `jax.vmap` over sessions makes one call with the tokens of all sessions.
 
     Args:
-      x: bfloat16 or float32 [t, d], any number of tokens; made for 1 to 128.
-      experts: int32[t, k], the experts each token chose; an id outside 0 .. e - 1 chooses nobody,
-        one that stands twice counts with the sum of its weights.
+      x: bfloat16 or float32 [t, d], the tokens; any t, optimised for 1 to 128.
+      experts: int32[t, k], the experts that each token chose. An id outside 0 .. e - 1 chooses no
+        expert; the weights of a repeated id are added.
       weights: float32[t, k], the router's weights.
       gate: [e, d, f] in x's dtype, int8 or float8_e4m3fn.
       up: [e, d, f] in gate's dtype.
       down: [e, f, d] in gate's dtype.
-      scales: Of 8-bit weights, and only of them.
+      scales: Scales of 8-bit weights, which require them; None for others.
       implementation: "tpu", "gpu", "xla", "reference", or None for the platform's best.
       interpret: Runs a Pallas kernel in interpret mode, on any platform.
 
@@ -60,8 +61,8 @@ def gather_gemv(
     if x.size == 0 or experts.size == 0 or gate.size == 0:
         return jnp.zeros_like(x)
     arguments = (x, experts, weights, gate, up, down, scales)
-    # Inside of `shard_map` all operands vary over the axes that any of them varies over, which
-    # leaves the sums over replicas that gradients need to JAX.
+    # Inside `shard_map`, all operands are cast to vary over the axes that any of them varies over.
+    # JAX then inserts the sums over replicas that the gradients need.
     axes = varying(*jax.tree.leaves(arguments))
     return _apply(name, interpret, *jax.tree.map(lambda a: vary(a, axes), arguments))
 
@@ -147,7 +148,7 @@ def _apply(name: str, interpret: bool, *arguments) -> jax.Array:  # noqa: ANN002
 
     @run.def_vmap
     def over_sessions(axis_size, batched, *arguments):  # noqa: ANN001, ANN002, ANN202
-        if any(jax.tree.leaves(batched[3:])):  # weights of their own: nothing to share
+        if any(jax.tree.leaves(batched[3:])):  # batched weights: no call for all tokens
 
             def one(row: jax.Array) -> jax.Array:
                 own = jax.tree.map(lambda a, b: a[row] if b else a, arguments, tuple(batched))
@@ -169,9 +170,9 @@ def _forward(name: str, interpret: bool, *arguments):  # noqa: ANN002, ANN202
 
 
 def _backward(name: str, interpret: bool, arguments, cotangent):  # noqa: ANN001, ANN202
-    """The reference's gradient, in float32 and rounded once: for small sizes.
+    """The gradient of the reference, in float32 and rounded once.
 
-    Training takes `grouped_matmul`.
+    It is meant for small sizes; training uses `grouped_matmul`.
     """
     x, experts, weights, *matrices, scales = arguments
     fixed = matrices if scales is not None else ()

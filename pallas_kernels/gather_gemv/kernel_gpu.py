@@ -1,36 +1,39 @@
 """`gather_gemv` for GPUs (Hopper): two launches that stream the chosen experts' weights, and a sum.
 
-The first launch has a program for every expert and block of its hidden width, the second for every
-expert and block of its output width; a program whose expert nobody chose ends at once. A program
-finds the tokens that chose its expert by itself, so that no launch goes before it, and computes
-just them. Products are taken transposed, weights first: the weights fill the tensor cores' fixed
-side, the tokens the free one, and the order of summation does not depend on their number.
+The first launch has a program for each expert and block of hidden columns, the second for each
+expert and block of output columns. A program whose expert no token chose ends at once. A program
+searches the tokens that chose its expert itself, which saves a launch, and computes only these
+tokens. Products are transposed, with the weights as the left operand: the weights then fill the
+side of fixed size of the tensor cores' tiles, and the order of summation does not depend on the
+number of tokens.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
+from jax.typing import DTypeLike
 
 from pallas_kernels.gather_gemv.reference import Scales, precision
 from pallas_kernels.varying import result
 
-MAX_TOKENS = 128  # of one launch; more take several, which read the weights again
+MAX_TOKENS = 128  # of one launch; more tokens need several, which read the weights again
 _ALIGN = 16  # smallest side of a tensor core's tile
 _BLOCK = 64  # width and depth of a block of weights: 128-byte lines of bfloat16
 _EXACT_DEPTH = 16  # depth of a block in float32, whose products are unrolled
-_FEW_ROWS = 32  # most experts get no more tokens: their programs take a narrower tile
+_FEW_ROWS = 32  # a smaller tile, for experts with few tokens
 
 
 def refusal(x: jax.Array, gate: jax.Array) -> str | None:
-    """Why the kernel cannot run, or None if it can.
+    """The reason why the kernel cannot run, or None if it can.
 
     Args:
-      x: [t, d].
-      gate: [e, d, f].
+      x: bfloat16 or float32 [t, d], the tokens.
+      gate: [e, d, f] in x's dtype, int8 or float8_e4m3fn.
     """
     del x
     experts, d, f = gate.shape
@@ -54,12 +57,14 @@ class _Rows(NamedTuple):
 
     filled: jax.Array  # bool[tile]
     token: jax.Array  # int32[tile]
-    slot: jax.Array  # int32[tile], row of a token's result: k a token, in order of its experts
+    slot: jax.Array  # int32[tile], row of the result: k per token, in order of its experts
     share: jax.Array  # float32[tile], the router's weight
 
 
-def _for_chosen(ids_ref, weights_ref, expert, body) -> None:  # noqa: ANN001
-    """Runs `body(_Rows)` in the smallest tile that holds the expert's tokens, if there are any."""
+def _for_chosen(
+    ids_ref: jax.Ref, weights_ref: jax.Ref, expert: jax.Array, body: Callable[[_Rows], None]
+) -> None:
+    """Runs `body` on the smallest tile that holds the expert's tokens, if there are any."""
     t, k = ids_ref.shape
     tokens = max(_ALIGN, pl.next_power_of_2(t))
     token = jax.lax.broadcasted_iota(jnp.int32, (tokens,), 0)
@@ -88,23 +93,31 @@ def _for_chosen(ids_ref, weights_ref, expert, body) -> None:  # noqa: ANN001
         pl.when((count > fewer) & (count <= tile))(functools.partial(in_tile, tile))
 
 
-def _cells(row, filled, start, width: int, beyond: int):  # noqa: ANN001, ANN202
-    """Indices of `width` columns of some rows, and which of them to touch; others are `beyond`."""
+def _cells(
+    row: jax.Array, filled: jax.Array, start: jax.Array, width: int, beyond: int
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """Indices of `width` columns of rows, and the mask of filled rows; others get row `beyond`."""
     shape = (row.shape[0], width)
     rows = jnp.broadcast_to(jnp.where(filled, row, beyond)[:, None], shape)
     columns = start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     return (rows, columns), jnp.broadcast_to(filled[:, None], shape)
 
 
-def _products(rows_ref, row, filled, matrices, scales):  # noqa: ANN001, ANN202
-    """Products of some rows [t, depth] with blocks [depth, width] of matrices, as [width, tile]."""
+def _products(
+    rows_ref: jax.Ref,
+    row: jax.Array,
+    filled: jax.Array,
+    matrices: Sequence[jax.Ref],
+    scales: Sequence[jax.Ref],
+) -> Sequence[jax.Array]:
+    """Products of a tile of rows [t, depth] with matrices [depth, width], as [width, tile] each."""
     depth = _block(rows_ref.shape[1], _EXACT_DEPTH if rows_ref.dtype == jnp.float32 else _BLOCK)
 
-    def step(i, sums):  # noqa: ANN001, ANN202
+    def step(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         cells, mask = _cells(row, filled, i * depth, depth, rows_ref.shape[0])
         rows = plt.load(rows_ref.at[cells], mask=mask, other=0.0)
 
-        def add(total, matrix):  # noqa: ANN001, ANN202
+        def add(total: jax.Array, matrix: jax.Ref) -> jax.Array:
             return total + jax.lax.dot_general(
                 matrix[pl.ds(i * depth, depth), :].astype(rows.dtype),
                 rows,
@@ -122,7 +135,10 @@ def _products(rows_ref, row, filled, matrices, scales):  # noqa: ANN001, ANN202
     return [total * s[...][:, None] for total, s in zip(sums, scales, strict=True)]
 
 
-def _hidden_kernel(ids, weights, x, gate, up, *refs) -> None:  # noqa: ANN001, ANN002
+def _hidden_kernel(
+    ids: jax.Ref, weights: jax.Ref, x: jax.Ref, gate: jax.Ref, up: jax.Ref, *refs: jax.Ref
+) -> None:
+    """Hidden values of one expert's tokens, for a block of hidden columns."""
     *scales, out = refs
     start = pl.program_id(0) * gate.shape[1]
 
@@ -135,7 +151,10 @@ def _hidden_kernel(ids, weights, x, gate, up, *refs) -> None:  # noqa: ANN001, A
     _for_chosen(ids, weights, pl.program_id(1), body)
 
 
-def _part_kernel(ids, weights, hidden, down, *refs) -> None:  # noqa: ANN001, ANN002
+def _part_kernel(
+    ids: jax.Ref, weights: jax.Ref, hidden: jax.Ref, down: jax.Ref, *refs: jax.Ref
+) -> None:
+    """Output of one expert for its tokens, for a block of output columns."""
     *scales, out = refs
     start = pl.program_id(0) * down.shape[1]
 
@@ -147,18 +166,28 @@ def _part_kernel(ids, weights, hidden, down, *refs) -> None:  # noqa: ANN001, AN
     _for_chosen(ids, weights, pl.program_id(1), body)
 
 
-def _launch(kernel, name, ids, weights, rows, matrices, scales, dtype, interpret):  # noqa: ANN001, ANN202
-    """Rows [r, depth] through the experts' matrices [e, depth, width] to [t * k, width]."""
+def _launch(
+    kernel: Callable[..., None],
+    name: str,
+    ids: jax.Array,
+    weights: jax.Array,
+    rows: jax.Array,
+    matrices: tuple[jax.Array, ...],
+    scales: tuple[jax.Array, ...],
+    dtype: DTypeLike,
+    interpret: bool,
+) -> jax.Array:
+    """Multiplies rows [r, depth] by the experts' matrices [e, depth, width]: [t * k, width]."""
     experts, depth, width = matrices[0].shape
     block = _block(width)
     whole = [pl.BlockSpec(a.shape, lambda j, e: (0, 0)) for a in (ids, weights, rows)]
     matrix = pl.BlockSpec((None, depth, block), lambda j, e: (e, 0, j))
     scale = pl.BlockSpec((None, block), lambda j, e: (e, j))
-    # Inside of `shard_map` results vary as the tokens do.
+    # Inside `shard_map`, the result varies over the same mesh axes as the tokens.
     out_shape = result((ids.size, width), dtype, rows)
     return pl.pallas_call(
         kernel,
-        # Neighbouring programs read neighbouring columns of the same rows.
+        # Consecutive programs read adjacent columns of the same rows.
         grid=(width // block, experts),
         in_specs=[*whole, *(matrix for _ in matrices), *(scale for _ in scales)],
         out_specs=pl.BlockSpec(out_shape.shape, lambda j, e: (0, 0)),
@@ -179,7 +208,21 @@ def gather_gemv_gpu(
     scales: Scales | None,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `gather_gemv`; x has at least one row."""
+    """Computes `gather_gemv` on a GPU.
+
+    Args:
+      x: bfloat16 or float32 [t, d], the tokens; t is at least 1.
+      experts: int32[t, k], the experts that each token chose.
+      weights: float32[t, k], the router's weights.
+      gate: [e, d, f] in x's dtype, int8 or float8_e4m3fn.
+      up: [e, d, f] in gate's dtype.
+      down: [e, f, d] in gate's dtype.
+      scales: Scales of 8-bit weights, None for others.
+      interpret: Runs the kernel in interpret mode, on any platform.
+
+    Returns:
+      [t, d] in x's dtype.
+    """
     t, d = x.shape
     if t > MAX_TOKENS:
         chunks = [slice(start, start + MAX_TOKENS) for start in range(0, t, MAX_TOKENS)]
@@ -205,8 +248,8 @@ def gather_gemv_gpu(
         scales=out_of,
         dtype=jnp.float32,
     ).reshape(t, -1, d)
-    # Which of a token's slots an expert wrote: those of ids that stand twice or choose nobody hold
-    # whatever was in memory.
+    # The slots of each token that an expert has written. Slots of repeated ids and of ids that
+    # choose no expert are uninitialised memory.
     before = jnp.sum((ids[:, None, :] >= 0) & (ids[:, None, :] < ids[:, :, None]), axis=2)
     slots = jnp.arange(ids.shape[1])
     written = jnp.any((ids >= 0)[:, :, None] & (before[:, :, None] == slots), axis=1)

@@ -1,10 +1,10 @@
 """`gather_gemv` for TPUs: one launch that streams the chosen experts' weights through VMEM.
 
-The grid runs over the list of chosen experts and over blocks of their hidden width; the list is
-prefetched into scalar memory, so that the weights' next block is on its way while this one is
-multiplied. All tokens go through every chosen expert: up to about 128 rows a matrix unit takes
-no longer than HBM does to deliver the weights. Blocks depend on the weights' shape alone, and
-experts add up in ascending order: a token's bits do not depend on its neighbours.
+The grid runs over the list of chosen experts and over blocks of their hidden width. The list is
+prefetched into scalar memory, so that the next block of weights is fetched while the current one is
+multiplied. Every chosen expert is applied to all tokens: for up to about 128 rows the matrix unit
+needs no more time than the transfer of the weights from HBM. The result is batch-invariant: block
+sizes depend on the shape of the weights only, and experts are summed in ascending order.
 """
 
 import functools
@@ -16,26 +16,26 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.gather_gemv.active import active_experts
 from pallas_kernels.gather_gemv.reference import Scales, precision
-from pallas_kernels.tpu import Chip, chip
+from pallas_kernels.tpu import TpuTarget, tpu_target
 from pallas_kernels.varying import result
 
-MAX_TOKENS = 128  # of one launch; more take several, which read the weights again
-_ROWS = 16  # a bfloat16 tile's sublanes
-_SUBLANES = 8  # of a float32 tile
+MAX_TOKENS = 128  # of one launch; more tokens need several, which read the weights again
+_ROWS = 16  # sublanes of a bfloat16 tile
+_SUBLANES = 8  # sublanes of a float32 tile
 _LANES = 128
-# Larger blocks of weights take the compiler minutes (4096 x 512 takes seconds).
+# Values of a block of weights. Larger blocks take minutes to compile, this size takes seconds.
 _MAX_BLOCK = 4096 * 512
-_VMEM_SHARE = 0.95  # the compiler keeps some to itself
+_VMEM_SHARE = 0.95  # the compiler needs the rest
 
 
 def refusal(x: jax.Array, gate: jax.Array) -> str | None:
-    """Why the kernel cannot run on the chip that is traced for, or None if it can.
+    """The reason why the kernel cannot run on the TPU that is traced for, or None if it can.
 
     Args:
-      x: [t, d].
-      gate: [e, d, f].
+      x: bfloat16 or float32 [t, d], the tokens.
+      gate: [e, d, f] in x's dtype, int8 or float8_e4m3fn.
     """
-    target = chip()
+    target = tpu_target()
     if gate.dtype == jnp.float8_e4m3fn and target.generation < 5:
         return f"{target.name} has no float8"
     if ffn_block(x.dtype, gate, target) is None:
@@ -48,25 +48,25 @@ def refusal(x: jax.Array, gate: jax.Array) -> str | None:
     return None
 
 
-def ffn_block(dtype: jnp.dtype, gate: jax.Array, target: Chip) -> int | None:
-    """The hidden width of a block of weights: the largest that VMEM holds.
+def ffn_block(dtype: jnp.dtype, gate: jax.Array, target: TpuTarget) -> int | None:
+    """The largest hidden width of a block of weights that fits VMEM.
 
     Args:
-      dtype: Of the tokens.
-      gate: [e, d, f].
-      target: The chip.
+      dtype: Dtype of the tokens.
+      gate: [e, d, f] in dtype, int8 or float8_e4m3fn.
+      target: The TPU.
 
     Returns:
-      f, or a multiple of 128 that divides f and leaves every core a block; None if none fits.
+      f, or a multiple of 128 that divides f into equally many blocks per core; None if none fits.
     """
     _, d, f = gate.shape
     itemsize = gate.dtype.itemsize
     blocks = [b for b in range(_LANES, f + 1, _LANES) if f % (b * target.cores) == 0] or [f]
     blocks = [b for b in blocks if d * b <= _MAX_BLOCK] or blocks[:1]
-    # Tokens, two buffers of the output, one product; as if there were always MAX_TOKENS.
+    # The tokens, two buffers of the output and one product, for MAX_TOKENS tokens.
     tokens = MAX_TOKENS * d * (dtype.itemsize + 2 * 4 + 4)
     for block in reversed(blocks):
-        # Two buffers of three matrices, unpacked once more where they are packed.
+        # Two buffers of three matrices; 8-bit weights also have a copy in the tokens' dtype.
         copies = 2 * itemsize + (dtype.itemsize if itemsize == 1 else 0)
         weights, hidden = 3 * d * block * copies, 3 * MAX_TOKENS * block * 4
         if tokens + weights + hidden <= _VMEM_SHARE * target.vmem_bytes:
@@ -74,7 +74,15 @@ def ffn_block(dtype: jnp.dtype, gate: jax.Array, target: Chip) -> int | None:
     return None
 
 
-def _kernel(active, x, experts, weights, *refs, scaled: bool):  # noqa: ANN001, ANN002, ANN202
+def _kernel(
+    active: jax.Ref,
+    x: jax.Ref,
+    experts: jax.Ref,
+    weights: jax.Ref,
+    *refs: jax.Ref,
+    scaled: bool,
+) -> None:
+    """Adds one expert's output for all tokens that chose it, from a block of hidden columns."""
     gate, up, down = refs[:3]
     gate_scale, up_scale, down_scale = refs[3:6] if scaled else (None, None, None)
     total = refs[-1]
@@ -84,7 +92,7 @@ def _kernel(active, x, experts, weights, *refs, scaled: bool):  # noqa: ANN001, 
     def _() -> None:
         total[...] = jnp.zeros_like(total)
 
-    def product(lhs, rhs, scale):  # noqa: ANN001, ANN202
+    def product(lhs: jax.Array, rhs: jax.Ref, scale: jax.Ref | None) -> jax.Array:
         out = jnp.dot(
             lhs,
             rhs[0].astype(lhs.dtype),
@@ -111,20 +119,47 @@ def gather_gemv_tpu(
     scales: Scales | None,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
-    """See `gather_gemv`; x has at least one row."""
+    """Computes `gather_gemv` on a TPU.
+
+    Args:
+      x: bfloat16 or float32 [t, d], the tokens; t is at least 1.
+      experts: int32[t, k], the experts that each token chose.
+      weights: float32[t, k], the router's weights.
+      gate: [e, d, f] in x's dtype, int8 or float8_e4m3fn.
+      up: [e, d, f] in gate's dtype.
+      down: [e, f, d] in gate's dtype.
+      scales: Scales of 8-bit weights, None for others.
+      interpret: Runs the kernel in interpret mode, on any platform.
+
+    Returns:
+      [t, d] in x's dtype.
+    """
+    if len(x) <= MAX_TOKENS:
+        return _launch(x, experts, weights, gate, up, down, scales, interpret)
+    starts = range(0, len(x), MAX_TOKENS)
+    chunks = [[a[i : i + MAX_TOKENS] for a in (x, experts, weights)] for i in starts]
+    parts = [
+        _launch(one, ids, shares, gate, up, down, scales, interpret) for one, ids, shares in chunks
+    ]
+    return jnp.concatenate(parts)
+
+
+def _launch(
+    x: jax.Array,
+    experts: jax.Array,
+    weights: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+    scales: Scales | None,
+    interpret: bool | pltpu.InterpretParams,
+) -> jax.Array:
+    """One launch of the kernel, for at most MAX_TOKENS tokens."""
     t, d = x.shape
-    if t > MAX_TOKENS:
-        starts = range(0, t, MAX_TOKENS)
-        chunks = [[a[i : i + MAX_TOKENS] for a in (x, experts, weights)] for i in starts]
-        parts = [
-            gather_gemv_tpu(one, ids, shares, gate, up, down, scales, interpret)
-            for one, ids, shares in chunks
-        ]
-        return jnp.concatenate(parts)
     f = gate.shape[2]
-    target = chip()
-    block = ffn_block(x.dtype, gate, target) or f  # `refusal` was asked before
-    # With two cores a device, each takes half of the hidden width.
+    target = tpu_target()
+    block = ffn_block(x.dtype, gate, target) or f  # callers have checked `refusal`
+    # If two cores share the device, each computes half of the hidden width.
     cores = target.cores if (f // block) % target.cores == 0 else 1
     steps = f // block // cores
     active, count = active_experts(experts, len(gate))
@@ -133,13 +168,13 @@ def gather_gemv_tpu(
     experts = jnp.pad(experts, pad, constant_values=-1)
     weights = jnp.pad(weights, pad)
 
-    def whole(core, place, step, active):  # noqa: ANN001, ANN202
+    def whole(core: jax.Array, place: jax.Array, step: jax.Array, active: jax.Ref) -> tuple:
         return 0, 0
 
-    def columns(core, place, step, active):  # noqa: ANN001, ANN202
+    def columns(core: jax.Array, place: jax.Array, step: jax.Array, active: jax.Ref) -> tuple:
         return active[place], 0, core * steps + step
 
-    def rows(core, place, step, active):  # noqa: ANN001, ANN202
+    def rows(core: jax.Array, place: jax.Array, step: jax.Array, active: jax.Ref) -> tuple:
         return active[place], core * steps + step, 0
 
     into = pl.BlockSpec((1, d, block), columns)
@@ -148,7 +183,8 @@ def gather_gemv_tpu(
     in_specs += [into, into, pl.BlockSpec((1, block, d), rows)]
     operands = [x, experts, weights, gate, up, down]
     if scales is not None:
-        # Eight experts' scales at once: a row alone is no tile, and padded rows would be copies.
+        # A block has the scales of eight experts: one row is not a tile, and padding rows to tiles
+        # would copy the scales.
         group = min(_SUBLANES, len(gate))
         scale = pl.BlockSpec((group, block), lambda c, p, s, a: (a[p] // group, c * steps + s))
         in_specs += [scale, scale]
@@ -158,7 +194,7 @@ def gather_gemv_tpu(
         functools.partial(_kernel, scaled=scales is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            # With nobody chosen one step remains, which zeroes the output.
+            # If no expert is chosen, one step remains, which zeroes the output.
             grid=(cores, jnp.maximum(count, 1), steps),
             in_specs=in_specs,
             out_specs=pl.BlockSpec((1, len(x), d), lambda c, p, s, active: (c, 0, 0)),

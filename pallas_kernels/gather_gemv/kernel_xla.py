@@ -1,8 +1,8 @@
-"""`gather_gemv` for CPUs: each choice of each token multiplies with its own expert's weights.
+"""`gather_gemv` for CPUs: each choice of each token is multiplied by its expert's weights.
 
-A product is written as sums of a few rows of the weights each, which XLA fuses with their gather
-and vectorizes along the rows. Nothing is computed for experts that a token did not choose, no
-product sees two tokens, and no library decides in which order numbers are summed.
+A product is a sum over blocks of a few rows of the weights. XLA fuses such a sum with the gather of
+the rows and vectorizes it along the rows. Only chosen experts are computed. Each product has one
+token, and the code fixes the order of summation, so the result is batch-invariant.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from pallas_kernels.gather_gemv.reference import Scales
 from pallas_kernels.varying import vary, varying
 
-# Choices that a pass of a loop computes: as many for any number of tokens, so that XLA compiles
-# the same arithmetic for all of them.
+# Choices that one iteration computes. The number is constant, so that XLA compiles the same
+# arithmetic for any number of tokens.
 _CHOICES = 8
-_FIRST_RUN = 8  # rows of the weights summed at once: with more, memory is read less evenly
-_RUN = 8  # sums of such runs, summed in turn: rounding errors grow with it
+_FIRST_RUN = 8  # rows of the weights in one sum; longer sums read memory less evenly
+_RUN = 8  # partial sums in one sum of the next level; longer sums have larger rounding errors
 
 
 def gather_gemv_xla(
@@ -29,7 +29,20 @@ def gather_gemv_xla(
     down: jax.Array,
     scales: Scales | None,
 ) -> jax.Array:
-    """See `gather_gemv`; x has at least one row."""
+    """Computes `gather_gemv` on a CPU.
+
+    Args:
+      x: bfloat16 or float32 [t, d], the tokens; t is at least 1.
+      experts: int32[t, k], the experts that each token chose.
+      weights: float32[t, k], the router's weights.
+      gate: [e, d, f] in x's dtype, int8 or float8_e4m3fn.
+      up: [e, d, f] in gate's dtype.
+      down: [e, f, d] in gate's dtype.
+      scales: Scales of 8-bit weights, None for others.
+
+    Returns:
+      [t, d] in x's dtype.
+    """
     (t, d), k = x.shape, experts.shape[1]
     gate_scale, up_scale, down_scale = scales or (None, None, None)
     experts, weights = _ascending(experts, weights)
@@ -39,8 +52,8 @@ def gather_gemv_xla(
     rows = jnp.pad(jnp.repeat(x, k, axis=0), ((0, pad), (0, 0)))
     exists = (ids >= 0) & (ids < len(gate))
     ids = jnp.clip(ids, 0, len(gate) - 1)
-    # Known only when it runs: XLA would take the body of a loop that runs once out of the loop,
-    # and fuse it with what is around it.
+    # The trip count is a run-time value. XLA would inline a loop with one known iteration and fuse
+    # its body with other operations, which could change the result.
     count = jnp.max(jnp.where(exists, jnp.arange(t * k + pad) // _CHOICES + 1, 0))
 
     def passes(f: int, dtype: jax.typing.DTypeLike, one: Callable[..., jax.Array]) -> jax.Array:
@@ -59,7 +72,7 @@ def gather_gemv_xla(
         hidden = opened * _product(own, chosen, up, up_scale)
         return (hidden * mine(shares)).astype(x.dtype)
 
-    # A loop of its own, before the next: nothing of it is computed again for each number there.
+    # A separate loop, so that XLA does not compute the hidden values again for each output value.
     hidden = passes(gate.shape[2], x.dtype, into)
 
     def out_of(mine: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -71,7 +84,7 @@ def gather_gemv_xla(
 
 
 def _ascending(experts: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each token's choices in ascending order of the experts; by comparing all pairs."""
+    """Each token's choices in ascending order of the experts, by comparisons of all pairs."""
     earlier = jnp.tril(jnp.ones((experts.shape[1],) * 2, bool), -1)
     before = experts[:, None, :] < experts[:, :, None]
     before |= (experts[:, None, :] == experts[:, :, None]) & earlier
@@ -103,7 +116,7 @@ def _product(
 
 
 def _sum(terms: list[jax.Array]) -> jax.Array:
-    """One after the other, which `jnp.sum` would not promise."""
+    """The sum of the terms in their order, which `jnp.sum` does not guarantee."""
     total = terms[0]
     for term in terms[1:]:
         total += term

@@ -1,16 +1,16 @@
-"""What every implementation of `gather_gemv` must equal: every expert on every token."""
+"""The reference of `gather_gemv` in plain jnp: every expert on every token."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-_ROWS = 16
-_RUN = 64  # hidden values summed at once
+_ROWS = 16  # tokens that are computed at once
+_RUN = 64  # hidden values that are summed by one product
 
 
 class Scales(NamedTuple):
-    """Scales of 8-bit weights, one per output channel: weight = scale * stored number."""
+    """Scales of 8-bit weights, one per output channel: weight = scale * stored value."""
 
     gate: jax.Array  # float32[e, f]
     up: jax.Array  # float32[e, f]
@@ -18,7 +18,7 @@ class Scales(NamedTuple):
 
 
 def precision(dtype: jax.typing.DTypeLike) -> jax.lax.Precision | None:
-    """Float32 products are exact to float32; bfloat16 ones need nothing beyond one pass."""
+    """Precision of a product: HIGHEST for float32 operands, which backends may round otherwise."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
@@ -30,15 +30,16 @@ def swiglu_expert(
     down: jax.Array,
     scales: Scales | None,
 ) -> jax.Array:
-    """One expert (SwiGLU, arXiv 2002.05202) on all tokens, weighted.
+    """One expert (SwiGLU, arXiv:2002.05202) on all tokens, weighted.
 
     Args:
-      x: [t, d].
+      x: bfloat16 or float32 [t, d], the tokens.
       share: float32[t], the router's weight of this expert for each token.
-      gate: [d, f] in x's dtype or an 8-bit one.
-      up: [d, f].
-      down: [f, d].
-      scales: Of this expert, float32 [f], [f] and [d]; None if the weights have none.
+      gate: [d, f] in x's dtype, int8 or float8_e4m3fn.
+      up: [d, f] in gate's dtype.
+      down: [f, d] in gate's dtype.
+      scales: Scales of this expert, float32[f], float32[f] and float32[d]; None if the weights have
+        none.
 
     Returns:
       float32[t, d].
@@ -50,7 +51,7 @@ def swiglu_expert(
 
     gate_scale, up_scale, down_scale = scales or (None, None, None)
     total, wide = jnp.zeros(x.shape, jnp.float32), x.astype(jnp.float32)
-    # Rounding errors of a sum grow with its length, here and in x's gradient.
+    # Short sums have smaller rounding errors, here and in the gradient of x.
     for start in range(0, gate.shape[1], _RUN):
         run = slice(start, start + _RUN)
         opened, raised = (
@@ -71,7 +72,20 @@ def reference(
     down: jax.Array,
     scales: Scales | None = None,
 ) -> jax.Array:
-    """See `gather_gemv`; the experts are summed in ascending order in float32."""
+    """Computes `gather_gemv`; the experts are summed in ascending order in float32.
+
+    Args:
+      x: bfloat16 or float32 [t, d], the tokens.
+      experts: int32[t, k], the experts that each token chose.
+      weights: float32[t, k], the router's weights.
+      gate: [e, d, f] in x's dtype, int8 or float8_e4m3fn.
+      up: [e, d, f] in gate's dtype.
+      down: [e, f, d] in gate's dtype.
+      scales: Scales of 8-bit weights, None for others.
+
+    Returns:
+      [t, d] in x's dtype.
+    """
     t, d = x.shape
 
     def run(tile: tuple[jax.Array, ...]) -> jax.Array:
@@ -89,6 +103,6 @@ def reference(
         padded = jnp.pad(array, ((0, -t % _ROWS), (0, 0)), constant_values=fill)
         return padded.reshape(-1, _ROWS, array.shape[1])
 
-    # XLA's dot sums in an order that depends on the number of rows: give it always as many.
+    # The order of summation in XLA's dot depends on the number of rows, so it is kept constant.
     total = jax.lax.map(run, (tiles(x, 0), tiles(experts, -1), tiles(weights, 0)))
     return total.reshape(-1, d)[:t].astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Grouped matrix multiplication: rows sorted by expert, each times its expert's weights."""
+"""`grouped_matmul`: validation, choice of the implementation, differentiation and batching."""
 
 import functools
 from types import ModuleType
@@ -23,34 +23,34 @@ def grouped_matmul(
     implementation: str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Multiplies each row by the weights of the group it belongs to.
+    """Multiplies each row by the weights of its group.
 
-    The first group_sizes[0] rows belong to group 0, the next group_sizes[1] to group 1, and so on;
-    rows past the sum belong to none, get zeros and give no gradient, whatever they hold. Sizes that
-    are known only when the program runs and do not fit are cut: a negative size counts as 0, and
-    groups end where the rows end. A row's result does not depend, bit for bit, on other rows, on
-    their number, or on its position. Differentiable in lhs and rhs; under `vmap` the batch is gone
-    through in sequence.
+    The first group_sizes[0] rows belong to group 0, the next group_sizes[1] rows to group 1, and so
+    on. Rows past the sum belong to no group: their results and gradients are zero, even if they are
+    NaN. Invalid sizes in a traced array are clipped: a negative size counts as 0, and groups end at
+    the last row. Batch-invariant: a row's result does not depend, bit for bit, on the other rows,
+    on their number or on its position. Differentiable in lhs and rhs; `vmap` runs the batch in
+    sequence.
 
     Args:
-      lhs: [m, k] rows sorted by group, bfloat16 or float32; any m.
-      rhs: [e, k, n] weights in lhs' dtype.
-      group_sizes: int32[e] rows of each group.
-      implementation: "tpu", "gpu", "xla" or "reference"; None for the best on this platform.
-      interpret: Run the TPU's or the GPU's kernel by the interpreter, on any platform.
+      lhs: bfloat16 or float32 [m, k], rows sorted by group; any m.
+      rhs: [e, k, n] in lhs' dtype, the groups' weights.
+      group_sizes: int32[e], rows of each group.
+      implementation: "tpu", "gpu", "xla", "reference", or None for the platform's best.
+      interpret: Runs a Pallas kernel in interpret mode, on any platform.
 
     Returns:
       [m, n] in lhs' dtype, summed in float32.
 
     Raises:
-      ValueError: Shapes or dtypes do not go together, known group sizes are negative or have a sum
-        greater than m, or the implementation cannot run here.
+      ValueError: Shapes or dtypes do not fit each other, concrete group sizes are negative or have
+        a sum greater than m, or the implementation cannot run.
     """
     _check(lhs, rhs, group_sizes)
     sizes = jnp.asarray(group_sizes)
     name = choice.pick("grouped_matmul", implementation, _refusals(lhs, rhs, interpret))
-    # Inside of `shard_map` all operands vary over the axes that any of them varies over, which
-    # leaves the sums over replicas that gradients need to JAX.
+    # Inside `shard_map`, all operands are cast to vary over the axes that any of them varies over.
+    # JAX then inserts the sums over replicas that the gradients need.
     axes = varying(lhs, rhs, sizes)
     lhs, rhs, sizes = (vary(x, axes) for x in (lhs, rhs, sizes))
     starts, ends = visits.group_bounds(sizes, lhs.shape[0])

@@ -11,20 +11,20 @@ from jax.experimental.pallas import triton as plgpu
 from pallas_kernels.grouped_matmul import visits
 from pallas_kernels.varying import result
 
-_BAND = 8  # row tiles that take turns over the same columns, so that weights stay in the L2 cache
-_LEAST_ROWS, _MOST_ROWS = 64, 128  # of a row tile; Hopper's matrix instruction takes 64
+_BAND = 8  # consecutive row tiles with the same columns, so that weights stay in the L2 cache
+_LEAST_ROWS, _MOST_ROWS = 64, 128  # of a row tile; Hopper's matrix instruction has 64 rows
 
 
 def refusal(k: int, n: int, itemsize: int, interpret: bool) -> str | None:
-    """Why the kernels cannot take weights [e, k, n]; None where they can."""
+    """The reason why the kernels cannot run with weights [e, k, n], or None if they can."""
     del itemsize, interpret
     if k % 16 or n % 16:
-        return f"k={k}, n={n}: wanted multiples of 16, which the matrix unit takes; pad them"
+        return f"k={k}, n={n}: wanted multiples of 16, as the tensor cores need; pad them"
     return None
 
 
 def _side(size: int, most: int) -> int:
-    """Block side, a power of 2: the least one that covers `size`, at most `most`."""
+    """Side of a block: the smallest power of 2 that is at least `size`, but at most `most`."""
     return min(most, pl.next_power_of_2(size))
 
 
@@ -57,7 +57,7 @@ def _matmul_kernel(
     tile: tuple[int, int, int],
     transpose_rhs: bool,
 ) -> None:
-    """One row tile, all of one group, times a block of that group's columns."""
+    """Multiplies one row tile, which has rows of one group, by a block of the group's columns."""
     tm, tk, tn = tile
     k, n = lhs_ref.shape[1], out_ref.shape[1]
     groups, tiles, columns = rhs_ref.shape[0], group_ref.shape[0], pl.cdiv(n, tn)
@@ -82,7 +82,7 @@ def _matmul_kernel(
             rhs = plgpu.load(block, mask=inside, other=0)
         return total + _dot(lhs, rhs, 1, int(transpose_rhs))
 
-    # Rows of no group come last, as one group more: nothing is read for them.
+    # The rows that belong to no group are the last group; nothing is read for them.
     live = (group < groups) & (first < ends_ref[group])
     total = jnp.zeros((tm, tn), jnp.float32)
     total = jax.lax.fori_loop(0, live.astype(jnp.int32) * (k // tk), step, total)
@@ -99,22 +99,22 @@ def matmul(
     transpose_rhs: bool,
     interpret: bool,
 ) -> jax.Array:
-    """Rows times their group's weights.
+    """Multiplies rows by the weights of their groups.
 
     Args:
-      lhs: [m, k], bfloat16 or float32, none of the sizes 0.
-      rhs: [e, k, n], or [e, n, k] if transposed, in lhs' dtype; k and n multiples of 16.
-      starts: int32[e] first row of each group, as `visits.group_bounds` gives them.
-      ends: int32[e] row after each group's last.
-      transpose_rhs: Whether rhs' last axis is contracted.
-      interpret: Run by the interpreter, on any platform.
+      lhs: bfloat16 or float32 [m, k], no size 0.
+      rhs: [e, k, n], or [e, n, k] if transposed, in lhs' dtype; k and n are multiples of 16.
+      starts: int32[e], first row of each group, from `visits.group_bounds`.
+      ends: int32[e], end of each group, from `visits.group_bounds`.
+      transpose_rhs: Whether to contract the last axis of rhs.
+      interpret: Runs the kernel in interpret mode, on any platform.
 
     Returns:
-      [m, n] in lhs' dtype, zero in rows of no group.
+      [m, n] in lhs' dtype, zero in rows that belong to no group.
     """
     rows, k = lhs.shape
     n = rhs.shape[1] if transpose_rhs else rhs.shape[2]
-    # The contraction's step depends on k and the dtype alone.
+    # The block of the contraction depends on k and the dtype only, for batch invariance.
     tile = (
         _row_tile(rows, rhs.shape[0]),
         math.gcd(k, 64 if lhs.dtype == jnp.bfloat16 else 32),
@@ -141,7 +141,7 @@ def _outer_kernel(
     *,
     tile: tuple[int, int, int],
 ) -> None:
-    """One block of one group's product, summed over the group's rows."""
+    """Computes one block of one group's product, summed over the group's rows."""
     tm, tk, tn = tile
     k, n = lhs_ref.shape[1], grad_ref.shape[1]
     group = pl.program_id(2)
@@ -167,14 +167,14 @@ def _outer_kernel(
 def outer(
     lhs: jax.Array, grad: jax.Array, starts: jax.Array, ends: jax.Array, *, interpret: bool
 ) -> jax.Array:
-    """Each group's rows of lhs, transposed, times its rows of grad.
+    """Multiplies each group's rows of lhs, transposed, by its rows of grad.
 
     Args:
-      lhs: [m, k], bfloat16 or float32, none of the sizes 0; k a multiple of 16.
-      grad: [m, n] in lhs' dtype; n a multiple of 16.
-      starts: int32[e] first row of each group, as `visits.group_bounds` gives them.
-      ends: int32[e] row after each group's last.
-      interpret: Run by the interpreter, on any platform.
+      lhs: bfloat16 or float32 [m, k], no size 0; k is a multiple of 16.
+      grad: [m, n] in lhs' dtype; n is a multiple of 16.
+      starts: int32[e], first row of each group, from `visits.group_bounds`.
+      ends: int32[e], end of each group, from `visits.group_bounds`.
+      interpret: Runs the kernel in interpret mode, on any platform.
 
     Returns:
       [e, k, n] in lhs' dtype, zero for groups without rows.

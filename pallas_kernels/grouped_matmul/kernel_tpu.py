@@ -1,9 +1,10 @@
-"""Grouped matrix multiplication for TPU, as Pallas kernels.
+"""Grouped matrix multiplication for TPUs, as Pallas kernels.
 
-Row tiles are visited once for each group that has rows in them, by a list that is computed before
-and prefetched, as in megablox (Gale et al. 2022, arXiv:2211.15841, and its form in JAX,
-jax/experimental/pallas/ops/tpu/megablox); unlike there, every row is written, rows may be any
-number, and a contraction is split by the weights' shape alone.
+A row tile is visited once for each group that has rows in it. The list of visits is computed before
+the launch and prefetched into scalar memory, as in MegaBlocks (Gale et al. 2022, arXiv:2211.15841)
+and its JAX version, jax/experimental/pallas/ops/tpu/megablox. Unlike there, every row of the result
+is written, the number of rows is arbitrary, and the split of the contraction depends on the shape
+of the weights only.
 """
 
 import functools
@@ -18,63 +19,63 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.grouped_matmul import visits
 from pallas_kernels.varying import result
 
-_SIDES = (2048, 1024, 512, 256, 128)  # of a block; rows and columns that are free to choose
-_LEAST_ROWS = 128  # of a tile, however few rows a group has
-_STRIP = 64  # rows handled at a time where no matrix unit is used, which keeps the program short
-_MAX_K = 8192  # contraction in one block, where it can be split
-_INTERPRETED_VMEM = 16 * 2**20  # bytes assumed where there is no chip
+_SIDES = (2048, 1024, 512, 256, 128)  # candidate sizes of a block's axes
+_LEAST_ROWS = 128  # of a row tile, also if the groups have fewer rows
+_STRIP = 64  # rows that a loop without products handles at a time; keeps the program small
+_MAX_K = 8192  # longest contraction of one block, if it can be split
+_INTERPRETED_VMEM = 16 * 2**20  # bytes, for interpreted kernels
 
 
 class Block(NamedTuple):
-    """Sizes of the blocks that a kernel holds in VMEM."""
+    """Sizes of the blocks that a kernel keeps in VMEM."""
 
-    rows: int  # tm, of the row tile
-    k: int  # tk
-    n: int  # tn
+    rows: int  # tm, rows of the row tile
+    k: int  # tk, length of the contraction
+    n: int  # tn, columns
 
 
-class Chip(NamedTuple):
-    """What block sizes depend on."""
+class BlockLimits(NamedTuple):
+    """Limits of a block on one TPU."""
 
     vmem: int  # bytes that a kernel may use
-    volume: int  # multiply-adds in one grid step; beyond, kernels compile for minutes
+    volume: int  # bfloat16 multiply-adds of one grid step; larger kernels take minutes to compile
 
 
-def chip(interpret: bool | pltpu.InterpretParams) -> Chip:
-    """The chip that is traced for."""
+def block_limits(interpret: bool | pltpu.InterpretParams) -> BlockLimits:
+    """The limits on the TPU that is traced for, or for interpreted kernels."""
     if interpret:
-        return Chip(_INTERPRETED_VMEM * 15 // 16, 2**30)
+        return BlockLimits(_INTERPRETED_VMEM * 15 // 16, 2**30)
     info = pltpu.get_tpu_info()
     volume = 2**31 if info.mxu_column_size >= 256 else 2**30
-    return Chip(info.vmem_capacity_bytes * 15 // 16, volume)
+    return BlockLimits(info.vmem_capacity_bytes * 15 // 16, volume)
 
 
-def matmul_block(k: int, n: int, itemsize: int, chip: Chip) -> Block:
-    """Largest block of the product of [rows, k] and [k, n] that the chip holds.
+def matmul_block(k: int, n: int, itemsize: int, limits: BlockLimits) -> Block:
+    """Largest block of the product of [rows, k] and [k, n] within the limits.
 
-    It does not depend on the number of rows, nor does, therefore, how a contraction is split.
+    The block, and with it the split of the contraction, does not depend on the number of rows.
 
     Args:
       k: Length of the contraction.
       n: Columns of the result.
       itemsize: Bytes of a value.
-      chip: The chip.
+      limits: The limits.
 
     Returns:
       The block; its k divides `k`.
 
     Raises:
-      ValueError: Not even the smallest block fits.
+      ValueError: The smallest block does not fit.
     """
     found = None
-    volume = _volume(itemsize, chip)
+    volume = _volume(itemsize, limits)
     parts = [k] + [p for p in range(_MAX_K, 0, -128) if k % p == 0 and p < k]
     for tk in parts:
         fits = [
             Block(tm, tk, tn)
             for tm in _SIDES[1:]
             for tn in {min(n, side) for side in _SIDES[1:]}
-            if _matmul_bytes(tm, tk, tn, itemsize, tk < k) <= chip.vmem
+            if _matmul_bytes(tm, tk, tn, itemsize, tk < k) <= limits.vmem
             and (tm * tk * tn <= volume or tm == _LEAST_ROWS)
         ]
         if fits:
@@ -85,48 +86,49 @@ def matmul_block(k: int, n: int, itemsize: int, chip: Chip) -> Block:
     if found is None:
         least = _matmul_bytes(_LEAST_ROWS, parts[-1], min(n, 128), itemsize, len(parts) > 1)
         raise ValueError(
-            f"k={k}, n={n}: the smallest block takes {least} bytes of VMEM, {chip.vmem} can be "
-            "had; make k and n multiples of 128 that can be split"
+            f"k={k}, n={n}: the smallest block takes {least} bytes of VMEM, wanted at most "
+            f"{limits.vmem}; make k and n multiples of 128 that can be split"
         )
     return found
 
 
-def outer_block(k: int, n: int, itemsize: int, chip: Chip) -> Block:
-    """Largest block of the product of [k, rows] and [rows, n] that the chip holds.
+def outer_block(k: int, n: int, itemsize: int, limits: BlockLimits) -> Block:
+    """Largest block of the product of [k, rows] and [rows, n] within the limits.
 
     Args:
       k: Rows of the result.
       n: Columns of the result.
       itemsize: Bytes of a value.
-      chip: The chip.
+      limits: The limits.
 
     Returns:
       The block.
 
     Raises:
-      ValueError: Not even the smallest block fits.
+      ValueError: The smallest block does not fit.
     """
     fits = [
         Block(tm, tk, tn)
         for tm in _SIDES[1:]
         for tk in {min(k, side) for side in _SIDES}
         for tn in {min(n, side) for side in _SIDES[1:]}
-        if _outer_bytes(tm, tk, tn, itemsize) <= chip.vmem
-        and tm * tk * tn <= _volume(itemsize, chip)
+        if _outer_bytes(tm, tk, tn, itemsize) <= limits.vmem
+        and tm * tk * tn <= _volume(itemsize, limits)
     ]
     if not fits:
         least = _outer_bytes(_LEAST_ROWS, min(k, 128), min(n, 128), itemsize)
         raise ValueError(
             f"k={k}, n={n}: the smallest block of the weights' gradient takes {least} bytes of "
-            f"VMEM, {chip.vmem} can be had"
+            f"VMEM, wanted at most {limits.vmem}; choose another implementation"
         )
     return max(fits, key=lambda b: (b.rows * b.k * b.n, b.k * b.n, b.n))
 
 
 def _matmul_bytes(tm: int, tk: int, tn: int, itemsize: int, split: bool) -> int:
-    """VMEM of the forward kernel: blocks twice, the compiler's copies, float32 result.
+    """Bytes of VMEM of the forward kernel: double-buffered blocks, copies, a float32 result.
 
-    It copies lhs, or, to take float32 apart into bfloat16, both operands twice.
+    The compiler copies lhs in bfloat16. It copies both float32 operands twice, to split them into
+    bfloat16 parts.
     """
     lhs, rhs = (3, 2) if itemsize == 2 else (4, 4)
     operands = lhs * tm * _lanes(tk) + rhs * tk * _lanes(tn)
@@ -134,14 +136,14 @@ def _matmul_bytes(tm: int, tk: int, tn: int, itemsize: int, split: bool) -> int:
 
 
 def _outer_bytes(tm: int, tk: int, tn: int, itemsize: int) -> int:
-    """VMEM of the weights' gradient: blocks twice, masked copies, float32 sum."""
+    """Bytes of VMEM of the weights' gradient: double-buffered blocks, copies, a float32 sum."""
     operands = (3 if itemsize == 2 else 4) * tm * (_lanes(tk) + _lanes(tn))
     return operands * itemsize + tk * _lanes(tn) * (2 * itemsize + 4)
 
 
-def _volume(itemsize: int, chip: Chip) -> int:
-    """Multiply-adds in one grid step; a float32 product is six of bfloat16."""
-    return chip.volume if itemsize == 2 else chip.volume // 8
+def _volume(itemsize: int, limits: BlockLimits) -> int:
+    """Most multiply-adds of one grid step; a float32 product is six bfloat16 products."""
+    return limits.volume if itemsize == 2 else limits.volume // 8
 
 
 def _lanes(size: int) -> int:
@@ -149,19 +151,19 @@ def _lanes(size: int) -> int:
 
 
 def refusal(k: int, n: int, itemsize: int, interpret: bool) -> str | None:
-    """Why the kernels cannot take weights [e, k, n]; None where they can."""
+    """The reason why the kernels cannot run with weights [e, k, n], or None if they can."""
     try:
-        here = chip(interpret)
-        matmul_block(k, n, itemsize, here)
-        matmul_block(n, k, itemsize, here)
-        outer_block(k, n, itemsize, here)
+        limits = block_limits(interpret)
+        matmul_block(k, n, itemsize, limits)
+        matmul_block(n, k, itemsize, limits)
+        outer_block(k, n, itemsize, limits)
     except ValueError as error:
         return str(error)
     return None
 
 
 def _fewer_rows(block: Block, rows: int, groups: int) -> Block:
-    """A shorter row tile where groups are small, so that tiles are not mostly other groups'."""
+    """Halves the row tile while groups are small, so that tiles have fewer rows of other groups."""
     tm = block.rows
     while tm > _LEAST_ROWS and 2 * tm * groups > rows:
         tm //= 2
@@ -179,7 +181,7 @@ def _dot(lhs: jax.Array, rhs: jax.Array, lhs_axis: int, rhs_axis: int) -> jax.Ar
 
 
 def _rows_between(first: jax.Array, start: jax.Array, end: jax.Array, shape: tuple) -> jax.Array:
-    """Whether the rows of a block that begins at row `first` lie in [start, end)."""
+    """Mask of the rows in [start, end), for a block that begins at row `first`."""
     row = first + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     return (row >= start) & (row < end)
 
@@ -197,7 +199,7 @@ def _matmul_kernel(
     groups: int,
     transpose_rhs: bool,
 ) -> None:
-    """One row tile times one group's weights; the tile's rows of that group are written."""
+    """Multiplies one row tile by one group's weights and writes the tile's rows of that group."""
     del lhs_tile_ref
     visit, part = pl.program_id(1), pl.program_id(2)
     final = pl.num_programs(2) - 1
@@ -248,27 +250,27 @@ def matmul(
     transpose_rhs: bool,
     interpret: bool | pltpu.InterpretParams,
 ) -> jax.Array:
-    """Rows times their group's weights.
+    """Multiplies rows by the weights of their groups.
 
     Args:
-      lhs: [m, k], bfloat16 or float32, none of the sizes 0.
+      lhs: bfloat16 or float32 [m, k], no size 0.
       rhs: [e, k, n], or [e, n, k] if transposed, in lhs' dtype.
-      starts: int32[e] first row of each group, as `visits.group_bounds` gives them.
-      ends: int32[e] row after each group's last.
-      transpose_rhs: Whether rhs' last axis is contracted.
-      interpret: Run by the interpreter, on any platform.
+      starts: int32[e], first row of each group, from `visits.group_bounds`.
+      ends: int32[e], end of each group, from `visits.group_bounds`.
+      transpose_rhs: Whether to contract the last axis of rhs.
+      interpret: Runs the kernel in interpret mode, on any platform.
 
     Returns:
-      [m, n] in lhs' dtype, zero in rows of no group.
+      [m, n] in lhs' dtype, zero in rows that belong to no group.
     """
     rows, k = lhs.shape
     groups = rhs.shape[0]
     n = rhs.shape[1] if transpose_rhs else rhs.shape[2]
-    here = chip(interpret)
-    tm, tk, tn = _fewer_rows(matmul_block(k, n, lhs.dtype.itemsize, here), rows, groups)
+    limits = block_limits(interpret)
+    tm, tk, tn = _fewer_rows(matmul_block(k, n, lhs.dtype.itemsize, limits), rows, groups)
     group_starts, group_ends = visits.with_rest(starts, ends, rows)
     group, tile, count = visits.tile_visits(group_starts, group_ends, rows, tm, visit_empty=False)
-    # Tiles past the last group are not read: a block that repeats is not fetched again.
+    # Tiles past the last group repeat the previous block, which is not fetched again.
     lhs_tile = jnp.minimum(tile, jnp.maximum(ends[-1] - 1, 0) // tm)
 
     def rhs_index(j: jax.Array, v: jax.Array, p: jax.Array, group: jax.Ref, *_: jax.Ref) -> tuple:
@@ -289,7 +291,7 @@ def matmul(
         ),
         out_shape=result((rows, n), lhs.dtype, lhs),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=here.vmem
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=limits.vmem
         ),
         name="grouped_matmul_transposed" if transpose_rhs else "grouped_matmul",
         interpret=interpret,
@@ -297,10 +299,10 @@ def matmul(
 
 
 def _keep_rows(x: jax.Array, first: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-    """Zeros the rows of a block outside of [start, end), whatever they hold."""
+    """Zeroes the rows of a block outside [start, end), including NaN."""
     if x.dtype == jnp.float32:
         return jnp.where(_rows_between(first, start, end, x.shape), x, 0)
-    # Two rows of bfloat16 share a word; masking words costs no conversion to float32.
+    # Two bfloat16 rows share a 32-bit word. Masking words needs no conversion to float32.
     words = pltpu.bitcast(x, jnp.uint32)
     row = first + 2 * jax.lax.broadcasted_iota(jnp.int32, words.shape, 0)
     even = jnp.where((row >= start) & (row < end), jnp.uint32(0xFFFF), jnp.uint32(0))
@@ -318,7 +320,7 @@ def _outer_kernel(
     out_ref: jax.Ref,
     sum_ref: jax.Ref,
 ) -> None:
-    """Adds one row tile's share to one group's product."""
+    """Adds the product of one row tile's rows to one group's result."""
     visit, final = pl.program_id(2), pl.num_programs(2) - 1
     group = group_ref[visit]
     first = tile_ref[visit] * lhs_ref.shape[0]
@@ -358,14 +360,14 @@ def outer(
     *,
     interpret: bool | pltpu.InterpretParams,
 ) -> jax.Array:
-    """Each group's rows of lhs, transposed, times its rows of grad.
+    """Multiplies each group's rows of lhs, transposed, by its rows of grad.
 
     Args:
-      lhs: [m, k], bfloat16 or float32, none of the sizes 0.
+      lhs: bfloat16 or float32 [m, k], no size 0.
       grad: [m, n] in lhs' dtype.
-      starts: int32[e] first row of each group, as `visits.group_bounds` gives them.
-      ends: int32[e] row after each group's last.
-      interpret: Run by the interpreter, on any platform.
+      starts: int32[e], first row of each group, from `visits.group_bounds`.
+      ends: int32[e], end of each group, from `visits.group_bounds`.
+      interpret: Runs the kernel in interpret mode, on any platform.
 
     Returns:
       [e, k, n] in lhs' dtype, zero for groups without rows.
@@ -373,8 +375,8 @@ def outer(
     rows, k = lhs.shape
     n = grad.shape[1]
     groups = starts.shape[0]
-    here = chip(interpret)
-    tm, tk, tn = _fewer_rows(outer_block(k, n, lhs.dtype.itemsize, here), rows, groups)
+    limits = block_limits(interpret)
+    tm, tk, tn = _fewer_rows(outer_block(k, n, lhs.dtype.itemsize, limits), rows, groups)
     group, tile, count = visits.tile_visits(starts, ends, rows, tm, visit_empty=True)
     return pl.pallas_call(
         _outer_kernel,
@@ -390,7 +392,7 @@ def outer(
         ),
         out_shape=result((groups, k, n), lhs.dtype, lhs),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=here.vmem
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=limits.vmem
         ),
         name="grouped_outer",
         interpret=interpret,

@@ -1,7 +1,8 @@
-"""Grouped matrix multiplication in XLA, for CPUs: a loop over groups, and one over a group's rows.
+"""Grouped matrix multiplication in XLA, for CPUs: a loop over groups and over their row tiles.
 
-A group's weights are copied once for all of its tiles. Its last tile may reach past its end, and
-is then written up to it; where that tile would reach past the last row, it begins earlier.
+A group's weights are copied once for all of its tiles. The last tile of a group may extend past the
+group's end; only its rows of the group are written. A tile that would extend past the last row
+begins earlier.
 """
 
 from collections.abc import Callable
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 
 from pallas_kernels.varying import vary, varying
 
-# Rows of a tile. All products have this many, because XLA's dot on CPUs takes other paths for few
-# rows, with other bits; a multiple of 12 and 16 lets it treat all rows of a tile alike.
+# Rows of a tile. All products have the same number of rows, because XLA's dot on CPUs uses other
+# code for few rows, which rounds differently. With a multiple of 12 and 16, it uses the same code
+# for all rows of a tile.
 _TILE = 48
-_OUTER_TILE = 80  # rows summed by one product for the gradient of the weights
+_OUTER_TILE = 80  # rows that one product sums for the gradient of the weights
 
 
 def matmul(
@@ -26,18 +28,18 @@ def matmul(
     transpose_rhs: bool,
     interpret: bool,
 ) -> jax.Array:
-    """Rows times their group's weights.
+    """Multiplies rows by the weights of their groups.
 
     Args:
-      lhs: [m, k], bfloat16 or float32, none of the sizes 0.
+      lhs: bfloat16 or float32 [m, k], no size 0.
       rhs: [e, k, n], or [e, n, k] if transposed, in lhs' dtype.
-      starts: int32[e] first row of each group, as `visits.group_bounds` gives them.
-      ends: int32[e] row after each group's last.
-      transpose_rhs: Whether rhs' last axis is contracted.
-      interpret: Ignored.
+      starts: int32[e], first row of each group, from `visits.group_bounds`.
+      ends: int32[e], end of each group, from `visits.group_bounds`.
+      transpose_rhs: Whether to contract the last axis of rhs.
+      interpret: Unused; it is an argument of all implementations.
 
     Returns:
-      [m, n] in lhs' dtype, zero in rows of no group.
+      [m, n] in lhs' dtype, zero in rows that belong to no group.
     """
     del interpret
     rows, padded = len(lhs), _at_least(lhs, _TILE)
@@ -64,26 +66,26 @@ def matmul(
 def outer(
     lhs: jax.Array, grad: jax.Array, starts: jax.Array, ends: jax.Array, *, interpret: bool
 ) -> jax.Array:
-    """Each group's rows of lhs, transposed, times its rows of grad.
+    """Multiplies each group's rows of lhs, transposed, by its rows of grad.
 
     Args:
-      lhs: [m, k], bfloat16 or float32, none of the sizes 0.
+      lhs: bfloat16 or float32 [m, k], no size 0.
       grad: [m, n] in lhs' dtype.
-      starts: int32[e] first row of each group, as `visits.group_bounds` gives them.
-      ends: int32[e] row after each group's last.
-      interpret: Ignored.
+      starts: int32[e], first row of each group, from `visits.group_bounds`.
+      ends: int32[e], end of each group, from `visits.group_bounds`.
+      interpret: Unused; it is an argument of all implementations.
 
     Returns:
       [e, k, n] in lhs' dtype, zero for groups without rows.
     """
     del interpret
-    # The product transposes its left operand: take the narrower one.
+    # The product transposes its left operand, so the narrower operand is on the left.
     turned = lhs.shape[1] > grad.shape[1]
     left, right = (_at_least(x, _OUTER_TILE) for x in ((grad, lhs) if turned else (lhs, grad)))
     nothing = vary(jnp.zeros((left.shape[1], right.shape[1])), varying(lhs))
 
     def tile(at: jax.Array, own: jax.Array, sum_: jax.Array) -> jax.Array:
-        # Both: what other rows hold, NaN for example, must not count as 0 times that.
+        # Both operands are masked: 0 * NaN would be NaN.
         mine = (
             jnp.where(own, _rows(x, at, _OUTER_TILE), 0).astype(jnp.float32) for x in (left, right)
         )
@@ -105,7 +107,7 @@ def _over_groups(
     ends: jax.Array,
     carry: jax.Array,
 ) -> jax.Array:
-    """Calls `group(index, carry)` for groups that have rows: of a stack of layers few have any."""
+    """Calls `group(index, carry)` for each group with rows; in a stack of layers few have rows."""
     some = jnp.nonzero(ends > starts, size=len(starts), fill_value=0)[0]
     count = jnp.sum(ends > starts)
     return jax.lax.fori_loop(0, count, lambda i, carry: group(some[i], carry), carry)
@@ -119,7 +121,7 @@ def _over_tiles(
     size: int,
     carry: jax.Array,
 ) -> jax.Array:
-    """Calls `tile(first row, bool[size, 1] rows not yet visited, carry)` over a group's rows."""
+    """Calls `tile(first row, bool[size, 1] mask of its rows, carry)` over a group's row tiles."""
 
     def visit(i: jax.Array, carry: jax.Array) -> jax.Array:
         first = start + i * size

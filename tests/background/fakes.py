@@ -1,4 +1,4 @@
-"""A live model that says what a script says, and agents that call tools."""
+"""A live model whose text is a script, and an agent that calls tools."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,12 +29,12 @@ def delegate(text: str, opening: int = Special.DELEGATE) -> list[int]:
 def wait_for(condition: Callable[[], Any], limit_s: float = 5.0) -> None:
     end = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.002)
 
 
 class FakeModel:
-    """Its text is a script by micro-turn; it notes the text that arrived."""
+    """Its text-out tokens are a script; it records the text that arrived."""
 
     def __init__(self, script: Sequence[int] = ()) -> None:
         self.config = presets.tiny()
@@ -53,7 +53,7 @@ class FakeModel:
         self.steps += 1
         if chunk.text is not None:
             tokens = [int(one) for one in chunk.text[0] if one != Special.PAD]
-            if tokens:  # not when it is warmed up
+            if tokens:  # none during warm-up
                 self.arrived.append((turn, tokens))
         token = self.script[turn] if turn < len(self.script) else Special.SILENT
         reply = Reply(
@@ -66,7 +66,7 @@ class FakeModel:
 
     @property
     def given(self) -> str:
-        """All that arrived, in words and the name of the closing token."""
+        """The text that arrived, as words and names of control tokens."""
         parts, ids = [], []
         for one in [token for _, tokens in self.arrived for token in tokens]:
             if one < Special.COUNT:

@@ -1,4 +1,4 @@
-"""A chat endpoint as the reasoner: a local one that answers, refuses, hangs and sends garbage."""
+"""The chat agent with a local endpoint that answers, refuses, hangs and sends garbage."""
 
 import http.server
 import json
@@ -146,7 +146,7 @@ def observe(agent: ChatAgent, text: list[int], user_transcript: str = "") -> Non
         agent.observe(MicroTurn(SILENCE, SILENCE, np.array(two, np.int32), token))
 
 
-def test_words_stream_and_the_talk_is_sent(endpoint: Endpoint, agent: ChatAgent) -> None:
+def test_words_stream_and_the_transcript_is_sent(endpoint: Endpoint, agent: ChatAgent) -> None:
     endpoint.answers = [[*saying("It is fif", "ty-")[:2], None, *saying("six.")]]
     observe(agent, [Special.SILENT] * 4, "what is seven times eight")
     observe(agent, [*words("let me see"), *delegate("seven times eight")])
@@ -215,7 +215,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("answer", GARBAGE.values(), ids=GARBAGE.keys())
-def test_whatever_the_endpoint_sends_it_fails_and_goes_on(
+def test_a_bad_response_fails_the_delegation_and_the_agent_continues(
     endpoint: Endpoint, agent: ChatAgent, answer: object
 ) -> None:
     endpoint.answers = [answer, saying("it is one")]
@@ -225,10 +225,10 @@ def test_whatever_the_endpoint_sends_it_fails_and_goes_on(
     assert {one.kind for one in events[:-1]} <= {TEXT}
     agent.ask(2, "two")
     assert until_over(agent)[-1] == Event(2, DONE)
-    assert len(endpoint.requests) == 2 and RUNS == []  # nothing was sent again
+    assert len(endpoint.requests) == 2 and RUNS == []  # no request was repeated
 
 
-def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_endpoint_a_delegation_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -239,7 +239,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     agent.close()
 
 
-def test_a_flood_of_words_is_cut(endpoint: Endpoint, agent: ChatAgent) -> None:
+def test_a_long_answer_is_cut(endpoint: Endpoint, agent: ChatAgent) -> None:
     endpoint.answers = [[chunk({"content": "one " * 100})] * 1_000 + saying()]
     agent.ask(1, "one")
     events = until_over(agent)
@@ -270,7 +270,7 @@ def test_an_update_starts_again_and_tells_what_was_called(
         'Called already: {"tool": "times", "a": 7, "b": 8} -> {"result": 56}',
     ]
     endpoint.answers = [saying("seventy")]
-    agent.update(1, "seven times eight", ["nine", "ten"])  # of what is done
+    agent.update(1, "seven times eight", ["nine", "ten"])  # of a delegation that is done
     assert kinds(until_over(agent)) == [(TEXT, "seventy"), (DONE, "")]
 
 
@@ -286,7 +286,7 @@ def test_cancelling_stops_tools_and_words(endpoint: Endpoint, agent: ChatAgent) 
     assert {one.delegation for one in until_over(agent)} == {2}
 
 
-def test_an_update_ends_the_calls_that_run(endpoint: Endpoint, agent: ChatAgent) -> None:
+def test_an_update_ends_running_calls(endpoint: Endpoint, agent: ChatAgent) -> None:
     endpoint.answers = [[*calling("forever", "{}"), chunk({}, "tool_calls")], saying("two")]
     agent.ask(1, "one")
     first: list[Event] = []
@@ -298,18 +298,18 @@ def test_an_update_ends_the_calls_that_run(endpoint: Endpoint, agent: ChatAgent)
     assert told == f'Called already: {{"tool": "forever"}} -> {ended[1]}'
 
 
-def test_what_runs_is_not_forgotten(endpoint: Endpoint, agent: ChatAgent) -> None:
+def test_a_running_delegation_is_not_forgotten(endpoint: Endpoint, agent: ChatAgent) -> None:
     endpoint.answers = [[*calling("forever", "{}"), chunk({}, "tool_calls")]]
     endpoint.answers += [saying("two")] * 34
     agent.ask(1, "one")
-    wait_for(lambda: endpoint.requests)  # else the second may be the first to be answered
+    wait_for(lambda: endpoint.requests)  # otherwise the second could be answered first
     for number in range(2, 36):
         agent.ask(number, "two")
         assert {one.kind for one in until_over(agent)} <= {CALL, TEXT, DONE}
     assert agent.running == (1,) and len(agent._works) <= 33
 
 
-def test_two_at_once(endpoint: Endpoint, agent: ChatAgent) -> None:
+def test_two_delegations_at_once(endpoint: Endpoint, agent: ChatAgent) -> None:
     endpoint.answers = [[*saying("one ")[:1], None, *saying("two")], saying("three")]
     agent.ask(1, "one")
     wait_for(lambda: endpoint.requests)

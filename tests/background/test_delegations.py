@@ -1,4 +1,4 @@
-"""Control tokens and an agent's events: who is asked what, and what the live model is given."""
+"""Delegations: which requests the agent gets, and which text the live model gets."""
 
 import gc
 import time
@@ -61,7 +61,7 @@ def test_a_request_and_its_answer() -> None:
     talk = Talk({EIGHT: ANSWER})
     talk.turns(delegate(EIGHT))
     assert talk.agent.told == [("ask", 1, EIGHT)]
-    assert [one.text for one in talk.agent.turns] == delegate(EIGHT)  # the closing token was heard
+    assert [one.text for one in talk.agent.turns] == delegate(EIGHT)
     talk.wait()
     assert talk.said == f"it is fifty six {END}"
     assert max(map(len, talk.given)) == 2
@@ -71,7 +71,7 @@ def test_a_request_and_its_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "asked"),
+    ("tokens", "requests"),
     [
         ([Special.DELEGATE, *words("one"), Special.SILENT, Special.END_DELEGATE], []),
         ([Special.DELEGATE, Special.END_DELEGATE], []),
@@ -82,20 +82,20 @@ def test_a_request_and_its_answer() -> None:
         (delegate("one") + delegate("two"), ["one", "two"]),
     ],
 )
-def test_spans_are_words_in_a_row(tokens: list[int], asked: list[str]) -> None:
+def test_spans_are_words_in_a_row(tokens: list[int], requests: list[str]) -> None:
     talk = Talk({})
     talk.turns(tokens)
-    assert [one[2] for one in talk.agent.told] == asked
+    assert [one[2] for one in talk.agent.told] == requests
 
 
-def test_what_comes_to_nothing_is_noted_and_nothing_else() -> None:
+def test_control_tokens_without_effect_are_noted() -> None:
     talk = Talk({})
     talk.turns([Special.CANCEL, *delegate("nine", Special.UPDATE), Special.DELEGATE, Special.HOLD])
     assert talk.notes == [(0, "ignored")] * 3
     assert talk.agent.told == [] and talk.given == []
 
 
-def test_cancelling_drops_what_was_not_given_yet() -> None:
+def test_cancelling_drops_words_that_were_not_given_yet() -> None:
     talk = Talk({EIGHT: ANSWER, "one": [Line(0, TEXT, "one"), Line(9, DONE)]})
     talk.turns([*delegate("one"), *delegate(EIGHT)])
     talk.wait(3)
@@ -117,7 +117,7 @@ def test_cancelling_in_the_middle_of_the_words_frees_the_floor() -> None:
     assert talk.said == f"one two it is fifty six {END}"
 
 
-def test_an_update_changes_the_newest_and_voids_the_words_of_before() -> None:
+def test_an_update_changes_the_newest_delegation_and_drops_its_words() -> None:
     eight = [Line(0, TEXT, "it is"), Line(3, TEXT, "fifty six point one two three"), Line(0, DONE)]
     script = {EIGHT: eight, "nine": [Line(1, TEXT, "sixty three"), Line(0, DONE)], "a": []}
     talk = Talk(script)
@@ -130,7 +130,7 @@ def test_an_update_changes_the_newest_and_voids_the_words_of_before() -> None:
     assert talk.core.running == [1]
 
 
-def test_the_newest_corrections_are_told() -> None:
+def test_the_agent_gets_the_newest_corrections() -> None:
     talk = Talk({EIGHT: [], **{words: [] for words in ("one", "two")}})
     talk.turns(delegate(EIGHT))
     for word in ("one", "two") * 5:
@@ -139,7 +139,7 @@ def test_the_newest_corrections_are_told() -> None:
     assert talk.agent.told[-1] == ("update", 1, EIGHT, *("one", "two") * 4)
 
 
-def test_an_update_of_what_is_done_but_not_given() -> None:
+def test_an_update_of_a_delegation_that_is_done_but_not_given() -> None:
     talk = Talk({EIGHT: [Line(0, TEXT, "fifty six"), Line(0, DONE)], "nine": ANSWER}, slots=1)
     talk.turns(delegate(EIGHT))
     talk.core.collect()
@@ -154,20 +154,20 @@ def test_nothing_arrives_while_a_correction_is_written() -> None:
     first = [Line(2, TEXT, "it is fifty six"), Line(0, DONE)]
     talk = Talk({EIGHT: first, "nine": [Line(1, TEXT, "it is sixty three"), Line(0, DONE)]})
     talk.turns(delegate(EIGHT))
-    talk.turns(delegate("nine", Special.UPDATE))  # the result comes into this
+    talk.turns(delegate("nine", Special.UPDATE))  # the result is ready during this
     assert talk.given == []
     talk.wait()
     assert talk.said == f"it is sixty three {END}"
 
 
-def test_words_without_an_end_hold_nothing_up_for_ever() -> None:
+def test_a_request_without_an_end_does_not_block_answers_for_ever() -> None:
     talk = Talk({EIGHT: ANSWER})
     talk.turns(delegate(EIGHT))
     talk.turns([Special.DELEGATE, *words("seven") * 600])
     assert talk.said == f"it is fifty six {END}"
 
 
-def test_who_waits_for_a_tool_after_some_words_lets_others_speak() -> None:
+def test_a_delegation_that_waits_for_a_tool_lets_others_give_their_words() -> None:
     late = [Line(12, RESULT, "{}"), Line(0, TEXT, "nine"), Line(0, DONE)]
     script = {
         "one": [Line(0, TEXT, "one two"), Line(0, CALL, "{}"), *late],
@@ -180,7 +180,7 @@ def test_who_waits_for_a_tool_after_some_words_lets_others_speak() -> None:
     assert talk.notes[-1] == (1, "given") and talk.core.running == []
 
 
-def test_a_pause_between_closing_and_saving_costs_no_delegation_its_time() -> None:
+def test_time_between_closing_and_saving_does_not_count() -> None:
     talk = Talk({"one": []}, limit_s=5.0)
     talk.turns(delegate("one"))
     talk.core.close()
@@ -189,7 +189,7 @@ def test_a_pause_between_closing_and_saving_costs_no_delegation_its_time() -> No
     assert talk.core.running == [1] and talk.core.saved()["open"][0]["worked_s"] < 1.0
 
 
-def test_words_of_two_are_never_mixed() -> None:
+def test_words_of_two_delegations_are_never_mixed() -> None:
     script = {
         "one": [Line(0, TEXT, "one"), Line(4, TEXT, "one"), Line(4, TEXT, "one"), Line(3, DONE)],
         "two": [Line(0, TEXT, "two two two two two"), Line(0, DONE)],
@@ -212,7 +212,7 @@ def test_words_of_two_are_never_mixed() -> None:
         [Line(1, TEXT, "<pad> "[:0]), Line(0, DONE)],
     ],
 )
-def test_a_failure_is_said_honestly(lines: list[Line]) -> None:
+def test_a_failure_is_said(lines: list[Line]) -> None:
     talk = Talk({"one": lines})
     talk.turns(delegate("one"))
     talk.wait()
@@ -230,14 +230,14 @@ def test_a_failure_after_some_words() -> None:
     assert talk.said == f"{SORRY} {END}"
 
 
-def test_nobody_to_ask() -> None:
+def test_without_an_agent_a_delegation_fails() -> None:
     talk = Talk(None)
     talk.turns(delegate("one"))
     talk.wait()
     assert talk.said == f"{SORRY} {END}"
 
 
-def test_time_runs_out_but_not_of_a_timer() -> None:
+def test_the_time_limit_excludes_tool_calls() -> None:
     lines = [Line(1, CALL, "{}"), Line(600, RESULT, "{}"), Line(0, TEXT, "over"), Line(0, DONE)]
     talk = Talk({"timer": lines, "hang": []}, limit_s=10, calls_limit_s=300)
     talk.turns(delegate("timer"))
@@ -255,7 +255,7 @@ def test_time_runs_out_but_not_of_a_timer() -> None:
     assert talk.said == f"{SORRY} {END}"
 
 
-def test_too_many_at_once() -> None:
+def test_too_many_delegations_at_once_fail() -> None:
     talk = Talk({})
     for _ in range(40):
         talk.turns(delegate("one"))
@@ -264,7 +264,7 @@ def test_too_many_at_once() -> None:
     assert talk.said.count(SORRY) >= 20 and len(talk.core.running) == 8
 
 
-def test_a_correction_of_what_was_refused_is_not_passed_on() -> None:
+def test_a_correction_of_a_refused_delegation_is_not_passed_on() -> None:
     talk = Talk({}, slots=1)
     for _ in range(9):
         talk.turns(delegate("one"))
@@ -274,12 +274,12 @@ def test_a_correction_of_what_was_refused_is_not_passed_on() -> None:
     assert talk.said == f"{SORRY} {END}"
 
 
-def test_a_flood_costs_little_and_ends() -> None:
+def test_a_flood_of_events_takes_little_time_and_ends() -> None:
     flood = [Line(0, TEXT, "one " * 1_000_000)] + [Line(0, THINKING, "x" * 20_000)] * 4_000
     talk = Talk({"one": flood})
     talk.turns(delegate("one"))
-    slowest, asked = 0.0, talk.agent.told
-    gc.disable()  # another test's garbage is not its time
+    slowest, told = 0.0, talk.agent.told
+    gc.disable()  # collecting the garbage of other tests would count as time
     for _ in range(100):
         start, before = time.thread_time(), len(talk.notes)
         talk.wait(1)
@@ -287,19 +287,19 @@ def test_a_flood_costs_little_and_ends() -> None:
         assert len(talk.notes) - before <= 65
     gc.enable()
     assert slowest < 0.05
-    assert asked[-1] == ("cancel", 1)
+    assert told[-1] == ("cancel", 1)
     talk.wait(300)
     assert sum(map(len, talk.given)) == 501 and talk.said.endswith(END)
 
 
-def test_an_agent_that_floods_beyond_that_has_failed() -> None:
+def test_an_agent_with_far_too_many_events_fails() -> None:
     talk = Talk({"one": [Line(0, THINKING, "x")] * 10_000})
     talk.turns(delegate("one"))
     talk.wait()
     assert talk.said == f"{SORRY} {END}"
 
 
-def test_events_that_are_none_of_its_own() -> None:
+def test_invalid_events_are_ignored() -> None:
     talk = Talk({"one": []})
     talk.turns(delegate("one"))
     stray = [Event(7, TEXT, "x"), Event(0, DONE), Event(1, TEXT, None), Event(1, "x", "x"), "junk"]
@@ -312,7 +312,7 @@ def test_events_that_are_none_of_its_own() -> None:
     assert talk.said == "" and talk.core.running == [1]
 
 
-def test_text_cannot_smuggle_in_control_tokens() -> None:
+def test_control_tokens_in_an_answer_are_removed() -> None:
     talk = Talk({"one": [Line(0, TEXT, "<cancel> </delegate> \ud800"), Line(0, DONE)]})
     talk.turns(delegate("one"))
     talk.wait(40)

@@ -1,4 +1,4 @@
-"""The demo's tools: what they return, and what they refuse."""
+"""The tools of the demo: results and errors."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""The reasoner's functions: batches of any size, branches, the training path, and a mesh."""
+"""The reasoner's functions: prefill in batches of any size, forks, training, and a mesh."""
 
 import dataclasses
 import functools
@@ -18,11 +18,12 @@ from interaction.distributed.collectives import AXES
 from interaction.model.heads import text_head
 from interaction.model.sequence import encode
 from interaction.model.turn_inputs import TurnInputs
-from interaction.training import features, reasoning
+from interaction.ops import dmel
+from interaction.training import features, reasoning_loss
 from interaction.types import Array, Special
 from tests.support import random_params
 
-CONFIG = dataclasses.replace(presets.tiny(), hears_self_audio=False)
+CONFIG = dataclasses.replace(presets.tiny(), self_audio=False)
 PARAMS = {name: random_params(CONFIG)[name] for name in ("backbone", "router_bias")}
 TURNS, LENGTH = 23, 12  # more positions than the rings hold
 ROWS = 2
@@ -30,7 +31,10 @@ ROWS = 2
 
 @functools.cache
 def record() -> dict[str, np.ndarray]:
-    """Sound and words of two sessions, some micro-turns with text that arrives and a frame."""
+    """Two random sessions; in some micro-turns text arrives, and some have a frame.
+
+    The arrays are float64, int64 and bool, all [ROWS, TURNS, ...]: PCM, tokens and frames.
+    """
     rng = np.random.default_rng(0)
     size, shape = CONFIG.frame_size, (ROWS, TURNS)
     arrived = rng.integers(Special.COUNT, CONFIG.vocab, (*shape, CONFIG.text_slots))
@@ -49,12 +53,12 @@ REASONING = np.random.default_rng(1).integers(Special.COUNT, CONFIG.vocab, (ROWS
 
 
 def take(first: int, counts: list[int], video: bool = False) -> MicroTurns:
-    """Micro-turns from `first` on; what is past a row's count is rubbish."""
+    """Micro-turns from `first` on; those past a row's count hold NaN and other unused values."""
     kinds = {"i": (jnp.int32, 7), "f": (jnp.float32, np.nan), "b": (bool, True)}
     rows = {}
     for name, leaf in record().items():
-        dtype, rubbish = kinds[leaf.dtype.kind]
-        rest = np.full_like(leaf[:, :PREFILL_TURNS], rubbish)
+        dtype, unused = kinds[leaf.dtype.kind]
+        rest = np.full_like(leaf[:, :PREFILL_TURNS], unused)
         for row, count in enumerate(counts):
             rest[row, :count] = leaf[row, first : first + count]
         rows[name] = jnp.asarray(rest, dtype)
@@ -70,7 +74,7 @@ def functions() -> reasoner.Functions:
 
 
 def prefilled(sizes: list[int], video: bool = False) -> ReasonerState:
-    """The state after batches of these sizes."""
+    """The state after prefills of so many micro-turns each."""
     state, first = functions().init(ROWS), 0
     for size in sizes:
         state = functions().prefill(PARAMS, state, take(first, [size] * ROWS, video))
@@ -82,7 +86,7 @@ READ = jax.jit(functools.partial(reasoner.read, CONFIG))
 
 
 def logits(state: ReasonerState, sizes: list[int]) -> list[Array]:
-    """After reading so many tokens of `REASONING` at a time, padded to the same shape."""
+    """Logits float32[ROWS, v] after each read of so many tokens of `REASONING`, padded alike."""
     found, first = [], 0
     for size in sizes:
         tokens = np.full((ROWS, max(sizes)), Special.PAD, np.int32)
@@ -101,15 +105,14 @@ def same(a: ReasonerState, b: ReasonerState, atol: float) -> None:
 
 
 @pytest.mark.parametrize("video", [False, True])
-def test_batches_of_any_size_come_to_the_same(video: bool) -> None:
-    """To the bit: what a batch lacks is computed on and then left out."""
+def test_prefills_of_any_size_give_the_same_bits(video: bool) -> None:
     full = prefilled([5, 5, 5, 5, 3], video)
     assert full.clock.tolist() == [TURNS] * ROWS
     for sizes in ([1] * TURNS, [2, 0, 5, 3, 4, 1, 5, 3]):
         same(prefilled(sizes, video), full, atol=0)
 
 
-def test_sessions_need_not_keep_step() -> None:
+def test_sessions_of_a_batch_may_be_at_different_micro_turns() -> None:
     state = functions().init(ROWS)
     for counts, firsts in (([5, 2], [0, 0]), ([0, 3], [5, 2])):
         rows = [take(first, [count] * ROWS) for first, count in zip(firsts, counts, strict=True)]
@@ -118,11 +121,11 @@ def test_sessions_need_not_keep_step() -> None:
         state = functions().prefill(PARAMS, state, turns)
     same(state, prefilled([5]), atol=0)
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(old[0], new[0])  # of the row that nothing was new for
+        np.testing.assert_array_equal(old[0], new[0])  # the row without new micro-turns
 
 
 def _whole(turns: int, video: bool) -> Array:
-    """Logits along a branch after so many micro-turns, by the function that training runs."""
+    """Logits of a fork after so many micro-turns, by the function that training runs."""
     rows = {name: jnp.asarray(leaf) for name, leaf in record().items()}
     pcm = jnp.round(rows["audio"] * 32_768).astype(jnp.int16).reshape(ROWS, -1)
     user = features.stream_mel(pcm, CONFIG.audio.user_hop, CONFIG.audio)
@@ -135,16 +138,16 @@ def _whole(turns: int, video: bool) -> Array:
         "reasoning": jnp.asarray(REASONING, jnp.int32),
     }
     inputs = TurnInputs(
-        user=reasoning.dmel.dmel_bins(user, CONFIG.audio),
+        user=dmel.dmel_bins(user, CONFIG.audio),
         self_audio=None,
         self_audio_gain=jnp.zeros((ROWS, TURNS)),
         user_transcript=features.delayed(rows["user_transcript"].astype(jnp.int32), Special.NONE),
         last=features.delayed(batch["text"], Special.SILENT),
         frame=rows["frame"].astype(jnp.float32) if video else None,
         has_frame=rows["has_frame"] if video else None,
-        exists=reasoning.prefilled_turns(batch),
+        exists=reasoning_loss.prefilled_turns(batch),
     )
-    beside = reasoning.reasoning_arrivals(CONFIG, batch)
+    beside = reasoning_loss.reasoning_arrivals(CONFIG, batch)
     x = jax.jit(encode, static_argnums=0)(
         CONFIG, PARAMS["backbone"], PARAMS["router_bias"], inputs, beside
     )[1][:, -LENGTH:]
@@ -152,8 +155,8 @@ def _whole(turns: int, video: bool) -> Array:
 
 
 @pytest.mark.parametrize(("turns", "video"), [(TURNS, False), (18, True)])
-def test_branches_are_what_training_sees(turns: int, video: bool) -> None:
-    """The same logits for the same record and branch, token by token and some at a time."""
+def test_forks_equal_training(turns: int, video: bool) -> None:
+    """The logits of a fork are those of training, token by token and several at a time."""
     wanted = _whole(turns, video)
     state = prefilled([5] * (turns // 5) + [turns % 5], video)
     for sizes in ([1] * LENGTH, [5, 4, 3]):
@@ -161,35 +164,35 @@ def test_branches_are_what_training_sees(turns: int, video: bool) -> None:
             np.testing.assert_allclose(now, wanted[:, end - 1], atol=2e-5)  # measured: 3.3e-6
 
 
-def test_a_branch_leaves_the_record_alone() -> None:
-    functions_, state = functions(), prefilled([5, 5])
+def test_a_fork_does_not_change_the_record() -> None:
+    made, state = functions(), prefilled([5, 5])
     before, tokens = jax.device_get(state), jnp.asarray(REASONING[:, :4], jnp.int32)
-    fork, first = functions_.read(PARAMS, functions_.fork(state), tokens)
-    _, again = functions_.read(PARAMS, functions_.fork(state), tokens)
+    fork, first = made.read(PARAMS, made.fork(state), tokens)
+    _, again = made.read(PARAMS, made.fork(state), tokens)
     np.testing.assert_array_equal(first, again)
     same(state, before, atol=0)
     assert fork.clock.tolist() == [14] * ROWS
     assert np.any(fork.caches["long"].k != before.caches["long"].k)
 
 
-def test_read_says_the_likeliest_token() -> None:
+def test_read_returns_the_likeliest_token() -> None:
     state = prefilled([5, 5])
     found = logits(state, [4])[0]
     _, token = functions().read(PARAMS, state, jnp.asarray(REASONING[:, :4], jnp.int32))
     np.testing.assert_array_equal(token, np.argmax(found, axis=-1))
 
 
-def test_of_the_live_models_speech_only_the_words_are_read() -> None:
-    """The own table, which hears speech, changes nothing."""
+def test_the_live_models_audio_is_not_read() -> None:
+    """NaN in the table of self audio changes nothing."""
     table = PARAMS["backbone"]["audio_in"]["self_table"]
-    deaf = jax.tree.map(lambda leaf: leaf, PARAMS)
-    deaf["backbone"]["audio_in"]["self_table"] = jnp.full_like(table, jnp.nan)
+    spoiled = jax.tree.map(lambda leaf: leaf, PARAMS)
+    spoiled["backbone"]["audio_in"]["self_table"] = jnp.full_like(table, jnp.nan)
     step = jax.jit(functools.partial(reasoner.prefill, CONFIG))
     state = functions().init(ROWS)
-    same(*(step(params, state, take(0, [5, 5])) for params in (PARAMS, deaf)), atol=0)
+    same(*(step(params, state, take(0, [5, 5])) for params in (PARAMS, spoiled)), atol=0)
 
 
-def test_what_the_rings_cannot_hold_is_refused() -> None:
+def test_more_than_the_rings_have_room_for_is_refused() -> None:
     state = functions().init(ROWS)
     turns = jax.tree.map(
         lambda x: jnp.concatenate([x, x], axis=1) if x.ndim > 1 else x, take(0, [5, 5])

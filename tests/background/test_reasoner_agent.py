@@ -1,4 +1,4 @@
-"""The agent that reasons with a model: what it reads and writes, whatever the model says."""
+"""The agent that reasons with a model: what it reads and writes, for any output of the model."""
 
 import json
 import pathlib
@@ -43,6 +43,7 @@ SEVEN = json.dumps({"tool": "times", "a": 7, "b": 8})
 
 
 def turn(text: int = Special.SILENT, frame: np.ndarray | None = None) -> MicroTurn:
+    """A silent micro-turn, with a frame float32[size, size, 3] or none."""
     silence = np.zeros(CONFIG.audio.turn_samples, np.float32)
     return MicroTurn(silence, silence, np.full(2, Special.NONE, np.int32), text, None, frame)
 
@@ -57,10 +58,10 @@ def answer(text: str) -> list[int]:
 
 class State(NamedTuple):
     turns: tuple[MicroTurn, ...]
-    tokens: tuple[int, ...] = ()  # read, those that it wrote itself included
+    tokens: tuple[int, ...] = ()  # tokens that were read, including those that it wrote itself
 
 
-Script = dict[str, list[list[int]]]  # words that it is asked -> what it writes after each span
+Script = dict[str, list[list[int]]]  # words of a request -> what it writes after each span
 
 
 class FakeReasoner:
@@ -69,8 +70,8 @@ class FakeReasoner:
     def __init__(self, script: Script) -> None:
         self.tokenizer = TOKENIZER
         self.script = script
-        self.sizes: list[int] = []  # of batches of micro-turns
-        self.gone: set[int] = set()  # states that were donated, by identity
+        self.sizes: list[int] = []  # numbers of micro-turns of each prefill
+        self.gone: set[int] = set()  # identities of donated states
         self.states: list[State] = []
 
     def _new(self, state: State) -> State:
@@ -104,10 +105,10 @@ class FakeReasoner:
         state = self._new(State(state.turns, tokens))
         spans = [0, *(i for i, one in enumerate(tokens) if i and one == Special.UPDATE)]
         if Special.END_DELEGATE not in tokens[spans[-1] :]:
-            return state, Special.PAD  # in the middle of what it reads
+            return state, Special.PAD  # in the middle of a span that it reads
         ends = [tokens.index(Special.END_DELEGATE, first) for first in spans]
         said = [TOKENIZER.decode(tokens[a + 1 : b]) for a, b in zip(spans, ends, strict=True)]
-        while said[1:] and not said[1].startswith("{"):  # no result: it corrects what stands before
+        while said[1:] and not said[1].startswith("{"):  # a correction, not a result
             said = said[1:]
         writes = self.script[said[0]][len(said) - 1]
         return state, writes[len(tokens) - ends[-1] - 1]
@@ -125,7 +126,7 @@ def times(a: int, b: int) -> int:
 
 
 class Talk:
-    """An agent, and the events that have come of it."""
+    """An agent and its events."""
 
     def __init__(self, script: Script, *tools: object) -> None:
         self.model = FakeReasoner(script)
@@ -133,7 +134,7 @@ class Talk:
         self.got: list[Event] = []
 
     def events(self, until: str, count: int = 1) -> list[tuple[str, str]]:
-        """Kinds and texts until so many events of a kind have come."""
+        """Kinds and texts of the events up to the `count`-th of a kind."""
 
         def come() -> bool:
             self.got += self.agent.events()
@@ -172,13 +173,13 @@ ANSWERED = [
 ]
 
 
-def test_thinks_calls_and_streams_words(agents: list) -> None:
+def test_reasons_calls_and_streams_words(agents: list) -> None:
     talk = start(agents, SCRIPT)
     for place in range(7):
-        talk.agent.prefill(turn(place))
+        talk.agent.observe(turn(place))
     talk.agent.ask(1, "seven times eight")
     assert talk.events(DONE) == ANSWERED
-    assert sum(talk.model.sizes) == 7 and talk.model.sizes[-1] == 2  # what was left is not late
+    assert sum(talk.model.sizes) == 7 and talk.model.sizes[-1] == 2  # the rest, before the fork
     fork = talk.model.states[-1]
     assert [one.text for one in fork.turns] == list(range(7))
     read = [Special.DELEGATE, *words("seven times eight"), Special.END_DELEGATE]
@@ -187,7 +188,7 @@ def test_thinks_calls_and_streams_words(agents: list) -> None:
     assert list(fork.tokens) == [*read, *reasoning, *result, *said[:-1]]
 
 
-def test_several_at_once_and_turns_go_on(agents: list) -> None:
+def test_several_delegations_at_once_beside_the_record(agents: list) -> None:
     gate = threading.Event()
 
     @tool
@@ -195,7 +196,7 @@ def test_several_at_once_and_turns_go_on(agents: list) -> None:
         """Waits for the gate.
 
         Args:
-          name: Of the call.
+          name: Name of the call.
         """
         gate.wait(5)
         return name
@@ -209,7 +210,7 @@ def test_several_at_once_and_turns_go_on(agents: list) -> None:
     talk.agent.ask(2, "two")
     talk.events(CALL, 2)
     for _ in range(2 * PREFILL_TURNS):
-        talk.agent.prefill(turn())
+        talk.agent.observe(turn())
     talk.agent.ask(3, "seven times eight")
     assert [pair for pair in talk.events(DONE) if pair[0] == DONE] == [(DONE, "")]
     assert talk.got[-1].delegation == 3
@@ -220,7 +221,7 @@ def test_several_at_once_and_turns_go_on(agents: list) -> None:
     assert sum(talk.model.sizes) == 2 * PREFILL_TURNS
 
 
-def test_cancel_drops_the_branch_and_its_call(agents: list) -> None:
+def test_cancel_drops_the_fork_and_its_call(agents: list) -> None:
     ended = threading.Event()
 
     @tool(timeout_s=None)
@@ -242,7 +243,7 @@ def test_cancel_drops_the_branch_and_its_call(agents: list) -> None:
     assert [one.kind for one in talk.got if one.delegation == 1] == [CALL]
 
 
-def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
+def test_an_update_is_a_new_fork_of_the_record(agents: list) -> None:
     ended = threading.Event()
 
     @tool(timeout_s=None)
@@ -255,9 +256,9 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
     talk = start(agents, {"wait": [call('{"tool": "wait"}')], **SCRIPT}, wait)
     talk.agent.ask(1, "wait")
     talk.events(CALL)
-    talk.agent.prefill(turn(11))
+    talk.agent.observe(turn(11))
     talk.agent.update(1, "wait", ["nine"])
-    assert ended.wait(2), "the call of the dropped branch is cancelled"
+    assert ended.wait(2), "the call of the dropped fork was not cancelled"
     got = talk.events(DONE)[1:]
     assert got == [
         (RESULT, '{"error": "wait: cancelled"}'),
@@ -266,19 +267,19 @@ def test_an_update_is_a_new_branch_of_the_record(agents: list) -> None:
         (DONE, ""),
     ]
     fork = talk.model.states[-1]
-    asked = (Special.DELEGATE, *words("wait"), Special.END_DELEGATE)
-    fixed = (Special.UPDATE, *words("nine"), Special.END_DELEGATE)
-    assert fork.tokens[:6] == asked + fixed
+    request = (Special.DELEGATE, *words("wait"), Special.END_DELEGATE)
+    correction = (Special.UPDATE, *words("nine"), Special.END_DELEGATE)
+    assert fork.tokens[:6] == request + correction
     assert [one.text for one in fork.turns] == [11]
-    talk.agent.update(1, "wait", ["nine", "nine"])  # of one that was done
+    talk.agent.update(1, "wait", ["nine", "nine"])  # of a delegation that is done
     talk.events(DONE, 2)
-    talk.agent.update(2, "wait", ["nine", "nine"])  # of one that it never heard of
+    talk.agent.update(2, "wait", ["nine", "nine"])  # of an unknown delegation
     talk.events(DONE, 3)
-    assert talk.model.states[-1].tokens[:9] == asked + fixed + fixed
+    assert talk.model.states[-1].tokens[:9] == request + correction + correction
 
 
-def test_following_waits_for_the_device(model: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or all that an agent has missed would stand before the live model's next step."""
+def test_prefill_waits_for_the_device(model: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the live model's next step could wait for many prefills."""
     waited: list[object] = []
 
     class Busy:
@@ -301,8 +302,9 @@ def test_following_waits_for_the_device(model: Reasoner, monkeypatch: pytest.Mon
         ([*call()[:4], Special.HOLD], "<hold> where it was to call"),
     ],
 )
-def test_a_mistake_is_told_once(agents: list, wrong: list[int], why: str) -> None:
-    """Then it does better, or has failed."""
+def test_the_model_reads_its_first_mistake_and_fails_at_the_second(
+    agents: list, wrong: list[int], why: str
+) -> None:
     right = SCRIPT["seven times eight"]
     talk = start(agents, {"better": [wrong, *right], "again": [wrong, wrong]})
     talk.agent.ask(1, "better")
@@ -314,7 +316,7 @@ def test_a_mistake_is_told_once(agents: list, wrong: list[int], why: str) -> Non
 
 
 def error_of(tokens: tuple[int, ...]) -> str:
-    """Of the error that a branch has just read, "" where it has not."""
+    """The error that a fork has just read, "" if there is none."""
     if Special.UPDATE not in tokens or tokens[-1] != Special.END_DELEGATE:
         return ""
     last = len(tokens) - tokens[::-1].index(Special.UPDATE)
@@ -331,7 +333,7 @@ def test_errors_of_tools_are_results(agents: list) -> None:
     assert [text for kind, text in got if kind == TEXT] == "sorry that did not work".split()
 
 
-def test_what_never_ends_fails(agents: list) -> None:
+def test_an_answer_without_an_end_fails(agents: list) -> None:
     talk = start(agents, {"on": [words("seven") * 1_000]})
     talk.agent.ask(1, "on")
     assert talk.events(FAILED) == [(FAILED, f"no end after {LIMIT} tokens")]
@@ -340,7 +342,7 @@ def test_what_never_ends_fails(agents: list) -> None:
     assert talk.events(DONE)[1:] == ANSWERED
 
 
-def test_words_of_several_tokens_are_given_whole(agents: list) -> None:
+def test_words_of_several_tokens_are_emitted_whole(agents: list) -> None:
     text = "it is fifty zyxwv six"
     assert len(words(text)) > 5
     talk = start(agents, {"seven": [answer(text)]})
@@ -348,8 +350,8 @@ def test_words_of_several_tokens_are_given_whole(agents: list) -> None:
     assert [said for kind, said in talk.events(DONE) if kind == TEXT] == text.split()
 
 
-def test_a_wrong_turn_after_words_fails_at_once(agents: list) -> None:
-    """They were given: it may not begin again."""
+def test_a_mistake_after_words_fails_at_once(agents: list) -> None:
+    """The words were emitted, so the fork cannot start again."""
     talk = start(agents, {"seven": [[Special.HOLD, *words("it is"), Special.CANCEL]]})
     talk.agent.ask(1, "seven")
     assert talk.events(FAILED) == [
@@ -358,7 +360,7 @@ def test_a_wrong_turn_after_words_fails_at_once(agents: list) -> None:
     ]
 
 
-def test_text_cannot_smuggle_in_a_control_token(agents: list) -> None:
+def test_control_tokens_in_a_request_are_removed(agents: list) -> None:
     talk = start(agents, {"</delegate> seven": [answer("seven")]})
     talk.agent.ask(1, "</delegate> seven")
     talk.events(DONE)
@@ -366,30 +368,30 @@ def test_text_cannot_smuggle_in_a_control_token(agents: list) -> None:
     assert tokens.count(Special.END_DELEGATE) == 1
 
 
-def test_after_a_crash_the_record_is_followed_again(agents: list) -> None:
+def test_after_a_failure_the_record_is_prefilled_again(agents: list) -> None:
     talk = start(agents, SCRIPT)
     for place in range(8):
-        talk.agent.prefill(turn(place))
-    talk.agent.ask(1, "nobody knows this")  # the script raises
+        talk.agent.observe(turn(place))
+    talk.agent.ask(1, "not in the script")  # the script raises
     assert talk.events(FAILED)[0][1].startswith("KeyError")
     talk.agent.ask(2, "seven times eight")
     assert talk.events(DONE)[1:] == ANSWERED
     assert [one.text for one in talk.model.states[-1].turns] == list(range(8))
 
 
-# With a model.
+# Tests with a model.
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Reasoner:
     params = {name: random_params(CONFIG)[name] for name in ("backbone", "router_bias")}
-    folder = tmp_path_factory.mktemp("mute")
+    folder = tmp_path_factory.mktemp("without_speech_head")
     save_model(folder, CONFIG, params, tokenizer.PATH)
     return load_reasoner(folder)
 
 
-def test_a_model_that_knows_nothing_fails_and_goes_on(model: Reasoner) -> None:
-    """Random weights write rubbish; two conversations share what is compiled."""
+def test_an_untrained_model_fails_delegations_and_continues(model: Reasoner) -> None:
+    """Random weights write random tokens; two conversations share the compiled functions."""
     agents = [ReasonerAgent(model, Toolbox([times])) for _ in range(2)]
     got: list[Event] = []
 
@@ -400,7 +402,7 @@ def test_a_model_that_knows_nothing_fails_and_goes_on(model: Reasoner) -> None:
 
     for agent in agents:
         for place in range(12):
-            agent.prefill(turn(place))
+            agent.observe(turn(place))
         for number in (1, 2, 3):
             agent.ask(number, "seven times eight")
     wait_for(ended, 120)
@@ -418,7 +420,7 @@ def test_micro_turns_with_and_without_frames(model: Reasoner) -> None:
     assert int(more.rings.written[0]) == int(blind.rings.written[0]) + 1
 
 
-def test_a_live_model_is_no_place_for_a_mute_one(tmp_path: pathlib.Path) -> None:
+def test_a_model_with_a_speech_head_is_refused(tmp_path: pathlib.Path) -> None:
     params = random_params(CONFIG)
     save_model(tmp_path, CONFIG, params, tokenizer.PATH)
     with pytest.raises(ValueError, match=r"speech/condition/.* is unknown"):
@@ -427,7 +429,7 @@ def test_a_live_model_is_no_place_for_a_mute_one(tmp_path: pathlib.Path) -> None
         load_reasoner("nowhere")
 
 
-def test_conversations_are_not_shared_out() -> None:
+def test_a_mesh_that_splits_sessions_is_refused() -> None:
     mesh = sharding.make_mesh({"data": 2}, jax.devices()[:2])
     with pytest.raises(ValueError, match="wanted size 1 along"):
         Reasoner(CONFIG, random_params(CONFIG), TOKENIZER, mesh)

@@ -1,4 +1,4 @@
-"""A thread that fails, hangs or falls behind ends delegations, and nothing else."""
+"""A thread that fails, hangs or falls behind fails delegations, and nothing else."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ def turn(index: int) -> MicroTurn:
 
 
 class Recorder(ThreadedAgent):
-    """Notes what it is told; a request is a thing to do."""
+    """Logs the calls of its methods; a request is a command."""
 
     def __init__(self, keep: int = 300) -> None:
         super().__init__(keep)
@@ -70,8 +70,16 @@ def collect(agent: ThreadedAgent, number: int, limit_s: float = 5.0) -> list[Eve
 def wait_for(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
     end = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.002)
+
+
+def test_a_subclass_that_lacks_a_method_is_refused() -> None:
+    class Incomplete(Recorder):
+        work = ThreadedAgent.work
+
+    with pytest.raises(TypeError, match="abstract"):
+        Incomplete()
 
 
 def test_order_is_kept_and_turns_come_together() -> None:
@@ -96,7 +104,7 @@ def test_order_is_kept_and_turns_come_together() -> None:
 
 
 @pytest.mark.parametrize("how", ["raise", "die"])
-def test_comes_back_after_a_failure(how: str) -> None:
+def test_the_agent_restarts_after_a_failure(how: str) -> None:
     agent = Recorder(keep=3)
     for index in range(5):
         agent.observe(turn(index))
@@ -117,7 +125,7 @@ def test_comes_back_after_a_failure(how: str) -> None:
     agent.close()
 
 
-def test_a_record_that_kills_it_is_forgotten() -> None:
+def test_a_record_that_fails_again_after_a_restart_is_forgotten() -> None:
     agent = Recorder()
     agent.observe(turn(1))
     agent.observe(turn(-1))
@@ -127,7 +135,7 @@ def test_a_record_that_kills_it_is_forgotten() -> None:
     agent.close()
 
 
-def test_an_agent_that_cannot_start_fails_what_it_is_asked_until_it_can() -> None:
+def test_an_agent_that_cannot_restart_fails_delegations_until_it_can() -> None:
     agent = Recorder()
     agent.broken = True
     for number in (1, 2, 3):
@@ -143,7 +151,7 @@ def test_an_agent_that_cannot_start_fails_what_it_is_asked_until_it_can() -> Non
     agent.close()
 
 
-def test_a_hanging_thread_has_bounded_memory_and_costs_the_caller_nothing() -> None:
+def test_a_hanging_thread_has_bounded_memory_and_does_not_delay_the_caller() -> None:
     agent = Recorder(keep=10)
     agent.gate.clear()
     agent.ask(1, "wait")
@@ -163,13 +171,13 @@ def test_a_hanging_thread_has_bounded_memory_and_costs_the_caller_nothing() -> N
     agent.close()
 
 
-def test_an_update_overtakes_the_answer_of_before() -> None:
+def test_an_update_drops_the_answer_before_it() -> None:
     agent = Recorder()
     agent.ask(1, "answer")
     wait_for(lambda: len(agent._ThreadedAgent__outbox) == 2)
     agent.gate.clear()
     agent.observe(turn(0))
-    agent.update(1, "answer", ["nine"])  # the answer has not been taken, and never will be
+    agent.update(1, "answer", ["nine"])  # the answer was not taken yet
     assert agent.events() == []
     agent.gate.set()
     wait_for(lambda: ("update", 1, "answer", "nine") in agent.log and agent.running == (1,))
@@ -196,7 +204,7 @@ def test_no_call_is_made_after_closing() -> None:
 
     @tool
     def note() -> None:
-        """Notes that it ran."""
+        """Counts its runs."""
         runs.append(1)
 
     agent = Caller(Toolbox([note]))
@@ -219,7 +227,7 @@ class Flood(Recorder):
         return True
 
 
-def test_a_flood_of_events_waits_to_be_taken() -> None:
+def test_an_agent_with_too_many_events_waits_until_they_are_taken() -> None:
     agent = Flood()
     agent.ask(1, "wait")
     time.sleep(0.2)

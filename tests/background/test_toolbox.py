@@ -1,4 +1,4 @@
-"""Tools: schemas from types, calls that fail, hang or flood, each run exactly once."""
+"""Tools: schemas from type hints; calls that fail, hang or return too much run exactly once."""
 
 import json
 import threading
@@ -83,7 +83,7 @@ async def _later(a: int) -> None: ...
         (_later, "coroutine"),
     ],
 )
-def test_what_has_no_schema_is_refused_when_it_is_registered(
+def test_a_function_without_a_schema_is_refused_at_registration(
     function: Callable, words: str
 ) -> None:
     with pytest.raises(ValueError, match="tool ") as caught:
@@ -163,7 +163,7 @@ class Counted:
 
         @tool(timeout_s=None)
         def wait(cancelled: threading.Event) -> int:
-            """Waits until nobody wants it."""
+            """Waits until it is told to stop."""
             self.runs.append("wait")
             cancelled.wait(5)
             self.saw_cancel.set()
@@ -188,7 +188,7 @@ def test_a_hanging_tool_runs_out_of_time_once() -> None:
     box = Toolbox(counted.tools)
     call = box.start('{"tool": "hang"}')
     assert not call.done() and call.seconds < 0.1
-    with pytest.raises(ValueError, match="ask done"):
+    with pytest.raises(ValueError, match="check done"):
         call.result()
     assert finished(call) == {"error": "hang: no result after 0.1 s"}
     assert 0.1 <= call.seconds < 2
@@ -198,7 +198,7 @@ def test_a_hanging_tool_runs_out_of_time_once() -> None:
     assert counted.runs == ["hang"]
 
 
-def test_cancelling_asks_a_tool_to_stop() -> None:
+def test_cancelling_tells_a_tool_to_stop() -> None:
     counted = Counted()
     call = Toolbox(counted.tools).start('{"tool": "wait"}')
     assert not call.done()
@@ -238,7 +238,7 @@ def test_calls_at_once_are_bounded() -> None:
     ],
     ids=["text", "escapes", "lists", "fields"],
 )
-def test_a_flood_is_cut_before_it_costs_anything(value: Any) -> None:  # noqa: ANN401
+def test_a_large_result_is_cut_without_being_read_in_full(value: Any) -> None:  # noqa: ANN401
     start = time.thread_time()
     text = result_json(value)
     assert time.thread_time() - start < 0.02
@@ -249,7 +249,7 @@ def test_a_flood_is_cut_before_it_costs_anything(value: Any) -> None:  # noqa: A
 @pytest.mark.parametrize(
     "value", ["x" * 1_900, [1, 2.5, None, True, "é"], {"a": {"b": []}}, -3, "", (1,), 10**300]
 )
-def test_what_fits_arrives_whole(value: Any) -> None:  # noqa: ANN401
+def test_a_short_result_is_not_cut(value: Any) -> None:  # noqa: ANN401
     assert json.loads(result_json(value)) == json.loads(json.dumps({"result": value}))
 
 
@@ -258,12 +258,12 @@ def test_what_fits_arrives_whole(value: Any) -> None:  # noqa: ANN401
     [b"x" * 10**7, {1: 2}, {1}, object(), float("nan"), [float("inf")], 1 << 50_000, 1j],
     ids=lambda value: type(value).__name__,
 )
-def test_what_json_has_not_is_refused(value: Any) -> None:  # noqa: ANN401
+def test_a_value_without_a_form_in_json_is_refused(value: Any) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match="result: got"):
         result_json(value)
 
 
-def test_a_value_within_itself() -> None:
+def test_a_value_that_contains_itself_is_refused() -> None:
     value: list = []
     value.append(value)
     with pytest.raises(ValueError, match="levels"):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from interaction.compiled import device_memory, hlo, topology
 from interaction.compiled.hlo import Collective, Kernel
-from interaction.compiled.topology import Slice
+from interaction.compiled.slices import find_slice
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install interaction[tpu]"
@@ -23,32 +23,34 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted", "devices"),
+    ("name", "chip", "shape", "chips", "devices"),
     [
-        ("v5p-64", Slice("v5p", "2x4x4"), 32),
-        ("v5p-2048", Slice("v5p", "8x8x16"), 1024),
-        ("v5p:4x4x2", Slice("v5p", "4x4x2"), 32),
-        ("v4-8", Slice("v4", "2x2x1"), 4),
-        ("v5e-16", Slice("v5e", "4x4"), 16),
-        ("v6e-64", Slice("v6e", "8x8"), 64),
-        ("v6e-1", Slice("v6e", "1x1"), 1),
-        ("tpu7x-16", Slice("tpu7x", "2x2x2"), 16),
-        ("tpu7x-2048", Slice("tpu7x", "8x8x16"), 2048),
+        ("v5p-64", "v5p", "2x4x4", 32, 32),
+        ("v5p-2048", "v5p", "8x8x16", 1024, 1024),
+        ("v5p:4x4x2", "v5p", "4x4x2", 32, 32),
+        ("v4-8", "v4", "2x2x1", 4, 4),
+        ("v5e-16", "v5e", "4x4", 16, 16),
+        ("v6e-64", "v6e", "8x8", 64, 64),
+        ("v6e-1", "v6e", "1x1", 1, 1),
+        ("tpu7x-16", "tpu7x", "2x2x2", 8, 16),
+        ("tpu7x-2048", "tpu7x", "8x8x16", 1024, 2048),
+        ("v6e-1024", "v6e", "", 1024, 1024),
+        ("h200-8", "h200", "", 8, 8),
     ],
 )
-def test_slices_by_name(name: str, wanted: Slice, devices: int) -> None:
-    found = topology.find_slice(name)
-    assert found == wanted
-    assert found.devices == devices
-    assert found.chips == devices // found.devices_per_chip
+def test_slices_by_name(name: str, chip: str, shape: str, chips: int, devices: int) -> None:
+    found = find_slice(name)
+    assert (found.chip.name, found.shape) == (chip, shape)
+    assert (found.chips, found.devices) == (chips, devices)
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("h100-8", "wanted one of v4, v5e, v5p, v6e, tpu7x"),
-        ("v5p-12", "N cores among 2, 8, 16"),
-        ("v6e-512", "N chips among 1, 4, 8"),
+        ("v9-8", "wanted one of v4, v5e, v5p, v6e, tpu7x"),
+        ("v5p-3", "N TensorCores, two a chip, or v5p:2x2x1"),
+        ("v5p-0", "N TensorCores"),
+        ("tpu7x--2", "N TensorCores"),
         ("v5p", "or v5p:2x2x1"),
         ("v5p:2x2", "or v5p:2x2x1"),
         ("v6e:2x2x1", "or v6e:2x2"),
@@ -56,11 +58,17 @@ def test_slices_by_name(name: str, wanted: Slice, devices: int) -> None:
 )
 def test_unknown_slices_name_the_choices(name: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        topology.find_slice(name)
+        find_slice(name)
 
 
-# What compilers for TPU write, cut short: an asynchronous gather in a loop of three trips that a
-# condition limits, a kernel in a fusion, wrapped and ragged exchanges.
+@pytest.mark.parametrize("name", ["h200-8", "v6e-512", "v5p-12"])
+def test_what_libtpu_has_no_shape_for_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"standard shape.*v5p:2x2x1"):
+        topology.topology(name)
+
+
+# Shortened output of compilers for TPU: an asynchronous gather in a loop of three trips that a
+# condition limits, a kernel in a fusion, wrapped and ragged collectives.
 _HLO = """
 HloModule jit_f, is_scheduled=true, num_partitions=8
 
@@ -186,13 +194,13 @@ def test_a_program_for_fake_devices() -> None:
 
 _TPU_PROGRAM = """
 import json, sys
-from interaction import compiled
-compiled.use_libtpu()
+from interaction.compiled import device_memory, hlo, topology
+topology.use_libtpu()
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from pallas_kernels.gather_gemv import gather_gemv
 
-description = compiled.topology(sys.argv[1])
+description = topology.topology(sys.argv[1])
 mesh = Mesh(np.array(description.devices), ("expert",))
 
 def abstract(dtype, shape, spec):
@@ -214,12 +222,12 @@ def step(x, *weights):
 specs = tuple(a.sharding.spec for a in (x, *weights))
 mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
 found = jax.jit(mapped, donate_argnums=0).lower(x, *weights).compile()
-hlo = found.as_text()
+text = found.as_text()
 print(json.dumps({
     "devices": n, "kind": mesh.devices[0].device_kind, "backend": jax.default_backend(),
-    "collectives": compiled.collectives(hlo), "kernels": compiled.kernels(hlo),
-    "estimate": compiled.estimate(hlo),
-    "memory": compiled.hbm(found, {"parameters": weights, "inputs": x}).by_kind,
+    "collectives": hlo.collectives(text), "kernels": hlo.kernels(text),
+    "estimate": hlo.estimate(text),
+    "memory": device_memory.hbm(found, {"parameters": weights, "inputs": x}).by_kind,
 }))
 """
 
@@ -250,8 +258,8 @@ def test_a_program_for_tpus_that_are_not_here(name: str, kind: str, devices: int
 @needs_libtpu
 def test_a_shape_that_libtpu_does_not_know_is_refused() -> None:
     script = (
-        "from interaction import compiled\n"
-        "try:\n    compiled.topology('v5p:3x1x1')\n"
+        "from interaction.compiled import topology\n"
+        "try:\n    topology.topology('v5p:3x1x1')\n"
         "except ValueError as error:\n    print('refused:', error)\n"
     )
     done = subprocess.run(

@@ -27,8 +27,12 @@ def made() -> dict[str, list[tuple[dict, dict]]]:
     return found
 
 
+def _find(name: str) -> tool_requests.ToolRequest:
+    return next(request for request in tool_requests.TOOL_REQUESTS if request.name == name)
+
+
 def _spans(text: np.ndarray) -> list[tuple[int, str, int]]:
-    """(opening token, words, micro-turn that closes it) of complete spans."""
+    """(opening token, words, last micro-turn) of the complete spans in int32[turns]."""
     tokenizer, found, begun = load_tokenizer(), [], -1
     for turn, token in enumerate(text.tolist()):
         if token in control_tokens.OPENING:
@@ -42,15 +46,15 @@ def _spans(text: np.ndarray) -> list[tuple[int, str, int]]:
     return found
 
 
-def test_each_errand_is_handed_over_in_its_own_words(made: dict) -> None:
+def test_each_tool_request_is_delegated_in_its_own_words(made: dict) -> None:
     for record, meta in made["train"] + made["heldout"]:
         spans = [span for span in _spans(record["text"]) if span[0] == Special.DELEGATE]
         asked = [e for e in meta["events"] if e["kind"] == "tool_request"]
         assert len(asked) == len(meta["delegations"]) == len(spans)
         for (_, words, _), entry in zip(spans, asked, strict=True):
-            tool_request = next(e for e in tool_requests.TOOL_REQUESTS if e.name == entry["form"])
-            pattern = tool_request.request.split("{")[0].strip()
-            assert words.startswith(pattern) and entry["answer"] == tool_request.hold
+            request = _find(entry["form"])
+            pattern = request.delegated.split("{")[0].strip()
+            assert words.startswith(pattern) and entry["answer"] == request.holding_reply
 
 
 def test_results_arrive_before_they_are_said_and_nobody_speaks_then(made: dict) -> None:
@@ -76,7 +80,7 @@ def test_results_arrive_before_they_are_said_and_nobody_speaks_then(made: dict) 
     assert checked > 15
 
 
-def test_what_arrives_is_what_is_said_and_ends_with_a_mark(made: dict) -> None:
+def test_what_arrives_is_what_is_said_and_ends_with_end_delegate(made: dict) -> None:
     for record, meta in made["train"]:
         tokens = record["arrived"][record["arrived"] != Special.PAD].tolist()
         texts = [[]]
@@ -95,10 +99,10 @@ def test_what_arrives_is_what_is_said_and_ends_with_a_mark(made: dict) -> None:
         assert (np.diff(slots) > 0).all()
 
 
-def test_a_branch_begins_with_the_span_that_the_model_wrote(made: dict) -> None:
-    """Of a request that nobody made, with another one's words: it closes where that one did.
+def test_reasoning_begins_with_the_span_that_the_model_wrote(made: dict) -> None:
+    """An imagined request has other words, but its fork begins where the model's span ends.
 
-    A correction stands after what it corrects.
+    A correction stands after the request that it corrects.
     """
     same, corrected = [], 0
     for record, meta in made["train"] + made["heldout"]:
@@ -128,25 +132,21 @@ def test_calls_give_the_results_that_are_said(made: dict) -> None:
                 true = tool_requests.true_result(note["call"], meta["prices"], meta["time"])
                 assert note["result"] == true
                 if meta["split"] == "heldout":
-                    tool_request = next(
-                        e for e in tool_requests.TOOL_REQUESTS if e.name == note["tool_request"]
-                    )
+                    request = _find(note["tool_request"])
                     call = note["call"]
                     amount = tool_requests.number_words(call.get("amount", 0))
                     slots = {"n": amount, "unit": call.get("unit")}
                     slots["item"] = call.get("item", "").strip()
-                    assert note["said"] == tool_request.answer(slots, true)
+                    assert note["said"] == request.answer(slots, true)
 
 
 def _held_out(call: dict) -> bool:
-    """As the call tells it, whatever the session says of itself."""
+    """Whether a call is held out, from its arguments alone."""
     if call["tool"] == "lookup":
         return call["item"].strip() in tool_requests.HELD_OUT_ITEMS
     if call["tool"] == "calculate":
         a, b = (tool_requests.number_words(int(n)) for n in call["expression"].split(" * "))
-        return next(e for e in tool_requests.TOOL_REQUESTS if e.name == "times").held_out(
-            {"a": a, "b": b}
-        )
+        return _find("times").held_out({"a": a, "b": b})
     amount = tool_requests.number_words(call.get("amount", 0))
     return amount in tool_requests.HELD_OUT_AMOUNTS.get(call.get("unit", ""), ())
 
@@ -162,28 +162,22 @@ def test_training_never_has_what_is_held_out(made: dict) -> None:
             assert note["held_out"] == _held_out(note["call"]) == (note["tool_request"] != "clock")
 
 
-@pytest.mark.parametrize(
-    "name", [tool_request.name for tool_request in tool_requests.TOOL_REQUESTS]
-)
-def test_what_is_imagined_is_no_held_out_request(name: str) -> None:
-    """Held-out words do come, in another errand; the call has the same ones as the request."""
-    tool_request = next(
-        tool_request for tool_request in tool_requests.TOOL_REQUESTS if tool_request.name == name
-    )
+@pytest.mark.parametrize("name", [request.name for request in tool_requests.TOOL_REQUESTS])
+def test_imagined_requests_are_not_held_out(name: str) -> None:
+    """Only timers have items that are held out in other requests. Calls have the same item."""
+    request = _find(name)
+    words = (*tool_requests.HELD_OUT_ITEMS, "milk")
     rng, held_out = np.random.default_rng(3), 0
     for _ in range(400):
-        slots = tool_requests.draw_slots(tool_request, rng, held_out=False)
-        names = tuple(tool_request.slots)
-        made = tool_requests.imagine(
-            tool_request, slots, names, (*tool_requests.HELD_OUT_ITEMS, "milk"), rng
-        )
-        assert not tool_request.held_out(made)
+        slots = tool_requests.draw_slots(request, rng, held_out=False)
+        made = tool_requests.imagine(request, slots, tuple(request.slots), words, rng)
+        assert not request.held_out(made)
         held_out += made.get("item") in tool_requests.HELD_OUT_ITEMS
-        assert made.get("item", "") in json.dumps(tool_request.call(made))
+        assert made.get("item", "") in json.dumps(request.call(made))
     assert (held_out > 100) == (name == "timer_for")
 
 
-def test_results_in_training_are_often_of_something_else(made: dict) -> None:
+def test_results_in_training_often_belong_to_no_request(made: dict) -> None:
     same = {"train": [], "heldout": []}
     for split in SPLITS:
         for _, meta in made[split]:
@@ -208,7 +202,7 @@ def test_what_arrives_in_training_is_no_held_out_result() -> None:
     assert set(" ".join(made).split()) - words <= set(tool_requests.said_words())
 
 
-def test_corrections_are_learnt_wherever_there_are_some(made: dict) -> None:
+def test_sessions_with_corrections_have_them_in_their_reasoning(made: dict) -> None:
     for record, meta in made["train"] + made["heldout"]:
         fixed = any(n["updates"] and n["closed"] < meta["turns"] for n in meta["delegations"])
         if fixed and record["prefilled"]:
@@ -217,15 +211,11 @@ def test_corrections_are_learnt_wherever_there_are_some(made: dict) -> None:
 
 
 def test_imagined_requests_are_corrected_once_or_twice() -> None:
-    tool_request = next(
-        tool_request
-        for tool_request in tool_requests.TOOL_REQUESTS
-        if tool_request.name == "timer_for"
-    )
+    request = _find("timer_for")
     rng, counts = np.random.default_rng(5), []
     for _ in range(100):
-        slots = tool_requests.draw_slots(tool_request, rng, held_out=False)
-        made = imagined_reasoning(tool_request, slots, True, "", "1:00", rng)
+        slots = tool_requests.draw_slots(request, rng, held_out=False)
+        made = imagined_reasoning(request, slots, True, "", "1:00", rng)
         read = itertools.takewhile(lambda one: not one[1], made)
         counts.append(sum(token == Special.UPDATE for token, _ in read))
     assert set(counts) == {1, 2} and 15 < counts.count(2) < 50
@@ -242,18 +232,30 @@ def test_users_cancel_and_correct(made: dict) -> None:
         assert sorted(updates) == sorted(noted)
 
 
+def test_a_session_can_have_the_prices_and_the_time_of_another_one() -> None:
+    first = json.loads(make_delegation_session((12, 0), "heldout")["meta"])
+    alone = json.loads(make_delegation_session((12, 1), "heldout")["meta"])
+    like = json.loads(make_delegation_session((12, 1), "heldout", like=first)["meta"])
+    assert like["prices"] == first["prices"] != alone["prices"]
+    assert like["time"] == first["time"] != alone["time"]
+    for note in like["delegations"]:
+        assert note["result"] == tool_requests.true_result(
+            note["call"], first["prices"], first["time"]
+        )
+
+
 def test_every_word_is_a_token_of_its_own() -> None:
     tokenizer = load_tokenizer()
     for word in tool_requests.said_words():
         assert len(tokenizer.encode(word)) == 1, word
 
 
-def test_no_errand_is_another_request() -> None:
+def test_no_tool_request_is_another_request() -> None:
     rng = np.random.default_rng(0)
-    for tool_request in tool_requests.TOOL_REQUESTS:
-        slots = tool_requests.draw_slots(tool_request, rng, held_out=False)
-        for template in tool_request.templates:
-            assert not domain.complete_forms(" ".join(tool_request.parts(template, slots)))
+    for request in tool_requests.TOOL_REQUESTS:
+        slots = tool_requests.draw_slots(request, rng, held_out=False)
+        for template in request.templates:
+            assert not domain.complete_forms(" ".join(request.parts(template, slots)))
 
 
 @pytest.mark.parametrize(
@@ -269,8 +271,8 @@ def test_numbers_out_of_range_are_refused() -> None:
         tool_requests.number_words(1_000)
 
 
-def test_long_branches_and_many_arrivals_are_refused() -> None:
-    with pytest.raises(ValueError, match="branch: got"):
+def test_too_many_reasoning_tokens_and_arrivals_are_refused() -> None:
+    with pytest.raises(ValueError, match="reasoning: got"):
         reasoning_tokens.reasoning_arrays(3, [(9, True)] * (reasoning_tokens.REASONING_TOKENS + 1))
     with pytest.raises(ValueError, match="arrivals: got"):
         reasoning_tokens.arrival_arrays([(0, 9)] * (reasoning_tokens.ARRIVALS + 1))

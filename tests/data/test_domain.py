@@ -21,7 +21,7 @@ def test_every_form_has_a_short_plain_answer() -> None:
 
 
 def test_no_prefix_of_a_request_is_a_request() -> None:
-    """So no pause stands where an answer would be right; open word lists may go on."""
+    """Otherwise an answer would be right in a pause. Only lists of words to repeat may go on."""
     rng = np.random.default_rng(0)
     for form in domain.FORMS:
         for _ in range(3):
@@ -54,7 +54,7 @@ def test_held_out_combinations_are_few_and_only_compositional() -> None:
             assert 0.02 < share < 0.2, intent.name
 
 
-def test_a_held_out_sum_is_known_the_other_way_round() -> None:
+def test_of_a_held_out_sum_training_has_the_other_order() -> None:
     form = domain.form("sum.1")
     held = [s for s in domain.all_slots(form.intent) if is_held_out(form, s)]
     assert held

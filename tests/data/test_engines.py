@@ -21,7 +21,7 @@ def test_word_onsets_rise_and_ends_are_audible() -> None:
         assert 1.0 < clip.seconds < 4.0
 
 
-def test_speaking_is_deterministic_and_remembers_no_voice() -> None:
+def test_speech_does_not_depend_on_what_was_said_before() -> None:
     slow = voices.Voice("espeak", "en+f4", 130, 30)
     first = clips.user_clip("count to ten", slow).pcm
     clips.user_clip("count to ten", voices.Voice("espeak", "en-029+m1", 190, 70))

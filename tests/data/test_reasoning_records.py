@@ -1,4 +1,4 @@
-"""Branches after longer talk, and the set of them."""
+"""Records for the background model: whole ones, preceded ones, short ones, and their set."""
 
 import pathlib
 
@@ -7,14 +7,14 @@ import pytest
 
 from interaction.data import reasoning_records, reasoning_tokens, records, timing
 from interaction.data.delegation_sessions import TEXT_SLOTS
-from interaction.data.sessions import StoredSession
+from interaction.data.stored_session import StoredSession
 from interaction.types import Special
 
 TURNS = 12
 
 
 def _record(number: int, prefilled: int) -> StoredSession:
-    """Everything in it says whose it is, and which micro-turn's."""
+    """A record in which all values tell its number and the micro-turn."""
     turns = np.arange(TURNS) + 100 * number
     slots = np.arange(0, TURNS * TEXT_SLOTS, 5)
     reasoning = [(200 + number, False), (300 + number, True)] if prefilled else []
@@ -70,17 +70,17 @@ def test_sessions_of_two_lengths_are_refused() -> None:
         reasoning_records.preceded(_record(1, 5), other | {"text": other["text"][1:]})
 
 
-def test_a_rehearsal_is_of_another_request_after_the_last_of_the_talk(
+def test_a_short_record_has_an_imagined_request_after_the_last_micro_turns(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reasoning_records, "SHORT_TURNS", 5)
     records.write(tmp_path / "sessions.arrayrecord", [_record(1, 9), _record(2, 3)])
-    made = list(reasoning_records.short_records_of(tmp_path, 0, copies=8))
+    made = list(reasoning_records.short_records(tmp_path, 0, copies=8))
     turns = [list(range(104, 109))] * 8 + [list(range(200, 205))] * 8
     assert [one["text"].tolist() for one in made] == turns
     assert [int(one["prefilled"]) for one in made] == [5] * 8 + [3] * 8
     assert made[0]["user"][:: timing.TURN].tolist() == turns[0]
-    # Slots 20, 25, 30 and 35 of the late one's, and 0, 5, 10 and 15 of the early one's.
+    # Slots 20, 25, 30 and 35 of the record with the late fork, and 0, 5, 10 and 15 of the other.
     assert made[0]["arrived"].tolist()[:5] == [1_020, 1_025, 1_030, 1_035, 0]
     assert made[0]["arrived_slot"].tolist()[:4] == [4, 9, 14, 19]
     assert made[8]["arrived_slot"].tolist()[:4] == [0, 5, 10, 15]
@@ -92,30 +92,27 @@ def test_a_rehearsal_is_of_another_request_after_the_last_of_the_talk(
     read = [one["reasoning"][: np.argmax(one["reasoning_wanted"])] for one in made]
     corrected = [Special.UPDATE in one for one in read]
     assert any(corrected) and not all(corrected)
-    again = list(reasoning_records.short_records_of(tmp_path, 0, copies=8))
+    again = list(reasoning_records.short_records(tmp_path, 0, copies=8))
     assert all(
         np.array_equal(a["reasoning"], b["reasoning"]) for a, b in zip(made, again, strict=True)
     )
 
 
-def test_the_set_has_branches_alone(tmp_path: pathlib.Path) -> None:
+def test_the_set_has_only_records_with_a_fork(tmp_path: pathlib.Path) -> None:
     path, out = tmp_path / "sessions", tmp_path / "delegation"
     all_ = [_record(number, 4 * (number % 2)) for number in range(1, 41)]
     records.write(path / "sessions-00000.arrayrecord", all_)
-    assert (
-        reasoning_records.write_records(reasoning_records.reasoning_records_of(path, 0, 0.5), out)
-        == 20
-    )
-    made = list(reasoning_records.reasoning_records_of(out, seed=0, share=0.0))
+    assert reasoning_records.write_records(reasoning_records.whole_records(path, 0, 0.5), out) == 20
+    made = list(reasoning_records.whole_records(out, seed=0, preceded_share=0.0))
     assert [int(one["reasoning"][0]) for one in made] == list(range(201, 241, 2))
-    led = [one for one in made if one["prefilled"] == TURNS]
-    assert 4 <= len(led) <= 16
-    assert len({int(one["text"][0]) // 100 for one in led}) > 3, "others lead in"
-    again = reasoning_records.reasoning_records_of(path, seed=0, share=0.5)
+    preceded = [one for one in made if one["prefilled"] == TURNS]
+    assert 4 <= len(preceded) <= 16
+    assert len({int(one["text"][0]) // 100 for one in preceded}) > 3, "by different sessions"
+    again = reasoning_records.whole_records(path, seed=0, preceded_share=0.5)
     for one, other in zip(made, again, strict=True):
         np.testing.assert_array_equal(one["text"], other["text"])
     with pytest.raises(ValueError, match=r"out: got .* wanted a new folder"):
-        reasoning_records.write_records(reasoning_records.reasoning_records_of(path, 0, 0.5), out)
+        reasoning_records.write_records(reasoning_records.whole_records(path, 0, 0.5), out)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -125,16 +122,14 @@ def test_no_file_is_empty(
     monkeypatch.setattr(reasoning_records, "_SHARD", 2)
     path, out = tmp_path / "sessions", tmp_path / "delegation"
     records.write(path / "sessions-00000.arrayrecord", [_record(i + 1, 4) for i in range(count)])
-    assert (
-        reasoning_records.write_records(reasoning_records.reasoning_records_of(path, 0, 1.0), out)
-        == count
-    )
+    made = reasoning_records.whole_records(path, 0, 1.0)
+    assert reasoning_records.write_records(made, out) == count
     assert len(records.files(out)) == -(-count // 2)
 
 
-def test_sessions_without_branches_are_refused(tmp_path: pathlib.Path) -> None:
+def test_sessions_without_delegations_are_refused(tmp_path: pathlib.Path) -> None:
     records.write(tmp_path / "a" / "sessions.arrayrecord", [_record(1, 0)])
-    made = reasoning_records.reasoning_records_of(tmp_path / "a", 0, 0.5)
-    with pytest.raises(ValueError, match="sessions: got none with a branch"):
+    made = reasoning_records.whole_records(tmp_path / "a", 0, 0.5)
+    with pytest.raises(ValueError, match="sessions: got none with a delegation"):
         reasoning_records.write_records(made, tmp_path / "b")
     assert not (tmp_path / "b").exists()

@@ -6,11 +6,13 @@ import pytest
 
 from interaction.data import domain, make_session, records, sessions, timing, voices
 from interaction.data.domain import asides
+from interaction.data.scenarios import SCENARIOS
+from interaction.data.stored_session import ARRAYS, StoredSession
 from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
 
 SPLITS = ("train", "heldout")
-Made = dict[str, list[tuple[sessions.StoredSession, dict]]]
+Made = dict[str, list[tuple[StoredSession, dict]]]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def made() -> Made:
 
 
 def _request_words(event: dict) -> str:
-    """The words of the request that an event ends up as, without openers."""
+    """The words of an event, without the opener of a request."""
     text = event["text"]
     for opener in asides.OPENERS:
         if text.startswith(opener + " ") and domain.complete_forms(text[len(opener) + 1 :]):
@@ -97,7 +99,7 @@ def test_targets_follow_the_clock_rules(made: Made, split: str) -> None:
         assert not model[~speaking].any()
 
 
-@pytest.mark.parametrize("scenario", [*sessions.SCENARIOS, *sessions.QUIET])
+@pytest.mark.parametrize("scenario", [*SCENARIOS, *sessions.QUIET])
 def test_a_session_shows_the_scenario_asked_for(scenario: str) -> None:
     kinds = {
         "plain": "request",
@@ -128,7 +130,7 @@ def test_a_session_shows_the_scenario_asked_for(scenario: str) -> None:
         assert (record["user_transcript"] == Special.NONE).all()
 
 
-def test_heard_targets_spell_the_main_user_only(made: Made) -> None:
+def test_the_user_transcript_has_all_words_of_the_user_and_no_others(made: Made) -> None:
     tokenizer = load_tokenizer()
     for record, meta in made["train"]:
         said = " ".join(e["text"] for e in meta["events"] if e["kind"] != "background").strip()
@@ -140,8 +142,19 @@ def test_sessions_are_deterministic() -> None:
     first, second = make_session((5, 2)), make_session((5, 2))
     assert make_session((5, 3))["meta"] != first["meta"]
     assert first["meta"] == second["meta"]
-    for name in records.ARRAYS:
+    for name in ARRAYS:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_nobody_speaks_in_the_tail_and_every_answer_ends() -> None:
+    """In a session of 24 s the user has finished 0.6 s before 16 s."""
+    for index in range(16):
+        record = make_session((13, index), "heldout", turns=120, tail=40)
+        for event in json.loads(record["meta"])["events"]:
+            if event["kind"] not in sessions.QUIET:
+                assert event["end_s"] < 15.4
+            assert event["answer_end_turn"] < 120
+        assert len(record["user"]) == 120 * timing.TURN and not record["model"][-2_000:].any()
 
 
 def test_unknown_names_are_errors() -> None:
@@ -160,8 +173,8 @@ def test_records_round_trip(tmp_path: Path, made: Made) -> None:
     assert len(source) == 3
     for index, original in enumerate(originals):
         found = records.arrays(source[index])
-        assert set(found) == set(records.ARRAYS)
-        for name, dtype in records.ARRAYS.items():
+        assert set(found) == set(ARRAYS)
+        for name, dtype in ARRAYS.items():
             assert found[name].dtype == dtype
             np.testing.assert_array_equal(found[name], original[name])
         assert records.read(path, index)[1] == json.loads(original["meta"])

@@ -1,4 +1,4 @@
-"""Eight devices compute what one does; `experiments.check_mesh` runs all 35 meshes."""
+"""Eight devices give the result of one device; `experiments.check_mesh` runs all 35 meshes."""
 
 import jax
 import numpy as np
@@ -29,12 +29,12 @@ def test_a_mesh_equals_one_device(
 ) -> None:
     """Measured over all meshes: see `experiments.check_mesh`."""
     found = reference.differences(axes, accumulate)
-    for name, most in check_mesh.ASKED.items():
+    for name, most in check_mesh.TARGETS.items():
         assert found[name] <= most, found
 
 
 def test_devices_whose_sessions_are_silent_do_not_wait(reference: check_mesh.Reference) -> None:
-    """Rows that say nothing skip the flow head; no collective may be left behind there."""
+    """Silent rows skip the flow head, so no collective may run in it."""
     model = reference.model
     active = np.array([True, False])
     audio = np.random.default_rng(0).normal(0, 0.1, (2, model.audio.turn_samples))
@@ -46,7 +46,7 @@ def test_devices_whose_sessions_are_silent_do_not_wait(reference: check_mesh.Ref
         found.append(jax.device_get(reply))
     np.testing.assert_array_equal(found[0].text, found[1].text)
     np.testing.assert_allclose(found[0].audio, found[1].audio, atol=1e-5)  # measured: equal
-    assert np.any(found[1].audio[0]), "one device's session has to speak"
+    assert np.any(found[1].audio[0]), "the session of one device has to speak"
     assert not np.any(found[1].audio[1])
 
 

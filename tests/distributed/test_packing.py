@@ -1,4 +1,4 @@
-"""Arrays travel together and come back as they were."""
+"""Joined arrays are equal after they are taken apart."""
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,18 @@ def test_what_is_taken_apart_was_joined() -> None:
         "large": draw(64, 64),
         "twins": [draw(32, 32), draw(32, 32), draw(32, 32)],
         "layers": ({"bias": draw(7)}, jnp.float32(2.5)),
-        "whole": jnp.arange(4),
+        "integers": jnp.arange(4),
         "half": jnp.ones(3, jnp.bfloat16),
     }
     specs = jax.tree.map(lambda leaf: P(*[None] * leaf.ndim), params)
     specs["split"] = P("tensor")
-    specs["twins"][2] = P(None, "tensor")  # lives elsewhere than the other two
+    specs["twins"][2] = P(None, "tensor")  # split otherwise than the other two
     packing = Packing(params, specs, Limits(256, 8192))
     packed, packed_specs = packing.join(params, make_mesh({})), packing.specs
     assert packed.vector.shape == (3 * 5 + 7 + 1,)
     assert [stack.shape for stack in packed.stacks] == [(2, 32, 32)]
     assert len(packed.others) == 5
-    assert any(leaf is params["large"] for leaf in packed.others), "what is large is not copied"
+    assert any(leaf is params["large"] for leaf in packed.others), "large arrays are not copied"
     assert jax.tree.structure(packed) == jax.tree.structure(packed_specs)
     assert packed_specs.stacks == (P(None, None, None),)
     assert P("tensor") in packed_specs.others and P(None, "tensor") in packed_specs.others

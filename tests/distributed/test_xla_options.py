@@ -1,4 +1,4 @@
-"""Compiler options: used where XLA knows them, left out where it does not."""
+"""Compiler options are used if XLA accepts them, and omitted otherwise."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from interaction.distributed import xla_options
     "options", [xla_options.compiler_options, xla_options.step_compiler_options]
 )
 def test_options_are_accepted(options: Callable[[str], dict[str, str]]) -> None:
-    assert options("cpu")  # this machine's XLA knows them
+    assert options("cpu")  # XLA of this machine accepts them
     double = jax.jit(lambda x: 2 * x, compiler_options=options("cpu"))
     assert double(jnp.ones(())) == 2
 

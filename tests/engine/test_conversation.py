@@ -1,4 +1,4 @@
-"""The driver of a live conversation: whatever goes wrong beside it, the talk goes on."""
+"""The driver of a live conversation, which continues whatever agent, tools and network do."""
 
 import itertools
 import json
@@ -74,9 +74,9 @@ def test_both_variants_are_warm_before_the_first_micro_turn() -> None:
         (np.zeros(3_200, np.int16), "int16[3200]"),
         (np.zeros((1, 3_200), np.float32), "float32[1, 3200]"),
         (np.full(3_200, np.nan, np.float32), "NaN"),
-        (np.full(3_200, 3, np.float32), "beyond 2.0"),
-        ([0.0] * 3_200, "list[3200]"),
-        (None, "NoneType[]"),
+        (np.full(3_200, 3, np.float32), "outside [-2.0, 2.0]"),
+        ([0.0] * 3_200, "got list, wanted a numpy array"),
+        (None, "got NoneType, wanted a numpy array"),
     ],
 )
 def test_bad_audio_is_refused_and_nothing_is_done(audio: object, words: str) -> None:
@@ -134,7 +134,7 @@ def test_chunks_out_of_order_late_lost_and_doubled() -> None:
         conversation.receive(index, chunk(index))
     conversation.tick()
     conversation.tick()
-    conversation.receive(1, chunk(9))  # again, after its turn
+    conversation.receive(1, chunk(9))  # doubled, after its micro-turn
     conversation.receive(3, chunk(3))
     conversation.tick()  # 2 is lost
     conversation.tick()
@@ -212,7 +212,7 @@ def test_the_loop_keeps_time_and_counts_what_it_misses(caplog: pytest.LogCapture
     source = iter([pcm(0)] * 6 + [None] * 3)
     conversation.run(source, sink, fake.clock, fake.sleep)
     assert starts[:6] == [0, 0.2, 0.4, 0.9, 0.95, 1.0]
-    assert starts[6] == 21 and starts[7:] == pytest.approx([21.2, 21.4])  # starts afresh
+    assert starts[6] == 21 and starts[7:] == pytest.approx([21.2, 21.4])  # the clock restarts
     assert conversation.stats.missed == 3
     logs.flush()
     assert len([one for one in caplog.records if "ms late" in one.message]) == 3
@@ -260,7 +260,7 @@ def _bad_tools(runs: list[str]) -> list:
 
     @tool
     def wait() -> int:
-        """Takes its time."""
+        """Takes half a second."""
         runs.append("wait")
         time.sleep(0.5)
         return 1
@@ -279,7 +279,7 @@ def _bad_tools(runs: list[str]) -> list:
 
     @tool
     def strange() -> object:
-        """Returns what JSON has not."""
+        """Returns a set, which JSON cannot represent."""
         runs.append("strange")
         return {1, 2}
 
@@ -292,15 +292,15 @@ def test_no_tool_costs_the_driver_anything(tmp_path: pathlib.Path) -> None:
     script: list[int] = [token for name in names for token in delegate(name)]
     model, agent = FakeModel(script), ToolAgent(Toolbox(_bad_tools(runs)))
     conversation = Conversation(model, agent, record=tmp_path / "a.session")
-    own: list[float] = []
+    times: list[float] = []
     end = time.monotonic() + 20
     while model.given.count(END) < len(names) and time.monotonic() < end:
-        conversation.step(pcm(len(own)))
-        own.append(conversation.stats.driver_s)
+        conversation.step(pcm(len(times)))
+        times.append(conversation.stats.driver_s)
         time.sleep(0.01)
     assert model.given.count(f"it is one {END}") == len(names)
     assert sorted(runs) == sorted(set(runs)) == sorted(names[:-1])  # once each
-    assert max(own) < 0.2  # the deadline of all
+    assert max(times) < 0.2  # s of a micro-turn
     assert conversation.close()
     notes = [note for entry in read(tmp_path / "a.session").entries for note in entry.notes]
     results = {note.delegation: json.loads(note.text) for note in notes if note.kind == RESULT}
@@ -337,7 +337,7 @@ def test_an_agent_that_dies_in_mid_answer_comes_back() -> None:
 
 
 class Raising:
-    """Raises whatever is asked of it."""
+    """Raises an error in every method."""
 
     def __getattr__(self, name: str) -> object:
         raise ConnectionError(name)
@@ -384,12 +384,12 @@ def test_nothing_is_called_twice_when_it_moves(tmp_path: pathlib.Path) -> None:
     second, model = ToolAgent(box), FakeModel([*script, *delegate("lamp")[1:]])
     moved = Conversation.restore(tmp_path / "a.conversation", model, second)
     assert moved.stats.turns == len(script)
-    wait_for(lambda: second.user_transcript == len(script))
+    wait_for(lambda: second.observed == len(script))
     wait_for(lambda: (moved.step(SILENCE), len(runs) == 2 and model.given.count(END) == 1)[1])
     assert second.asked == [(2, "lamp")]  # the span that was open when it was saved
     assert model.given == f"{SORRY} {END}"
     take(moved, 20)
-    assert runs == ["lamp"] * 2  # one by each request
+    assert runs == ["lamp"] * 2  # one call for each request
     release.set()
     wait_for(lambda: (moved.step(SILENCE), model.given.count(END) == 2)[1])
     assert model.given == f"{SORRY} {END} it is one {END}"
@@ -419,7 +419,7 @@ def test_what_had_called_nothing_is_asked_again(tmp_path: pathlib.Path) -> None:
     ]
     assert len(agent.turns) == len(script) + 1
     take(restored, 10)
-    assert other.given == f"three four {END} sixty three {END}"  # its result was there
+    assert other.given == f"three four {END} sixty three {END}"  # the first result was complete
 
 
 def test_words_given_in_part_are_not_said_again(tmp_path: pathlib.Path) -> None:
@@ -472,25 +472,25 @@ def test_the_tiny_model_goes_on_and_replays_bit_for_bit(tmp_path: pathlib.Path) 
             )
         return replies
 
-    whole = Conversation(model, seed=5, record=tmp_path / "whole")
-    expected = drive(whole, range(20))
-    assert whole.close()
+    full = Conversation(model, seed=5, record=tmp_path / "full")
+    expected = drive(full, range(20))
+    assert full.close()
     half = Conversation(model, seed=5)
     assert drive(half, range(12)) == expected[:12]
-    half.save(tmp_path / "half")  # with text that waits
+    half.save(tmp_path / "half")  # while text waits to be read
     rest = Conversation.restore(tmp_path / "half", model, record=tmp_path / "rest")
     assert drive(rest, range(12, 20)) == expected[12:]
     assert rest.close()
 
-    for name, turns in (("whole", 20), ("rest", 8)):
+    for name, turns in (("full", 20), ("rest", 8)):
         got = replay(tmp_path / name, model)
         assert got.equal and got.complete and got.turns == turns and not got.difference
     assert any(entry.arrived is not None for entry in read(tmp_path / "rest").entries)
-    assert len({one[0] for one in expected}) > 5  # it is no silence
+    assert len({one[0] for one in expected}) > 5  # the model speaks
 
     other = InteractionModel(config, random_params(config, seed=1), load_tokenizer())
     with pytest.raises(ValueError, match="of model"):
-        replay(tmp_path / "whole", other)
+        replay(tmp_path / "full", other)
 
 
 def test_the_record_has_what_happened(tmp_path: pathlib.Path) -> None:

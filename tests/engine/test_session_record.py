@@ -1,4 +1,4 @@
-"""Records: exact, bounded in what they ask of a disk, and damage is found."""
+"""Records: equal bit for bit, of bounded size, with damage detected."""
 
 import pathlib
 import threading
@@ -80,7 +80,7 @@ def test_every_input_comes_back_bit_for_bit(tmp_path: pathlib.Path, audio: np.nd
     assert record.complete and record.problem == "" and record.header == HEADER
     assert all(map(same, record.entries, entries)) and len(record.entries) == 4
     if audio is AUDIO["least"]:
-        assert size < 4 * 13_500  # of which the random speech is 12,800
+        assert size < 4 * 13_500  # bytes, of which 12,800 are random speech
 
 
 def test_a_record_without_an_end_is_read_up_to_there(tmp_path: pathlib.Path) -> None:
@@ -89,11 +89,11 @@ def test_a_record_without_an_end_is_read_up_to_there(tmp_path: pathlib.Path) -> 
     for cut in range(ends[2] - 1, len(data), 97):
         (tmp_path / "b").write_bytes(data[:cut])
         record = read(tmp_path / "b")
-        whole = sum(cut >= end for end in ends[2:])
-        assert len(record.entries) == whole and not record.complete
+        complete = sum(cut >= end for end in ends[2:])
+        assert len(record.entries) == complete and not record.complete
         wanted = "not closed" if cut in ends else "cut off in the middle of an entry"
         assert wanted in record.problem
-    (tmp_path / "b").write_bytes(data[: ends[3]] + bytes(4_096))  # room that was never written
+    (tmp_path / "b").write_bytes(data[: ends[3]] + bytes(4_096))  # space that was never written
     assert len(read(tmp_path / "b").entries) == 2
     (tmp_path / "b").write_bytes(data[: ends[1] - 5])
     with pytest.raises(ValueError, match="in its header"):
@@ -114,14 +114,14 @@ def test_damage_is_found_and_named(tmp_path: pathlib.Path) -> None:
         read(tmp_path / "gap")
     other = session_record.MAGIC + session_file.pack_frame({"version": 9})
     (tmp_path / "other").write_bytes(other)
-    with pytest.raises(ValueError, match="version 9, wanted 1"):
+    with pytest.raises(ValueError, match="version 9, wanted 2"):
         read(tmp_path / "other")
     with pytest.raises(ValueError, match="wanted a new file"):
         SessionWriter(tmp_path / "a", HEADER)
 
 
 class StuckFile:
-    """A disk that does not answer until it is released, or refuses."""
+    """A disk that does not respond until it is released, or that fails."""
 
     def __init__(self, file: object, refuse: bool = False) -> None:
         self.file = file
@@ -150,7 +150,7 @@ def test_a_stuck_disk_is_counted_and_the_talk_goes_on(
         files.append(StuckFile(open(*args, **kwargs)))
         return files[-1]
 
-    monkeypatch.setattr(session_file, "open", stuck, raising=False)
+    monkeypatch.setattr(session_record, "open", stuck, raising=False)
     conversation = Conversation(FakeModel(), record=tmp_path / "a")
     for _ in range(400):
         conversation.step(SILENCE)
@@ -173,7 +173,7 @@ def test_a_full_disk(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(*args: object, **kwargs: object) -> StuckFile:
         return StuckFile(open(*args, **kwargs), refuse=True)
 
-    monkeypatch.setattr(session_file, "open", full, raising=False)
+    monkeypatch.setattr(session_record, "open", full, raising=False)
     conversation = Conversation(FakeModel(), record=tmp_path / "a")
     time.sleep(0.05)
     for _ in range(10):
@@ -212,8 +212,9 @@ def test_the_fingerprint_sees_every_bit_and_no_device() -> None:
         for dtype in (jnp.float32, jnp.bfloat16):
             leaf = jax.random.normal(jax.random.key(1), shape).astype(dtype)
             placed = jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
-            far = jax.jit(lambda one: fingerprints.weigh_bits(one, jnp))(placed)
-            assert np.array_equal(fingerprints.weigh_bits(np.asarray(leaf), np), far)
+            place = leaf.shape, (0,) * leaf.ndim
+            far = jax.jit(lambda one, place=place: fingerprints.fold(one, *place, jnp))(placed)
+            assert np.array_equal(fingerprints.fold(np.asarray(leaf), *place, np), far)
             assert fingerprint(config, {"a": placed}) == fingerprint(config, {"a": leaf})
     small = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3, jnp.bfloat16)}
     names = [fingerprint(config, small)]

@@ -1,4 +1,4 @@
-"""Hand-made sessions and models whose figures are known beforehand."""
+"""Hand-made sessions, and models whose figures follow from what they do."""
 
 import math
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ def answer_turn(end_s: float) -> int:
     return math.ceil((end_s + 0.22) / 0.2 - 1e-9) - 1
 
 
-class Session(NamedTuple):
+class FakeSession(NamedTuple):
     user: np.ndarray
     model: np.ndarray
     text: np.ndarray
     events: list[Event]
 
 
-def build(plan: list[dict], turns: int = 80) -> Session:
-    """Makes a session from events without their answers' times; one word takes two micro-turns."""
+def build(plan: list[dict], turns: int = 80) -> FakeSession:
+    """Makes a session from events, and adds the answers; a word takes two micro-turns."""
     user, model = np.zeros(turns * TURN, np.int16), np.zeros(turns * TURN, np.int16)
     text = np.full(turns, Special.SILENT, np.int32)
     events, rng = [], np.random.default_rng(0)
@@ -57,11 +57,11 @@ def build(plan: list[dict], turns: int = 80) -> Session:
             over = {"answer_end_turn": end, "answer_end_s": 0.2 * (end + 1)}
             entry = {**entry, "answer_turn": first, **over}
         events.append(Event(form=entry.pop("form", "form"), **entry))
-    return Session(user, model, text, events)
+    return FakeSession(user, model, text, events)
 
 
-def sessions() -> list[Session]:
-    """Every kind of event at least once."""
+def sessions() -> list[FakeSession]:
+    """Sessions with every kind of event at least once."""
     count = "one two three four five six seven eight nine ten"
     ask = {"kind": "request", "form": "ask.a"}
     return [
@@ -101,7 +101,7 @@ def sessions() -> list[Session]:
 
 
 class FakeModel:
-    """Replays prepared replies, row by row, whatever it hears."""
+    """Replies with prepared audio and text, row by row, to any input."""
 
     def __init__(self, audio: np.ndarray, text: np.ndarray) -> None:
         self.audio, self.text = audio, text
@@ -120,7 +120,7 @@ class FakeModel:
         return state + 1, Reply(audio, text, user_transcript, np.zeros(rows, bool))
 
 
-# Of who does everything right.
+# Figures of a model that is always right: rates of 1, and rates of 0.
 ONE = (
     "response_rate",
     "answer_exact",
@@ -132,8 +132,8 @@ ONE = (
 ZERO = ("pause_takeover_rate", "early_response_rate", "false_start_per_minute")
 
 
-def oracle(made: list[Session], delay: int = 0) -> FakeModel:
-    """Says what the annotation says, `delay` micro-turns late."""
+def oracle(made: list[FakeSession], delay: int = 0) -> FakeModel:
+    """A model that says what the annotation wants, `delay` micro-turns late."""
     audio = np.stack([session.model for session in made])
     text = np.stack([session.text for session in made])
     if delay:
@@ -142,8 +142,8 @@ def oracle(made: list[Session], delay: int = 0) -> FakeModel:
     return FakeModel(audio, text)
 
 
-def constant(made: list[Session], level: float, token: int) -> FakeModel:
-    """Speaks noise of one level and one token for ever."""
+def constant(made: list[FakeSession], level: float, token: int) -> FakeModel:
+    """A model that always replies with noise of one level and with one token."""
     shape = (len(made), len(made[0].user))
     noise = np.random.default_rng(1).normal(0, level, shape).astype(np.int16)
     return FakeModel(noise, np.full((len(made), len(made[0].text)), token, np.int32))

@@ -1,4 +1,4 @@
-"""Models that say what an annotation wants, and agents that answer as it foresees."""
+"""Models that say what an annotation wants, and agents that answer as it says."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from tests.evaluation import fakes
 
 
 class Oracle(fakes.FakeModel):
-    """Replays records and decodes with the real tokenizer."""
+    """Replies as stored sessions say, and decodes with the tokenizer of the demo."""
 
     def __init__(self, records: list[dict]) -> None:
         super().__init__(
@@ -31,7 +31,7 @@ class Oracle(fakes.FakeModel):
 
 
 class LiveOracle:
-    """Replays the record of its seed, and is silent after it; what a `Conversation` wants."""
+    """For a `Conversation`: replies as the stored session of its seed says, then stays silent."""
 
     def __init__(self, records: dict[int, dict]) -> None:
         self.records = records
@@ -64,7 +64,7 @@ class LiveOracle:
 
 
 class Clock:
-    """Time that passes when somebody sleeps."""
+    """A clock that advances only in `sleep`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -77,7 +77,7 @@ class Clock:
 
 
 def as_foreseen(meta: dict) -> Callable[[str], Iterable[Line]]:
-    """The script of an agent that answers every request of a session when its notes say."""
+    """The script of an agent that answers each request of a session at the annotated time."""
     lines = {}
     for note in meta["delegations"]:
         if note.get("said_turn", 0) < 0:
@@ -96,7 +96,7 @@ def as_foreseen(meta: dict) -> Callable[[str], Iterable[Line]]:
 
 
 def scripted(meta: dict, turns: int) -> dict[str, np.ndarray]:
-    """The replies of who answers an annotated recording on time, results included."""
+    """The replies of a model that is right and on time, to an annotated recording."""
     tokenizer = load_tokenizer()
     model, text = np.zeros(turns * 3_200, np.float32), np.full(turns, Special.SILENT, np.int32)
 

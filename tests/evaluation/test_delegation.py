@@ -1,4 +1,4 @@
-"""Figures of delegations, of hand-made recordings that do everything right or one thing wrong."""
+"""Figures of hand-made recordings with delegations, all right or with one mistake."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ SAID = "it is fifty six"
 
 
 class Made:
-    """A recording under construction, whose model speaks when its text does."""
+    """A recording under construction; the model's audio is noise where its text has words."""
 
     def __init__(self) -> None:
         self.text = np.full(TURNS, Special.SILENT, np.int32)
@@ -39,10 +39,10 @@ class Made:
         self.notes: list[dict[str, Any]] = []
         self.delegations: list[Delegation] = []
         self.tools: dict[int, float] = {}
-        self.mute: list[int] = []  # micro-turns without a sound
+        self.inaudible: list[int] = []  # micro-turns without sound
 
     def say(self, first: int, words: str) -> None:
-        """Says something, a word in two micro-turns."""
+        """Writes words, each over two micro-turns."""
         ids = WORDS.encode(words)
         self.text[first : first + 2 * len(ids)] = Special.HOLD
         self.text[first : first + 2 * len(ids) : 2] = ids
@@ -73,7 +73,7 @@ class Made:
         return note
 
     def delegate(self, first: int, words: str) -> Delegation:
-        """Opens a span, as the record tells of it."""
+        """Writes a span, and adds the delegation that a record has of it."""
         closed = self.span(first, Special.DELEGATE, words)
         one = Delegation(len(self.delegations) + 1, words, closed)
         self.delegations.append(one)
@@ -89,7 +89,7 @@ class Made:
     def recording(self) -> Recording:
         noise = np.random.default_rng(0).normal(0, 0.1, TURNS * 3_200)
         loud = np.repeat(aloud(self.text) != Special.SILENT, 3_200)
-        for turn in self.mute:
+        for turn in self.inaudible:
             loud[turn * 3_200 : (turn + 1) * 3_200] = False
         spoken = Spoken.from_reply(np.where(loud, noise, 0), self.text, WORDS.decode)
         events = sorted(self.events, key=lambda event: event.start_s)
@@ -100,7 +100,7 @@ class Made:
 
 
 def asked() -> Made:
-    """An errand that is handed over in micro-turns 20 to 24 and answered from 40 on."""
+    """A tool request whose span has micro-turns 20 to 24, and whose result is said from 40 on."""
     made = Made()
     made.note("seven times eight", SAID)
     made.event("tool_request", 1.0, 2.03, "let me see", delegation=1)
@@ -113,7 +113,7 @@ def asked() -> Made:
 RIGHT = ("delegation_recall", "delegation_precision", "request_exact", "result_spoken_exact")
 
 
-def test_who_does_everything_right_has_perfect_figures() -> None:
+def test_a_model_that_is_always_right_has_perfect_figures() -> None:
     figures = asked().figures()
     for key in RIGHT:
         assert figures[key] == 1, key
@@ -162,14 +162,14 @@ def result_again(made: Made) -> None:
 
 
 def result_before(made: Made) -> None:
-    """It says something else first."""
+    """The model says something else first."""
     made.quiet(40, 60)
     made.say(39, "okay")
     made.say(44, SAID)
 
 
 def inaudible(made: Made) -> None:
-    made.mute = list(range(40, 60))
+    made.inaudible = list(range(40, 60))
 
 
 def no_result(made: Made) -> None:
@@ -226,14 +226,25 @@ def test_a_result_after_the_end_is_not_scored() -> None:
     assert figures["excluded"]["result_spoken_exact"] == {"the session ended": 1}
 
 
-def test_a_result_in_time_is_not_scored_where_a_late_one_is_not() -> None:
+def test_results_that_are_due_after_their_part_are_marked() -> None:
+    """The result is due at 2.03 s + 4 s + the tool's 2 s + 4 words of 0.45 s = 9.83 s."""
+    for end_s, later in ((9.8, True), (9.9, False)):
+        made = asked()
+        made.notes[0]["part_end_s"] = end_s
+        judged = score_delegations(made.recording()).judged
+        result = next(one for one in judged if one.measure == "result")
+        assert result.later == later and not result.excluded
+        assert {round(one.place, 4) for one in judged} == {round(2.03 / reply_time(TURNS), 4)}
+
+
+def test_even_a_result_in_time_is_not_scored_if_the_recording_is_too_short() -> None:
     made = asked()
     made.notes[0]["tool_s"] = 0.2 * TURNS - 6
     assert made.figures()["excluded"]["result_spoken_exact"] == {"the session ended": 1}
 
 
 @pytest.mark.parametrize("text", ["{}", "", "{", json.dumps(CALL | {"amount": 7})])
-def test_the_right_words_of_another_call_are_wrong(text: str) -> None:
+def test_the_right_words_after_a_wrong_call_are_wrong(text: str) -> None:
     made = asked()
     made.delegations[0].steps[0] = Step(37, agent.CALL, text)
     assert made.figures()["result_spoken_exact"] == 0
@@ -243,7 +254,7 @@ def test_the_right_words_of_another_call_are_wrong(text: str) -> None:
     assert made.figures()["result_spoken_exact"] == 1
 
 
-def test_wrong_words_are_wrong_at_the_end_as_well() -> None:
+def test_wrong_words_at_the_end_are_wrong() -> None:
     for words, excluded in (("it is", True), ("it is nine", False)):
         made = asked()
         made.quiet(40, 60)
@@ -253,7 +264,7 @@ def test_wrong_words_are_wrong_at_the_end_as_well() -> None:
         assert bool(figures["excluded"]["result_spoken_exact"]) == excluded
 
 
-def test_a_result_that_the_user_cuts_is_not_scored() -> None:
+def test_a_result_that_the_user_interrupts_is_not_scored() -> None:
     made = asked()
     made.quiet(44, 60)
     made.event("request", 8.9, 9.6, "paris")
@@ -261,19 +272,19 @@ def test_a_result_that_the_user_cuts_is_not_scored() -> None:
     assert figures["excluded"]["result_spoken_exact"] == {"the user spoke into it": 1}
     made = asked()
     made.quiet(42, 60)
-    made.say(44, "nine")  # wrong, whoever speaks
+    made.say(44, "nine")  # wrong words, although the user speaks into them
     made.event("request", 8.9, 9.6, "paris")
     assert made.figures()["result_spoken_exact"] == 0
 
 
-def test_a_result_in_the_users_speech_is_seen() -> None:
+def test_a_result_over_the_users_speech_is_counted() -> None:
     for kind, rate in (("request", 1), ("backchannel", 1), ("background", 0), ("noise", 0)):
         made = asked()
         made.event(kind, reply_time(40) - 0.3, reply_time(40) + 0.5)
         assert made.figures()["result_over_user_speech_rate"] == rate, kind
 
 
-def test_latency_is_scored_where_nobody_spoke() -> None:
+def test_latency_is_not_scored_if_somebody_spoke_or_no_tool_is_known() -> None:
     made = asked()
     made.event("side_speech", 6.0, 7.0)
     figures = made.figures()
@@ -289,7 +300,7 @@ def test_latency_is_scored_where_nobody_spoke() -> None:
 
 def test_latencies_go_to_the_first_sound() -> None:
     made = asked()
-    made.mute = [40, 41]
+    made.inaudible = [40, 41]
     figures = made.figures()
     sound = reply_time(42) - reply_time(24) - 2.0
     assert figures["result_latency_p50_s"] == pytest.approx(sound, abs=0.021)
@@ -300,7 +311,7 @@ def test_latencies_go_to_the_first_sound() -> None:
 
 
 def waiting(answer: str = "paris", said: str = "paris") -> Made:
-    """Another request while the errand's tool works; the result waits."""
+    """Another request while the tool works; the result is said after the answer to it."""
     made = asked()
     made.quiet(40, 60)
     made.event("request", 5.5, 6.5, answer)
@@ -317,7 +328,7 @@ def test_answers_while_waiting() -> None:
     assert figures["answers_while_waiting_exact"] == 0 and figures["result_spoken_exact"] == 1
     assert figures["mistakes"]["answers_while_waiting_exact"][0]["said"] == "rome"
     made = waiting()
-    made.mute = list(range(33, 38))
+    made.inaudible = list(range(33, 38))
     assert made.figures()["answers_while_waiting_exact"] == 0
     made = waiting()
     made.delegations[0].steps.append(Step(30, delegations.GIVEN, ""))
@@ -351,15 +362,15 @@ def test_cancel() -> None:
     made.say(61, "it is nine")
     assert made.figures()["cancel_rate"] == 0
     made = cancelled()
-    made.arrive(made.delegations[0], 37, "it is sixty three")  # misheard
+    made.arrive(made.delegations[0], 37, "it is sixty three")  # of a misunderstood request
     made.say(60, "it is sixty three")
     assert made.figures()["cancel_rate"] == 0
 
 
-def test_a_cancel_that_drops_nothing_or_another_one_is_wrong() -> None:
+def test_a_cancellation_that_drops_nothing_or_another_delegation_is_wrong() -> None:
     made = cancelled()
     made.quiet(20, 24)
-    made.delegations.clear()  # it was not handed over
+    made.delegations.clear()  # it was not delegated
     assert made.figures()["cancel_rate"] == 0
     made = cancelled()
     made.delegations[0].steps.clear()
@@ -394,7 +405,7 @@ def test_update() -> None:
     assert made.figures()["excluded"]["update_exact"] == {"cancelled later": 1}
 
 
-def test_results_of_two_errands_are_told_apart() -> None:
+def test_results_of_two_tool_requests_are_told_apart() -> None:
     made = asked()
     made.quiet(40, 60)
     made.note("the time", "it is exactly four")
@@ -407,7 +418,7 @@ def test_results_of_two_errands_are_told_apart() -> None:
     made.quiet(55, 90)
     made.say(62, "it is exactly four")
     made.say(80, SAID)
-    assert made.figures()["result_spoken_exact"] == 1  # in whatever order
+    assert made.figures()["result_spoken_exact"] == 1  # in any order
 
 
 def test_an_event_without_a_note_is_refused() -> None:
@@ -417,7 +428,7 @@ def test_an_event_without_a_note_is_refused() -> None:
         made.figures()
 
 
-def test_spans_mute_what_the_step_mutes() -> None:
+def test_spans_silence_the_same_tokens_as_the_model() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         text = rng.integers(0, Special.COUNT + 4, 60).astype(np.int32)
@@ -447,7 +458,7 @@ def entry(turn: int, arrived: str | None, notes: Sequence[tuple]) -> Entry:
     return Entry(turn, 0.0, empty, ids, None, Special.SILENT, user_transcript, empty, listed)
 
 
-def test_whose_words_arrive_follows_from_the_record() -> None:
+def test_the_record_tells_to_which_delegation_words_belong() -> None:
     entries = [
         entry(0, None, [(1, "asked", "the time")]),
         entry(1, None, [(2, "asked", "seven times eight"), (0, "ignored", "")]),
@@ -481,11 +492,11 @@ def test_an_update_and_a_cancel_in_a_record() -> None:
     assert dataclasses.replace(product, steps=[]).running(9)
 
 
-# Sessions as they are made: whoever does what the annotation says is perfect.
+# Sessions from the generator: a model that does what the annotation says is perfect.
 
 
 def as_annotated(index: int) -> Recording:
-    """A session of the training data, with its own replies in place of a model's."""
+    """A session of the generator, with its own replies instead of a model's."""
     record = make_delegation_session((11, index), "heldout", turns=110)  # corrections take time
     meta, text = json.loads(record["meta"]), record["text"]
     events = parse_events(record["meta"])
@@ -520,7 +531,7 @@ def said_or_cancelled(note: dict) -> bool:
 
 
 def test_the_annotation_is_perfect() -> None:
-    """Where a session has room for all that is to be said."""
+    """In sessions that have room for all results."""
     found = [as_annotated(index) for index in range(40)]
     whole = [one for one in found if all(said_or_cancelled(note) for note in one.notes)]
     assert len(whole) > 20

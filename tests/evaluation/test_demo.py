@@ -1,11 +1,13 @@
-"""The commands that show and score a model, run with an oracle in its place."""
+"""The commands that show and score a model, run with an oracle instead of a model."""
 
 import functools
 import json
 import pathlib
+from unittest import mock
 
 import numpy as np
 import pytest
+from absl import app, flags
 
 import interaction
 from experiments import converse, evaluate, make_recording
@@ -13,7 +15,9 @@ from interaction.background.scripted import ScriptedAgent
 from interaction.data import clips
 from interaction.data.audio_file import read_audio, write_audio
 from interaction.data.domain import answer_words
-from interaction.data.sessions import QUIET, SCENARIOS, make_session
+from interaction.data.held_out import deal_form, make_held_out_session
+from interaction.data.scenarios import SCENARIOS
+from interaction.data.sessions import QUIET, make_session
 from interaction.data.tokenizer import load_tokenizer
 from interaction.engine.replay import replay
 from interaction.evaluation import parse_events, timeline
@@ -48,7 +52,7 @@ def test_oracle_is_perfect_on_real_sessions() -> None:
         assert figures[key] == 1, key
     for key in fakes.ZERO:
         assert figures[key] == 0, key
-    assert figures["transcript_word_accuracy"] == 0  # the fake hears nothing
+    assert figures["transcript_word_accuracy"] == 0  # the oracle transcribes nothing
     assert (
         len(found.clips)
         == figures["counts"]["answer_exact"] + (figures["counts"]["interruption_answer_exact"])
@@ -57,8 +61,8 @@ def test_oracle_is_perfect_on_real_sessions() -> None:
         assert abs(len(clip.generated) - len(clip.original)) < 0.5 * 16_000
 
 
-def test_answers_that_go_on_are_kept_to_their_last_sound() -> None:
-    """An answer's last micro-turn is partly silence, which nobody has to speak."""
+def test_an_answer_after_a_backchannel_is_complete_only_with_its_last_words() -> None:
+    """The last micro-turn of an answer is partly silent, and this silence is not required."""
     records = [make_session((7, i), "heldout", "backchannel") for i in range(16)]
 
     def keeps(records: list[dict]) -> float:
@@ -68,7 +72,7 @@ def test_answers_that_go_on_are_kept_to_their_last_sound() -> None:
         return figures["backchannel_keep_rate"]
 
     def cut(record: dict) -> dict:
-        """Drops the last two words of every answer that a backchannel falls into."""
+        """Drops the last two words of each answer with a backchannel."""
         model, text = record["model"].copy(), record["text"].copy()
         events = parse_events(record["meta"])
         for event in (e for e in events if e.kind == "backchannel"):
@@ -99,7 +103,7 @@ def test_batches_do_not_change_the_figures() -> None:
     ]
 
     class Echo(fakes.FakeModel):
-        """Says what it hears, so that its rows may come in any order."""
+        """Replies with its input, so that rows may have any order."""
 
         def step(self, state: int, chunk: Chunk) -> tuple[int, Reply]:
             rows = len(chunk.audio)
@@ -115,7 +119,7 @@ def test_batches_do_not_change_the_figures() -> None:
     assert first == second and first["early_response_rate"] == 1
 
 
-def test_asset_is_what_the_command_makes(recording: tuple) -> None:
+def test_the_bundled_recording_is_what_the_command_makes(recording: tuple) -> None:
     pcm, meta = recording
     again, wanted = make_recording.compose()
     words = [[(e["kind"], e["form"], e["text"]) for e in m["events"]] for m in (meta, wanted)]
@@ -160,7 +164,7 @@ def test_converse_with_a_background_model(
     monkeypatch.setattr(converse, "agent_maker", lambda name: lambda toolbox: agent)
     quick = functools.partial(talk, clock=clock, sleep=clock.sleep)
     monkeypatch.setattr(converse, "talk", quick)
-    for _ in range(2):  # it may write again what it wrote before
+    for _ in range(2):  # the second run overwrites the files of the first
         converse.run(str(converse.ASSET), "demo", str(tmp_path), 0, background="any")
     printed = capsys.readouterr().out
     assert "talking in real time: 63 s" in printed and "lookup 4 s" in printed
@@ -178,7 +182,7 @@ def test_converse_without_annotation_measures_by_energy(recording: tuple) -> Non
     marks = [mark for mark in conversation.marks if mark.kind == "response"]
     *answers, result = sorted(mark.end_s - mark.start_s for mark in marks)
     assert len(answers) == 12 and 0.2 < answers[0] < answers[-1] < 0.5
-    assert 2 < result < 3  # said behind an answer; energy does not know whose it is
+    assert 2 < result < 3  # said after an answer; energy alone takes it for one
     assert "tokyo  [answered after" in transcript(conversation.rows)
     timeline.draw(conversation)
 
@@ -200,9 +204,61 @@ def test_evaluate_prints_and_fills_every_key(capsys: pytest.CaptureFixture) -> N
     figures = evaluate.run(Oracle(list(records.values())), 2, 5, 2, 2, "heldout")
     evaluate.show(figures)
     printed = capsys.readouterr().out
-    for key in (*evaluate.summary.ASKED, "asr_word_accuracy_generated"):
+    for key in (*evaluate.summary.TARGETS, "asr_word_accuracy_generated"):
         assert key in figures and key in printed
     json.dumps(figures)
+
+
+def test_evaluate_of_held_out_requests_shows_every_form(capsys: pytest.CaptureFixture) -> None:
+    records = [make_held_out_session(5, i) for i in range(6)]
+    figures = evaluate.run(Oracle(records), 6, 5, 6, 0, "heldout", held_out_only=True)
+    evaluate.show(figures, held_out_only=True)
+    printed = capsys.readouterr().out
+    assert figures["answer_exact"] == 1 and figures["counts"]["answer_exact"] == 6
+    combinations = figures["breakdown"]["answer_exact_by_combination"]
+    assert set(combinations) == {"held_out_combination"}
+    families = {deal_form(5, i).intent.name for i in range(6)}
+    assert set(figures["breakdown"]["answer_exact_by_form"]) == families
+    for name in families:
+        assert f"answer_exact, {name} " in printed
+    assert "answer_exact_by_form" not in printed and "stop_by_kind" not in printed
+
+
+def parsed(*given: str) -> flags.FlagValues:
+    """The parsed flags of `evaluate`, separate from the flags of the tests."""
+    values, real = flags.FlagValues(), flags.FLAGS
+    flags.FLAGS = values
+    try:
+        with mock.patch.multiple(
+            flags,
+            **{
+                name: functools.partial(getattr(flags, name), flag_values=values)
+                for name in ("DEFINE_string", "DEFINE_integer", "DEFINE_enum", "DEFINE_bool")
+            },
+        ):
+            evaluate.define_flags()
+    finally:
+        flags.FLAGS = real
+    values(["evaluate", *given])
+    return values
+
+
+def test_flags_of_evaluate_that_do_not_go_together_are_refused() -> None:
+    joined = evaluate.joined_sessions
+    assert joined(parsed()) == joined(parsed("--held_out_only")) == 1
+    assert joined(parsed("--suite=continuous")) == evaluate.JOINED
+    assert joined(parsed("--suite=delegation")) == 1
+    assert joined(parsed("--suite=delegation", "--joined=6")) == 6
+    with pytest.raises(app.UsageError, match="--sessions: got 300, wanted a multiple of"):
+        joined(parsed("--suite=continuous", "--joined=7"))
+    with pytest.raises(app.UsageError, match="--joined: got 4 with --suite=conversation"):
+        joined(parsed("--joined=4"))
+    with pytest.raises(app.UsageError, match="--held_out_only: got it with --suite=delegation"):
+        joined(parsed("--held_out_only", "--suite=delegation"))
+    with pytest.raises(app.UsageError, match=r"--held_out_only: .* --split=train"):
+        joined(parsed("--held_out_only", "--split=train"))
+    with pytest.raises(app.UsageError, match="--split: got train"):
+        joined(parsed("--suite=delegation", "--split=train"))
 
 
 def test_words_over_time_joins_the_pieces_of_a_word() -> None:
@@ -248,6 +304,6 @@ def test_homophones_are_one_word() -> None:
     assert same["two"] == same["to"] == same["ta"] != same["tea"]
 
 
-def test_choose_clips_takes_each_text_before_any_twice() -> None:
+def test_choose_clips_takes_all_texts_before_it_repeats_one() -> None:
     made = [Clip(text, np.zeros(1), np.zeros(1)) for text in "aabca"]
     assert [clip.text for clip in choose_clips(made, 4)] == ["a", "b", "c", "a"]

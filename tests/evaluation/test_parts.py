@@ -15,7 +15,7 @@ from interaction.evaluation import activity, parse_events, statistics
 def test_active_intervals_finds_a_tone_and_drops_a_click() -> None:
     pcm = np.zeros(32_000, np.float32)
     pcm[8_000:16_000] = 0.1 * np.sin(np.arange(8_000))
-    pcm[11_000:12_000] = 0  # 62 ms: part of a word
+    pcm[11_000:12_000] = 0  # 62 ms of silence within a word
     pcm[24_000:24_300] = 0.5  # a click
     found = activity.active_intervals(pcm, offset_s=0.2)
     np.testing.assert_allclose(found, [[0.7, 1.2]], atol=0.02)

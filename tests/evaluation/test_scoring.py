@@ -1,4 +1,4 @@
-"""The scorer gives the figures that theory says: to a right model, and to every wrong one."""
+"""The figures of a right model and of several wrong ones are those that follow by hand."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.evaluation import fakes
 TURN = fakes.TURN
 
 
-def figures(model: fakes.FakeModel, made: list[fakes.Session]) -> dict:
+def figures(model: fakes.FakeModel, made: list[fakes.FakeSession]) -> dict:
     rolled = rollout(model, [session.user for session in made], seeds=range(len(made)))
     return summarise(
         score_session(session.events, Spoken.from_reply(r.audio, r.text, fakes.decode))
@@ -38,7 +38,7 @@ def test_oracle_is_perfect() -> None:
     assert got["breakdown"]["answer_exact_by_combination"]["held_out_combination"]["n"] == 1
 
 
-def test_silent_model_fails_whatever_wants_speech() -> None:
+def test_a_silent_model_fails_where_it_should_speak() -> None:
     made = fakes.sessions()
     got = figures(fakes.constant(made, 0.0, Special.SILENT), made)
     assert got["response_rate"] == got["answer_exact"] == got["interruption_answer_exact"] == 0
@@ -50,7 +50,7 @@ def test_silent_model_fails_whatever_wants_speech() -> None:
     assert got["excluded"]["backchannel_keep_rate"] == {"the model was not answering": 1}
 
 
-def test_model_that_always_talks_fails_whatever_wants_silence() -> None:
+def test_a_model_that_always_talks_fails_where_it_should_be_silent() -> None:
     made = fakes.sessions()
     got = figures(fakes.constant(made, 3_000.0, Special.COUNT), made)
     assert got["response_rate"] == got["answer_exact"] == got["interruption_stop_rate"] == 0
@@ -78,12 +78,14 @@ def test_delay_adds_to_the_latency_and_nothing_else(delay: int) -> None:
     assert late["interruption_stop_rate"] == (1 if delay == 1 else 0)
 
 
-def test_a_second_late_talks_over_the_correction() -> None:
+def test_a_model_that_is_a_second_late_talks_over_the_correction() -> None:
     made = fakes.sessions()
     got = figures(fakes.oracle(made, delay=5), made)
     assert got["interruption_stop_rate"] == 0
-    assert got["early_response_rate"] == 1 / 7  # it was still speaking when the user had finished
-    assert got["response_rate"] == 5 / 7  # and one answer would start after the interruption
+    assert (
+        got["early_response_rate"] == 1 / 7
+    )  # the model was still speaking when the user had finished
+    assert got["response_rate"] == 5 / 7  # and one answer would start only after the interruption
 
 
 def test_wrong_text_with_right_speech_is_not_exact() -> None:
@@ -168,8 +170,8 @@ def test_rollout_wants_a_seed_for_each_user() -> None:
         rollout(fakes.oracle(made), [made[0].user], seeds=[1, 2])
 
 
-def test_reply_to_somebody_else_behind_a_long_answer_is_seen() -> None:
-    """An answer excuses what began before it should be over, and nothing later."""
+def test_a_reply_to_somebody_else_after_a_long_answer_is_seen() -> None:
+    """Speech that begins after the annotated end of an answer does not belong to the answer."""
     request = Event("request", "ask", 1.0, 2.0, answer="one two", answer_turn=11, answer_end_s=5.4)
     aside = Event("side_speech", "aside", 5.8, 7.0)
     sound = np.array([[2.45, 5.3], [7.3, 7.9]])

@@ -1,4 +1,4 @@
-"""Conversations in real time, with the clock of a test."""
+"""Conversations in real time, with a clock that the test controls."""
 
 import json
 import pathlib
@@ -37,7 +37,7 @@ def silent(turns: int = 10) -> dict[str, np.ndarray]:
     return {"model": np.zeros(turns * 3_200, np.int16), "text": np.ones(turns, np.int32)}
 
 
-def test_a_talk_takes_a_micro_turn_every_200_ms_and_goes_on_after_the_user() -> None:
+def test_a_conversation_takes_a_micro_turn_every_200_ms_also_after_the_user() -> None:
     clock = Clock()
     done = talks.talk(
         LiveOracle({3: silent()}),
@@ -54,7 +54,7 @@ def test_a_talk_takes_a_micro_turn_every_200_ms_and_goes_on_after_the_user() -> 
 
 
 def test_late_replies_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow model and a slow agent, which it is not to wait for."""
+    """A slow model, and a slow agent for which the conversation should not wait."""
 
     class Slow(ScriptedAgent):
         def observe(self, turn: agent.MicroTurn) -> None:
@@ -75,12 +75,12 @@ def test_late_replies_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.driver_s[4] > 0.2 and done.step_s[8] > 0.2
 
 
-# Many.
+# Several sessions at once.
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real time passes at once."""
+    """Runs conversations without waiting."""
 
     def run(*args: object, **more: object) -> talks.Talk:
         clock = Clock()
@@ -92,7 +92,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def agents(metas: list[dict]) -> talks.MakeAgent:
-    """Agents of the sessions, which are told apart by what their table says of milk."""
+    """Agents of the sessions; a session is recognised by the price of milk in its table."""
     by_table = {json.dumps(meta["prices"]): meta for meta in metas}
 
     def make(toolbox: Toolbox) -> BackgroundAgent:
@@ -115,7 +115,7 @@ def test_the_suite_gives_every_figure(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(talks, "CALL_S", 0.0)
-    seed = 7  # of sessions with a cancellation
+    seed = 7  # sessions with a cancellation
     records = [make_delegation_session((seed, i), "heldout") for i in range(2)]
     seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) % 2**31 for i in range(2)]
     live = LiveOracle(dict(zip(seeds, records, strict=True)))
@@ -187,7 +187,7 @@ def test_tools_of_a_session_know_its_time_and_table() -> None:
         time.sleep = original
 
 
-def test_seconds_of_the_last_form_count() -> None:
+def test_only_tools_after_the_last_update_count() -> None:
     one = Delegation(1, "seven times eight", 10)
     two = Delegation(2, "seven times eight", 40)
     one.steps = [Step(12, CALL, "a"), Step(20, delegations.UPDATED, "nine"), Step(22, CALL, "b")]
@@ -210,7 +210,7 @@ def test_the_background_model_beside_a_live_one(
     assert agent_factory.find_background(str(live)) == str(live.with_name("live_background"))
 
 
-# The lane.
+# Lanes.
 
 
 def test_a_lane_shows_what_happened() -> None:
@@ -232,7 +232,7 @@ def test_a_lane_shows_what_happened() -> None:
     assert kinds == [THINKING, TOOL, THINKING, TOOL, THINKING, WAITING, SAID]
     starts = [round(5 * bar.start_s) - 1 for bar in lanes[0].bars]
     assert starts == [4, 6, 9, 11, 16, 18, 22] and lanes[0].end_s == pytest.approx(5.4)
-    assert [label.text for label in lanes[0].told] == ["price of butter", "the pepper"]
+    assert [label.text for label in lanes[0].requests] == ["price of butter", "the pepper"]
     assert lanes[0].calls[1].text == "lookup(pepper, price) → 58"
     assert "corrected: the pepper" in summary(lanes[0]) and "said after 3.6 s" in summary(lanes[0])
     assert lanes[1].cancelled_s == pytest.approx(3.0) == lanes[1].end_s

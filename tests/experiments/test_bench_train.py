@@ -1,4 +1,4 @@
-"""The benchmark of training: its figures, its baseline, and the remat policies that it compares."""
+"""The benchmark of training: its figures, its baseline, and remat policies."""
 
 import dataclasses
 import time
@@ -16,7 +16,7 @@ from interaction.config import ModelConfig
 from interaction.distributed import sharding
 from interaction.model import sequence, turn_inputs
 from interaction.training.flops import train_flops
-from interaction.training.speech import flow_rows
+from interaction.training.speech_loss import flow_rows
 from interaction.types import Special
 from tests.support import random_params
 
@@ -43,7 +43,7 @@ KEYS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly() -> Iterator[None]:
-    # What XLA makes is to be right here, not fast.
+    # These tests need fast compilation, not fast programs.
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -65,7 +65,7 @@ def figures(trainer: bench_train.Trainer) -> dict:
     return bench_train.measure(trainer, steps=2, beside_torch=False)
 
 
-def test_figures_are_there_and_agree(trainer: bench_train.Trainer, figures: dict) -> None:
+def test_figures_are_complete_and_consistent(trainer: bench_train.Trainer, figures: dict) -> None:
     assert figures.keys() >= KEYS
     assert figures["ratio_to_torch"] is None
     counted = train_flops(trainer.config.model, TURNS)
@@ -119,7 +119,7 @@ def test_policies_are_compared(trainer: bench_train.Trainer, figures: dict) -> N
 
 
 def test_remat_saves_memory_and_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    # On one CPU layers are computed again whatever the policy says.
+    # On one CPU the layers are recomputed under every policy.
     monkeypatch.setattr(sequence, "platform", lambda: "gpu")
     config, shape, rng = presets.tiny(), (4, 16), np.random.default_rng(0)
     frames = (*shape, config.audio.user_frames, config.audio.mels)
@@ -159,7 +159,7 @@ def torch_train() -> Iterator:
     yield torch_train
 
 
-def test_baseline_mishears_and_splices_within_a_session(torch_train) -> None:  # noqa: ANN001
+def test_baseline_augments_transcripts_and_tokens_within_a_session(torch_train) -> None:  # noqa: ANN001
     import torch
 
     words = torch.arange(400).view(2, 100, 2) % 200 + 200 * torch.tensor([1, 2]).view(2, 1, 1)
@@ -168,15 +168,15 @@ def test_baseline_mishears_and_splices_within_a_session(torch_train) -> None:  #
     for mine, before in zip(found, user_transcript, strict=True):
         wrong = mine[mine != before]
         assert set(wrong.tolist()) <= {*before.flatten().tolist(), int(Special.NONE)}
-        assert (mine[before == Special.NONE] == Special.NONE).all(), "none is invented"
+        assert (mine[before == Special.NONE] == Special.NONE).all(), "no word is added"
     tokens = torch.arange(2)[:, None, None].expand(2, 30, 12) * 1_000 + torch.arange(30)[:, None]
     spliced = torch_train.spliced(tokens)
     assert (spliced // 1_000 == tokens // 1_000).all(), "rows of another session"
-    assert (spliced[:, :, 6:] == tokens[:, :, 6:]).all(), "the newer half stays"
+    assert (spliced[:, :, 6:] == tokens[:, :, 6:]).all(), "the newer half is kept"
     assert 0.2 < (spliced[:, :, 0] != tokens[:, :, 0]).float().mean() < 0.8
 
 
-def test_baseline_does_as_much_and_has_the_same_loss(
+def test_baseline_has_as_many_rows_and_the_same_loss(
     trainer: bench_train.Trainer,
     torch_train,  # noqa: ANN001
     monkeypatch: pytest.MonkeyPatch,
@@ -200,5 +200,5 @@ def test_baseline_does_as_much_and_has_the_same_loss(
     assert rows == [("condition", picked)] * 2 + [("flow", flowing)]
     assert "CPU" in label
     ours = trainer.step("nothing")
-    # Their noise differs: measured 3%.
+    # The noise of the two sides differs; measured: 3%.
     assert theirs == pytest.approx(ours, rel=0.1)

@@ -1,4 +1,4 @@
-"""The command that compiles for TPUs: what it builds, reads, prints and refuses."""
+"""The command that compiles for TPUs: its programs, printed text and errors."""
 
 import importlib.util
 import json
@@ -57,7 +57,7 @@ def test_a_session_for_each_device_that_sessions_are_split_over() -> None:
         compile_tpu.complete(tensor._replace(sessions=6), config, 8)
 
 
-def test_what_cannot_fit_is_refused_before_it_is_compiled() -> None:
+def test_a_program_that_cannot_fit_is_refused_before_compilation() -> None:
     config = PRESETS["tiny"]()
     for what, build in ((TRAIN, compile_tpu.train_program), (STEP, compile_tpu.step_program)):
         request = compile_tpu.complete(_request(what, mesh={"expert": 4, "data": 2}), config, 8)
@@ -67,12 +67,11 @@ def test_what_cannot_fit_is_refused_before_it_is_compiled() -> None:
             compile_tpu.compile_program(program, mesh, 1_000)
         kinds = refusal.value.by_kind
         assert f"largest part is {max(kinds, key=kinds.__getitem__)} " in str(refusal.value)
-    # A whole copy of the averages is float32; serving's weights are no larger.
     assert kinds["parameters"] > 0
     assert kinds["state"] > 0
 
 
-def test_a_compiler_out_of_memory_says_how_much_it_wanted() -> None:
+def test_the_message_of_a_compiler_out_of_memory_is_read() -> None:
     short = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
     short += "temporaries (36.50G) exceeds available HBM (31.25G)."
     assert compile_tpu.out_of_memory(short) == (int(36.5 * 2**30), int(31.25 * 2**30))
@@ -109,15 +108,15 @@ def test_table() -> None:
     text = compile_tpu.table(_row())
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0].startswith("tiny step, 32 sessions, on v5p-16: 4 chips, 4 devices, mesh exp")
-    assert lines[1] == "HBM a chip: 3.00 GiB of 8, 37.5%"
+    assert lines[1] == "HBM per chip: 3.00 GiB of 8, 37.5%"
     assert lines[2] == "parameters 2.000 GiB"
     assert "0.00 MB 6 x all-gather of 4 layers bf16[8,16] experts/gather_expert" in lines
     assert "0.00 MB 1 x reduce-scatter of 4 layers bf16, 2 arrays gather_fsdp, backward" in lines
     assert "0.00 MB 1 x all-reduce of 4 once bf16[8,16] -" in lines
     assert "Mosaic kernels: gather_gemv x 3" in lines
-    assert any("it has none of 3 runs of kernels and 8 exchanges" in line for line in lines)
+    assert any("it excludes 3 runs of kernels and 8 collectives" in line for line in lines)
     refused = compile_tpu.table(_row() | {"compiled": False})
-    assert "exchanges" not in refused
+    assert "collectives" not in refused
 
 
 def _run(tmp_path: pathlib.Path, *given: str) -> tuple[subprocess.CompletedProcess[str], dict]:
@@ -141,7 +140,7 @@ def test_the_step_compiles_for_a_slice(tmp_path: pathlib.Path) -> None:
     assert row["kernels"]["gather_gemv"]["runs"] == PRESETS["tiny"]().transformer.layers
     inside = {entry["kind"] for entry in row["collectives"] if entry["loops"]}
     assert inside == {"all-gather", "all-to-all"}
-    assert "HBM a chip" in done.stdout
+    assert "HBM per chip" in done.stdout
 
 
 @needs_libtpu
@@ -155,12 +154,14 @@ def test_the_train_step_compiles_for_a_slice(tmp_path: pathlib.Path) -> None:
     scopes = {compile_tpu.scope_of(Collective(**entry)) for entry in row["collectives"]}
     assert {"gather_fsdp", "gather_fsdp, backward", "sum_gradients"} <= scopes
     done, again = _run(tmp_path, *flags, "--mesh=fsdp=2,expert=2", "--remat=everything")
-    assert "computing everything again" in done.stdout and row["remat"] == "nothing"
+    assert "recomputing everything" in done.stdout and row["remat"] == "nothing"
     assert again["hbm_by_kind"]["temporaries"] < kinds["temporaries"]
 
 
 @needs_libtpu
-def test_what_does_not_fit_is_refused_with_its_largest_part(tmp_path: pathlib.Path) -> None:
+def test_a_program_that_does_not_fit_is_refused_with_its_largest_part(
+    tmp_path: pathlib.Path,
+) -> None:
     done, row = _run(tmp_path, "--preset=small", "--topology=v5p-8", "--what=train")
     assert done.returncode == 1
     assert "small train on v5p-8 does not fit" in done.stderr

@@ -1,4 +1,4 @@
-"""Every config file builds, and its mesh and batch fit its model."""
+"""Every config file builds a run whose mesh and batch fit its model."""
 
 import functools
 import pathlib
@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from experiments import compile_tpu
-from interaction.compiled.costs import slice_of
+from interaction.compiled.slices import find_slice
 from interaction.config import ModelConfig
 from interaction.distributed import sharding
 from interaction.distributed.collectives import SESSIONS
@@ -40,9 +40,9 @@ def test_mesh_and_batch_fit_the_model(path: pathlib.Path) -> None:
     assert not config.sample_every or mesh.size == 1  # samples need the model on one device
 
 
-def test_small_is_what_compile_tpu_compiles() -> None:
-    """The command in docs/tpu_pods.md checks the very mesh and batch that the run has."""
-    config, slices = _config(ROOT / "experiments/configs/small.py"), slice_of("v5p-2048")
+def test_compile_tpu_compiles_the_run_of_small() -> None:
+    """The command in docs/tpu_pods.md has the mesh and batch of the run."""
+    config, slices = _config(ROOT / "experiments/configs/small.py"), find_slice("v5p-2048")
     request = compile_tpu.Request("small", "train", "v5p-2048", {}, 0, 1_024, 1, None, ())
     request = compile_tpu.complete(request, config.model, slices.chips)
     assert (request.mesh, request.sessions) == (config.mesh, config.batch)

@@ -1,4 +1,4 @@
-"""Merging the configs of separately trained parts."""
+"""Merging the configurations of separately trained parts."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What of the text stream is said aloud."""
+"""Which tokens of the text stream are spoken."""
 
 import jax.numpy as jnp
 import numpy as np

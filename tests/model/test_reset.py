@@ -11,7 +11,7 @@ import pytest
 from interaction import presets
 from interaction.model import session_state, streaming
 from interaction.model.session_state import StreamState
-from interaction.modules.attention import Cache
+from interaction.modules.layer_attention import Cache
 from interaction.modules.vocoder import VocoderState
 from interaction.ops.ring import RingClock
 from interaction.ops.source_filter import SourceState

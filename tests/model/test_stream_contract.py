@@ -1,4 +1,4 @@
-"""Every part that streams, and the transformer as a whole, under the streaming contract."""
+"""All streaming parts, and the complete transformer, under the streaming contract."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,14 @@ import pytest
 
 from interaction import presets
 from interaction.model import session_state, streaming
+from interaction.model.heads import Outputs
 from interaction.model.sequence import forward
 from interaction.model.turn_inputs import Arrivals, TurnInputs
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel
-from interaction.training import conversation, features
-from interaction.types import Array, Chunk, Special
+from interaction.training import conversation_loss, features, speech_loss
+from interaction.types import Array, Chunk, Params, Special
 from tests.contract import StreamPart, verify_stream_contract
 from tests.support import random_params
 
@@ -47,7 +48,7 @@ def test_vocoder() -> None:
 
 
 def test_flow_head() -> None:
-    """A micro-turn at a time against a scan over micro-turns: the prefix is all it carries."""
+    """Single micro-turns against a scan over micro-turns: the prefix is the only state."""
     speech, audio = CONFIG.speech, CONFIG.audio
 
     def step(params: dict, prefix: Array, inputs: tuple) -> tuple[Array, Array]:
@@ -73,7 +74,7 @@ def test_flow_head() -> None:
 
 
 def _random_turns(sessions: int, turns: int) -> tuple:
-    """PCM, what `forward` reads (text and frames that come and go), text out, and speech mel."""
+    """PCM, inputs of `forward` (with text and frames in some micro-turns), text out, speech mel."""
     audio = CONFIG.audio
     pcm = (0.1 * RNG.standard_normal((sessions, turns * audio.turn_samples))).astype(np.float32)
     text = np.where(
@@ -89,11 +90,11 @@ def _random_turns(sessions: int, turns: int) -> tuple:
     arrived = np.where(RNG.random(arrived.shape) < 0.7, Special.PAD, arrived).astype(np.int32)
     size = CONFIG.frame_size
     # Every second frame of the micro-turn before, in 16 levels of 0.6 from -7 on.
-    heard = np.concatenate([np.full_like(speech[:, :1], -5.0), speech[:, :-1]], axis=1)[:, :, 1::2]
+    before = np.concatenate([np.full_like(speech[:, :1], -5.0), speech[:, :-1]], axis=1)
     user_transcript = RNG.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.audio_positions))
     inputs = TurnInputs(
         user=dmel.dmel_bins(frames, audio).reshape(sessions, turns, -1, audio.mels),
-        self_audio=jnp.asarray(np.clip(np.round((heard + 7) / 0.6), 0, 15), jnp.int32),
+        self_audio=jnp.asarray(np.clip(np.round((before[:, :, 1::2] + 7) / 0.6), 0, 15), jnp.int32),
         self_audio_gain=jnp.ones((sessions, turns)),
         user_transcript=features.delayed(jnp.asarray(user_transcript, jnp.int32), Special.NONE),
         last=features.delayed(jnp.asarray(text), Special.SILENT),
@@ -104,7 +105,7 @@ def _random_turns(sessions: int, turns: int) -> tuple:
     return pcm, inputs, text, speech
 
 
-TURNS = 24  # more positions than the tiny preset's rings hold
+TURNS = 24  # more positions than the rings of the tiny preset have slots
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +114,16 @@ def turns() -> tuple:
 
 
 def test_forward_equals_steps(turns: tuple) -> None:
-    """C8: logits, transcription, speech conditions and losses of a session and of its steps."""
+    """Logits, user transcript, speech condition and all losses equal those of the steps."""
     pcm, inputs, text, speech = turns
     params = random_params(CONFIG)
-    whole = jax.jit(forward, static_argnums=0)(
+    full = jax.jit(forward, static_argnums=0)(
         CONFIG, params["backbone"], params["router_bias"], inputs
     )
     listen = jax.jit(streaming.listen, static_argnums=0)
     state = session_state.init_state(CONFIG, session_state.session_keys(jnp.arange(2)))
     samples = CONFIG.audio.turn_samples
-    logits = []
+    stepped = []
     for n in range(TURNS):
         chunk = Chunk(
             pcm[:, n * samples : (n + 1) * samples],
@@ -133,30 +134,56 @@ def test_forward_equals_steps(turns: tuple) -> None:
         state = state._replace(user_transcript=inputs.user_transcript[:, n])
         state, out = listen(CONFIG, params, state, chunk)
         for name in ("text_logits", "transcript_logits", "hidden"):
-            got, wanted = getattr(out, name)[:, 0], getattr(whole, name)[:, n]
+            got, wanted = getattr(out, name)[:, 0], getattr(full, name)[:, n]
             # measured: 3.6e-6
             np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=f"{name}, micro-turn {n}")
-        logits.append(out.text_logits)
+        stepped.append(out)
         np.testing.assert_array_equal(
             state.user_transcript, jnp.argmax(out.transcript_logits[:, 0], axis=-1)
         )
         tokens = jnp.concatenate([state.tokens[:, 1:], text[:, n : n + 1]], axis=1)
         frames = jnp.asarray(speech[:, n])
         state = state._replace(text=jnp.asarray(text[:, n]), tokens=tokens, mel=frames)
-    words = jnp.asarray(text != Special.SILENT)
-    losses = [
-        conversation.negative_log_likelihood(each, jnp.asarray(text)) / jnp.sum(words)
-        for each in (whole.text_logits, jnp.concatenate(logits, axis=1))
-    ]
-    np.testing.assert_allclose(*losses, rtol=2e-6)  # measured: equal
+    parts = jax.tree.map(lambda *turns: jnp.concatenate(turns, axis=1), *(s[:3] for s in stepped))
+    reports = jax.tree.map(lambda *turns: sum(turns), *(out.aux for out in stepped))
+    run = jax.jit(_losses)
+    wanted, got = (run(params, out, text, speech) for out in (full, Outputs(*parts, reports)))
+    for name, loss in wanted.items():
+        assert loss > 0, name
+        np.testing.assert_allclose(got[name], loss, rtol=2e-6, err_msg=name)  # measured: equal
+
+
+def _losses(params: Params, outputs: Outputs, text: Array, speech: Array) -> dict[str, Array]:
+    """Every loss of the text and speech that were forced, and of a transcript."""
+    batch = {"text": text}
+    heard = np.random.default_rng(2).integers(
+        0, CONFIG.vocab, (*text.shape, CONFIG.audio_positions)
+    )
+    flow = speech_loss.flow_loss(
+        CONFIG,
+        params["speech"],
+        outputs.hidden,
+        batch,
+        speech,
+        speech_loss.flow_totals(batch),
+        jax.random.split(jax.random.key(0), len(text)),
+    )
+    return {
+        "text": conversation_loss.negative_log_likelihood(outputs.text_logits, batch["text"]),
+        "user_transcript": conversation_loss.negative_log_likelihood(
+            outputs.transcript_logits, jnp.asarray(heard)
+        ),
+        "router_z": jnp.sum(outputs.aux.router_z),
+        "flow": flow,
+    }
 
 
 def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:
-    """Text listed beside the micro-turns, in any order, is text in their slots."""
+    """Text as arrivals, in any order, equals the same text in the slots of micro-turns."""
     _, inputs, _, _ = turns
     params = random_params(CONFIG)
     run = jax.jit(forward, static_argnums=0)
-    whole = run(CONFIG, params["backbone"], params["router_bias"], inputs)
+    full = run(CONFIG, params["backbone"], params["router_bias"], inputs)
     b, n, slots = inputs.text.shape
     shuffled = np.random.default_rng(1).permutation(n * slots)
     time = np.arange(n)[:, None] * CONFIG.turn_span + np.arange(slots)
@@ -172,7 +199,7 @@ def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:
         arrivals,
     )
     for name in ("text_logits", "transcript_logits", "hidden"):
-        got, wanted = getattr(beside, name), getattr(whole, name)
+        got, wanted = getattr(beside, name), getattr(full, name)
         np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=name)
 
 

@@ -32,7 +32,7 @@ def model() -> InteractionModel:
 
 
 def chunk(turn: int, active: np.ndarray = ALL, reset: np.ndarray = NOBODY) -> Chunk:
-    """All of this file's steps are of one compiled variant."""
+    """A chunk of the one compiled variant that all steps of this file use."""
     return Chunk(audio=PCM[turn], active=active, reset=reset)
 
 
@@ -89,7 +89,7 @@ def test_caller_may_refill_its_buffer(model: InteractionModel) -> None:
 
 
 def test_silence_does_not_depend_on_who_else_speaks(model: InteractionModel) -> None:
-    """Row 1 says nothing, one word, then nothing; row 0 speaks all the time, or never does."""
+    """Row 1 is silent, speaks one word, is silent again; row 0 always speaks, or never does."""
     word, silent = Special.COUNT + 3, int(Special.SILENT)
     keys = jax.random.split(jax.random.key(0), 2)
     everyone, hidden = jnp.ones(2, bool), jnp.ones((2, model.config.transformer.dim))
@@ -168,7 +168,7 @@ def test_one_compilation_no_transfer_and_everything_donated(model: InteractionMo
     compiled = [name for name in events if "compile" in name]
     assert not compiled, "a later step of the same shape compiled again"
     model._init.lower(jnp.arange(5)).compile()
-    assert [name for name in events if "compile" in name], "compilations are heard of"
+    assert [name for name in events if "compile" in name], "the listener sees compilations"
     jax.monitoring.unregister_event_duration_listener(listener)
     kinds = [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(state)]
     fresh = model.init_state(ROWS, 0)
@@ -176,8 +176,8 @@ def test_one_compilation_no_transfer_and_everything_donated(model: InteractionMo
 
 
 def test_memory_is_constant_and_clocks_wrap(model: InteractionModel) -> None:
-    """Counters at their largest value: the step goes on as it does on a young full ring."""
-    # After 126 positions a wrap is whole turns of both rings away: each key is in its own slot.
+    """A step whose counters wrap gives the result of one with small counters and full rings."""
+    # 126 positions and the 2 to the wrap are a multiple of both capacities: keys keep their slots.
     state, _ = run(model, [chunk(i % 20) for i in range(42)])
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     shift = (-int(state.rings.written[0]) - 2) % 2**32  # the next step wraps the counter
@@ -214,7 +214,7 @@ def test_late_positions_are_as_exact_as_early_ones() -> None:
         ("audio", np.full_like(PCM[0], np.nan), "NaN"),
         ("text", np.zeros((ROWS, 9), np.int32), "text_slots|\\[3, 2\\]"),
         ("frame", np.zeros((ROWS, 41, 40, 3), np.float32), "41"),
-        ("has_frame", ALL, "come together"),
+        ("has_frame", ALL, "both or neither"),
         ("active", np.ones(ROWS, np.int32), "bool"),
     ],
 )

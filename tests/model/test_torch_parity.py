@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+# ruff: noqa: E402 (the baselines import torch, so they come after this line)
 torch = pytest.importorskip("torch", reason="needs the bench extra")
 
 from experiments.baselines import torch_layers, torch_model, torch_stream, torch_vocoder
@@ -22,7 +23,7 @@ from interaction.modules import vocoder
 from interaction.modules.speech_out import FlowNet, SpeechCondition
 from interaction.ops import mel
 from interaction.types import Chunk, Special
-from tests.support import random_params  # noqa: E402
+from tests.support import random_params
 
 CONFIG = presets.tiny()
 SESSIONS, TURNS = 2, 30  # 90 positions: beyond both windows
@@ -115,12 +116,12 @@ def test_torch_steps_equal_torch_forward(params: dict, inputs: turn_inputs.TurnI
     ported = _port(params)
     caches = torch_model.make_caches(SESSIONS, CONFIG)
     with torch.inference_mode():
-        whole = torch_model.forward(ported, CONFIG, all_turns)
+        full = torch_model.forward(ported, CONFIG, all_turns)
         for turn in range(TURNS):
             now = slice(turn, turn + 1)
             one = torch_model.Inputs(*(leaf[:, now] for leaf in all_turns))
             logits, _, _ = torch_model.step(ported, caches, CONFIG, turn, one)
-            _close(logits, whole.text_logits[:, now])
+            _close(logits, full.text_logits[:, now])
 
 
 def test_speech_head_equals_torch(params: dict) -> None:
@@ -170,7 +171,7 @@ def test_vocoder_equals_torch(params: dict) -> None:
 
 
 def test_stream_equals_torch(params: dict) -> None:
-    """PCM to PCM, where nothing random is left: the tokens, and the samples they become."""
+    """Tokens and PCM of a stream without random noise."""
     config = dataclasses.replace(CONFIG, speech=dataclasses.replace(CONFIG.speech, temperature=0.0))
     rng = np.random.default_rng(5)
     step = jax.jit(lambda state, chunk: streaming.step(config, params, state, chunk))
@@ -187,7 +188,7 @@ def test_stream_equals_torch(params: dict) -> None:
             np.asarray(state.user_transcript), theirs.user_transcript.numpy()
         )
         _close(state.mel, theirs.mel, 1e-3)  # measured: 8e-5
-        # Random weights blow rounding up, and the pitch's phase adds it up from turn to turn.
+        # Random weights amplify rounding errors, and the phase of the pitch accumulates them.
         theirs.mel = torch.tensor(np.asarray(state.mel))
         phase = np.asarray(state.vocoder.source.phase, np.float64) / 2**32
         theirs.vocoder_stream = dataclasses.replace(
@@ -197,7 +198,7 @@ def test_stream_equals_torch(params: dict) -> None:
 
 
 def test_speech_and_silence_equal_torch(params: dict) -> None:
-    """One row speaks, falls silent and speaks again; the other goes on, then both are silent."""
+    """One row is silent and speaks by turns while the other one speaks, then both are silent."""
     config = dataclasses.replace(CONFIG, speech=dataclasses.replace(CONFIG.speech, temperature=0.0))
     speak = jax.jit(functools.partial(streaming.speak, config))
     state = session_state.init_state(config, session_state.session_keys(jnp.arange(2)))

@@ -1,4 +1,4 @@
-"""The vocoder: one result for every chunking, nothing from the future, a known delay."""
+"""The vocoder: the same result for every chunking, causal, with a known delay."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ FRAMES = 15
 def params() -> dict:
     blank = jnp.zeros((1, 1, AUDIO.mels))
     params = jax.jit(vocoder.Vocoder(CFG, AUDIO).init)(jax.random.key(0), blank)["params"]
-    # fresh filters hardly depend on the mel
+    # The output of fresh filters depends little on the mel.
     return params | {"filter": 3.0 * params["filter"]}
 
 
@@ -44,13 +44,13 @@ def _stream(params: dict, frames: jax.Array, size: int) -> tuple[vocoder.Vocoder
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_chunks_equal_the_whole(params: dict, frames: jax.Array, size: int) -> None:
-    whole_state, whole = _stream(params, frames, FRAMES)
+    full_state, full = _stream(params, frames, FRAMES)
     state, chunks = _stream(params, frames, size)
-    assert whole.shape == (3, FRAMES * HOP)
+    assert full.shape == (3, FRAMES * HOP)
     # measured: 0 where samples reach 2
-    np.testing.assert_allclose(chunks, whole, atol=1e-4 * float(jnp.abs(whole).max()))
-    np.testing.assert_array_equal(state.source.phase, whole_state.source.phase)
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole_state), strict=True):
+    np.testing.assert_allclose(chunks, full, atol=1e-4 * float(jnp.abs(full).max()))
+    np.testing.assert_array_equal(state.source.phase, full_state.source.phase)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(full_state), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
 
@@ -60,10 +60,10 @@ def test_gradients_of_chunks_equal_those_of_the_whole(params: dict, frames: jax.
         return jnp.mean(jnp.square(_stream(params, frames[:1, :4], size)[1]))
 
     grad = jax.jit(jax.grad(energy), static_argnums=1)
-    whole, chunks = grad(params, 4), grad(params, 2)
+    full, chunks = grad(params, 4), grad(params, 2)
     for name in params:  # measured: 3e-7 of the largest
-        scale = float(jnp.abs(whole[name]).max())
-        np.testing.assert_allclose(chunks[name], whole[name], atol=1e-5 * scale, err_msg=name)
+        scale = float(jnp.abs(full[name]).max())
+        np.testing.assert_allclose(chunks[name], full[name], atol=1e-5 * scale, err_msg=name)
 
 
 def test_nothing_comes_from_the_future(params: dict, frames: jax.Array) -> None:
@@ -124,13 +124,13 @@ def test_overlap_add_of_chunks_is_exact() -> None:
     wanted = np.zeros((2, 5 * 4 + 13), np.float32)
     for i in range(6):
         wanted[:, i * 4 : i * 4 + 13] += frames[:, i]
-    tail, whole = causal.overlap_add(jnp.zeros((2, 9)), frames, 4)
-    np.testing.assert_allclose(jnp.concatenate([whole, tail], axis=1), wanted, atol=1e-6)
+    tail, full = causal.overlap_add(jnp.zeros((2, 9)), frames, 4)
+    np.testing.assert_allclose(jnp.concatenate([full, tail], axis=1), wanted, atol=1e-6)
     part, parts = jnp.zeros((2, 9)), []
     for i in range(6):
         part, out = causal.overlap_add(part, frames[:, i : i + 1], 4)
         parts.append(out)
-    np.testing.assert_array_equal(jnp.concatenate(parts, axis=1), whole)
+    np.testing.assert_array_equal(jnp.concatenate(parts, axis=1), full)
     np.testing.assert_array_equal(part, tail)
 
 

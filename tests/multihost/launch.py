@@ -1,4 +1,4 @@
-"""Starts this machine as several hosts."""
+"""Starts several processes on this machine, as if they were several hosts."""
 
 import concurrent.futures
 import os
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def start(command: list[str], processes: int, cache: pathlib.Path) -> list[subprocess.Popen]:
-    """`python -m <command>` as on so many hosts, which share the devices out."""
+    """Starts `python -m <command>` in several processes, over which the devices are divided."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -38,7 +38,7 @@ def start(command: list[str], processes: int, cache: pathlib.Path) -> list[subpr
 
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:
-    """Waits for all, which must exit with 0; returns what they printed."""
+    """Waits for all processes, which must exit with 0; returns their output."""
     with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
         printed = list(pool.map(_output, processes))  # one that failed may keep others waiting
     assert not any(process.returncode for process in processes), "\n\n".join(printed)

@@ -1,4 +1,4 @@
-"""One of two processes that serve a model together: streams its rows, and writes its replies."""
+"""One of two processes that serve a model: streams its rows and writes its replies."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ Step = Callable[[interaction.StreamState, Chunk], tuple[interaction.StreamState,
 
 
 def inputs() -> list[Chunk]:
-    """Chunks of all sessions, which come, go and begin afresh; in the last one a row is NaN."""
+    """Chunks of all sessions with inactive and reset rows; in the last one a row is NaN."""
     rng, samples = np.random.default_rng(0), MODEL.audio.turn_samples
     chunks = [
         Chunk(
@@ -39,7 +39,7 @@ def inputs() -> list[Chunk]:
 
 
 def stream(step: Step, state: interaction.StreamState, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Replies to these rows of the inputs, field by field, [turn, row, ...]."""
+    """Replies to the given rows of the inputs by field, each [turn, row, ...]."""
     replies = []
     for chunk in inputs():
         state, reply = step(state, jax.tree.map(lambda leaf: leaf[rows], chunk))
@@ -48,7 +48,7 @@ def stream(step: Step, state: interaction.StreamState, rows: np.ndarray) -> dict
 
 
 def count_reading() -> list[int]:
-    """A list that will hold the number of elements of each part that is read."""
+    """A list to which the number of elements of each part is added when it is read."""
     read, sizes = LazyArray.__getitem__, []
 
     def counted(self: LazyArray, index: tuple[slice, ...]) -> np.ndarray:
@@ -61,7 +61,7 @@ def count_reading() -> list[int]:
 
 
 def held(params: dict) -> int:
-    """Elements of parameters on this process's devices, each counted once."""
+    """Number of elements of parameters on this process's devices, each counted once."""
     return sum(
         sum({str(shard.index): shard.data.size for shard in leaf.addressable_shards}.values())
         for leaf in jax.tree.leaves(params)
@@ -69,7 +69,7 @@ def held(params: dict) -> int:
 
 
 def main(folder: str, mesh: str, out: str) -> None:
-    """Serves `folder` on `mesh`, in which the two processes' devices take turns."""
+    """Serves `folder` on `mesh`, in which devices of the two processes alternate."""
     join_hosts()
     process = jax.process_index()
     sizes = count_reading()
@@ -78,7 +78,7 @@ def main(folder: str, mesh: str, out: str) -> None:
     figures = {"read": sum(sizes), "held": held(model.params)}
     rows = model._rows.places(model._rows.count(SESSIONS))
     replies = stream(model.step, model.init_state(len(rows)), rows)
-    # A mistake of one process alone: it is refused, and no one waits.
+    # If only one process makes a mistake, its rows are refused, and the other one does not wait.
     chunk = jax.tree.map(lambda leaf: leaf[rows], inputs()[0])._replace(active=None)
     state = model.init_state(len(rows))
     state, reply = model.step(state, chunk._replace(audio=chunk.audio[:, process:]))

@@ -1,7 +1,7 @@
-"""A run that goes from one process to two to four: the same data in the same order, the same state.
+"""A run that one, then two, then four processes continue: the same data, order and state.
 
-What one saves the next reads bit for bit, see its fingerprints. From there on sums over devices are
-taken in another order, by gloo between processes, which the last bits show.
+Each reads the saved state bit for bit, which fingerprints check. Afterwards gloo sums over
+processes in another order, so the last bits differ.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from tests.training import toy
 
 MESH, OTHER = {"data": 4, "fsdp": 2}, {"data": 2, "expert": 2, "tensor": 2}
 CONFIG = """
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 
 
 def get_config():
@@ -41,7 +41,7 @@ def _config(folder: pathlib.Path, run: str, **changes: object) -> TrainConfig:
         batch=8,
         mesh=MESH,
         warmup=3,
-        schedule="constant",  # the steps are not the same in all stages
+        schedule="constant",  # the number of steps differs between stages
         log_every=1,
         sample_every=5,
         save_every_s=1e9,
@@ -54,7 +54,7 @@ def _train(config: TrainConfig) -> TrainState:
 
 
 def _start(config: TrainConfig, processes: int) -> list[subprocess.Popen]:
-    """`experiments.train` on this machine as on so many hosts, which share the devices out."""
+    """Starts `experiments.train` in several processes, over which the devices are divided."""
     run = pathlib.Path(config.run_dir)
     path = run.parent / "config.py"
     fields = {
@@ -67,10 +67,10 @@ def _start(config: TrainConfig, processes: int) -> list[subprocess.Popen]:
 
 
 def _figures(run: pathlib.Path, *names: str) -> dict[int, list]:
-    whole = [line for line in (run / "metrics.jsonl").read_text().splitlines(True) if "\n" in line]
-    lines = [line for line in map(json.loads, whole) if "loss" in line]
+    full = [line for line in (run / "metrics.jsonl").read_text().splitlines(True) if "\n" in line]
+    lines = [line for line in map(json.loads, full) if "loss" in line]
     steps = [line["step"] for line in lines]
-    assert steps == list(range(1, len(steps) + 1))  # once each, by one process
+    assert steps == list(range(1, len(steps) + 1))  # each step is logged once, by one process
     return {line["step"]: [line[name] for name in names] for line in lines}
 
 
@@ -89,7 +89,7 @@ def test_one_two_and_four_processes_make_one_run(tmp_path: pathlib.Path) -> None
 
     two = _start(_config(tmp_path, "run", steps=10**6), 2)
     _wait_for_step(two, run, 12)
-    two[1].send_signal(signal.SIGTERM)  # to one of them
+    two[1].send_signal(signal.SIGTERM)  # to one process only
     printed = finish(two)
     stopped = len(_figures(run))
     assert 12 <= stopped < 10**6
@@ -100,21 +100,21 @@ def test_one_two_and_four_processes_make_one_run(tmp_path: pathlib.Path) -> None
     steps = stopped + 6
     finish(_start(_config(tmp_path, "run", steps=steps), 4))
 
-    whole = _train(_config(tmp_path, "whole", steps=steps))
-    _compare(tmp_path, whole, _train(_config(tmp_path, "run", steps=steps, mesh={})))  # restores
+    full = _train(_config(tmp_path, "full", steps=steps))
+    _compare(tmp_path, full, _train(_config(tmp_path, "run", steps=steps, mesh={})))  # restores
 
-    whole = _train(_config(tmp_path, "whole", steps=steps + 4))
+    full = _train(_config(tmp_path, "full", steps=steps + 4))
     other = _train(_config(tmp_path, "run", steps=steps + 4, mesh=OTHER))
-    _compare(tmp_path, whole, other)
+    _compare(tmp_path, full, other)
 
 
-def _compare(folder: pathlib.Path, whole: TrainState, parts: TrainState) -> None:
-    """Data and numbers of the runs "whole" and "run"."""
-    assert _figures(folder / "run", "batch_crc") == _figures(folder / "whole", "batch_crc")
+def _compare(folder: pathlib.Path, full: TrainState, parts: TrainState) -> None:
+    """Compares data, losses and states of the runs "full" and "run"."""
+    assert _figures(folder / "run", "batch_crc") == _figures(folder / "full", "batch_crc")
     names = ("loss", "error", "grad_norm")
-    losses = [np.array(list(_figures(folder / run, *names).values())) for run in ("run", "whole")]
+    losses = [np.array(list(_figures(folder / run, *names).values())) for run in ("run", "full")]
     np.testing.assert_allclose(*losses, rtol=1e-6)  # measured 1.9e-7
-    for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+    for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(full), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)  # measured 7.5e-9
 
 

@@ -1,4 +1,4 @@
-"""Attention in blocks equals attention at once, whatever is padding, and holds no score matrix."""
+"""Attention in blocks equals attention at once with any padding, in linear memory."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ Inputs = tuple[tuple, tuple]  # (q, k, v, sink), (query order, key order, key va
 def make(
     valid: np.ndarray, heads: tuple[int, int], dim: int, part: slice = slice(None), first: int = 0
 ) -> Inputs:
-    """Sessions whose first valid position has order `first`; queries are those of `part`."""
+    """Sessions whose first valid position has order `first`, with the queries of `part`."""
     rng = np.random.default_rng(0)
     b, s = valid.shape
     h, g = heads
@@ -34,7 +34,7 @@ def make(
 
 
 def random_valid(b: int, s: int, share: float, prefix: int = 0) -> np.ndarray:
-    """Which positions are valid; of the first session none in a prefix."""
+    """Random valid positions; those in a prefix of the first session are invalid."""
     valid = np.random.default_rng(1).random((b, s)) < share
     valid[0, :prefix] = False
     return valid
@@ -122,16 +122,16 @@ def test_same_bits_in_any_part_of_the_session() -> None:
     valid = random_valid(1, 2 * S, 0.8)
     (q, k, v, sink), (_, order, _) = make(valid, (4, 2), 16)
     run = jax.jit(attention_blockwise, static_argnames="window")
-    whole = run(q, k, v, order, order, valid, 700, sink)
+    full = run(q, k, v, order, order, valid, 700, sink)
     for start in (0, 333, 1024):
         part = slice(start, start + S)
         found = run(q[:, part], k, v, order[:, part], order, valid, 700, sink)
-        np.testing.assert_array_equal(found, whole[:, part])
+        np.testing.assert_array_equal(found, full[:, part])
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_parts_on_devices_in_a_scan_over_layers(check_vma: bool) -> None:
-    """Queries are split over devices, keys are whole; each layer runs under `jax.checkpoint`."""
+    """Devices have parts of the queries and all keys; each layer runs under `jax.checkpoint`."""
     valid = random_valid(2, 2 * S, 0.7)
     (q, k, v, _), (_, order, _) = make(valid, (4, 2), 8)
     sinks = np.random.default_rng(3).standard_normal((2, 4)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Precision of products, and of tables of embeddings in training."""
+"""Precision of products, and of embedding tables in training."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def rounded_products(jaxpr: Any) -> list[str]:  # noqa: ANN401
-    """Products of float32 that a TPU or GPU would take with fewer bits."""
+    """Products of float32 operands that a TPU or GPU would compute with fewer bits."""
     found = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -51,7 +51,7 @@ def test_float32_products_are_exact() -> None:
 
 def test_a_table_is_read_rounded_and_learns_in_float32() -> None:
     table = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
-    places = jnp.zeros(3072, jnp.int32)  # as bfloat16 a sum of ones ends at 256
+    places = jnp.zeros(3072, jnp.int32)  # in bfloat16 a sum of ones stops at 256
 
     def read(table: jax.Array) -> jax.Array:
         return sharding.gather_and_cast({"table": table}, "text_in", "bfloat16")["table"]
@@ -59,7 +59,7 @@ def test_a_table_is_read_rounded_and_learns_in_float32() -> None:
     found = jax.jit(read)(table)
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, table.astype(jnp.bfloat16))
-    # Casts there and back are left out on some platforms.
+    # Some platforms remove a cast to bfloat16 and back.
     assert "reduce_precision" in str(jax.make_jaxpr(read)(table))
     slope = jax.jit(jax.grad(lambda table: jnp.sum(read(table)[places])))(table)
     np.testing.assert_array_equal(slope, np.array([[3072.0], [0], [0]]) * np.ones(4))

@@ -1,4 +1,4 @@
-"""Mel front end: against librosa, and one result for every chunking and batch."""
+"""Mel front end: equal to librosa, and the same for every chunking and batch."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_log_mel_equals_librosa(hop: int) -> None:
     librosa = pytest.importorskip("librosa")
     pcm = np.asarray(_noise(1, 16_000))
     padded = np.pad(pcm[0], (CFG.window - hop, 0))
-    # librosa centres the window in n_fft samples; magnitudes do not depend on the shift
+    # librosa centres the window in n_fft samples; the shift does not change magnitudes.
     side = (CFG.n_fft - CFG.window) // 2
     magnitude = librosa.feature.melspectrogram(
         y=np.pad(padded, side),
@@ -69,13 +69,13 @@ def test_log_mel_equals_librosa(hop: int) -> None:
 def test_chunking_and_batch_keep_the_bits(hop: int, hops: int) -> None:
     step = jax.jit(lambda tail, pcm: mel.log_mel_stream(tail, pcm, hop, CFG))
     pcm = _noise(3, 120 * hop)
-    whole = step(mel.init_tail(3, hop, CFG), pcm)[1]
+    full = step(mel.init_tail(3, hop, CFG), pcm)[1]
     for rows in (slice(0, 1), slice(1, 3)):
         chunks, tail = [], mel.init_tail(3, hop, CFG)[rows]
         for start in range(0, pcm.shape[1], hops * hop):
             tail, chunk = step(tail, pcm[rows, start : start + hops * hop])
             chunks.append(chunk)
-        np.testing.assert_array_equal(jnp.concatenate(chunks, axis=1), whole[rows])
+        np.testing.assert_array_equal(jnp.concatenate(chunks, axis=1), full[rows])
 
 
 @pytest.mark.parametrize("hop", HOPS)

@@ -1,4 +1,4 @@
-"""The benchmark runs, and what it compares computes the same."""
+"""The benchmark runs, and the implementations that it compares have the same results."""
 
 import dataclasses
 import functools
@@ -55,7 +55,7 @@ def test_a_short_run_on_cpu(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "times.png").stat().st_size > 0
 
 
-def test_other_forms_compute_the_same() -> None:
+def test_other_implementations_have_the_same_results() -> None:
     some = step()
     wanted = gather_gemv(*some, implementation="reference")
     assert error(jax.jit(baselines.gather_gemv_all_rows)(*some), wanted) <= CLOSE
@@ -69,6 +69,6 @@ def test_other_forms_compute_the_same() -> None:
     assert error(jax.jit(jax.lax.ragged_dot)(lhs, some[3], jnp.asarray(sizes)), wanted) <= CLOSE
 
 
-def test_calls_in_one_program_are_all_made() -> None:
+def test_all_calls_of_one_program_run() -> None:
     run = in_one_program(lambda i, x: x * i, 5, jnp.ones(3))
     np.testing.assert_array_equal(run(), np.full(3, 4.0))

@@ -1,4 +1,4 @@
-"""The report's readers and sums, on short texts of the kinds that libtpu writes; no libtpu."""
+"""The report's parsers and sums, on short texts in the formats of libtpu; needs no libtpu."""
 
 import dataclasses
 import json
@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from pallas_kernels import compile_report, programs, shapes, tpu_schedule
+from pallas_kernels import builders, compile_report, programs, shapes, tpu_schedule
+from pallas_kernels.chips import TPUS
 from pallas_kernels.programs import Program
 from pallas_kernels.tpu_schedule import Kernel, Loop, Operation, Schedule, Window
 
-# A loop of 40 bundles, four of them stalls, in which one of two branches runs, 10 or 12 bundles.
+# A loop of 40 bundles, four of them stalls. One of two branches runs, of 10 or of 12 bundles.
 _BODY = {
     10: "%p1_p2 = scmp.eq.s32.totalorder %s1_s1, 3 ;; %p2_p3 = scmp.ne.s32.totalorder %s1_s1, 3",
     11: "%9 = sbr.rel (%p2_p3) target bundleno = 21 (0x15), region = 4",
@@ -38,7 +39,7 @@ def _bundles() -> str:
     return "\n".join(rows)
 
 
-def test_bundles_are_cycles_stalls_included_and_one_branch_of_two_runs() -> None:
+def test_a_bundle_or_stall_is_a_cycle_and_one_of_two_branches_runs() -> None:
     kernel = tpu_schedule.parse_bundles(_bundles())
     assert kernel.cycles == 50 - 10
     assert kernel.loops == (Loop(1, 5, 40 - 10),)
@@ -48,12 +49,12 @@ def test_bundles_are_cycles_stalls_included_and_one_branch_of_two_runs() -> None
     assert kernel.total(7) == 10 + 7 * 30
 
 
-def test_branches_on_unlike_conditions_both_run() -> None:
+def test_branches_on_independent_conditions_both_run() -> None:
     text = _bundles().replace("(%p1_p2) target", "(%p7_p2) target")
     assert tpu_schedule.parse_bundles(text).cycles == 50
 
 
-def test_inner_loops_run_as_often_as_told() -> None:
+def test_inner_loops_run_their_given_trips() -> None:
     kernel = Kernel(100, (Loop(1, 10, 80), Loop(2, 20, 30), Loop(2, 60, 20)))
     assert kernel.total(3) == 20 + 3 * 80
     assert kernel.total(3, (4, 2)) == 20 + 3 * (80 + 3 * 30 + 20)
@@ -174,14 +175,14 @@ def test_a_kernel_compiled_once_for_two_launches_counts_twice(tmp_path: pathlib.
     assert "k.3" not in kernels
 
 
-def test_unknown_chip_is_refused() -> None:
+def test_an_unknown_chip_is_refused() -> None:
     with pytest.raises(ValueError, match="chip='v9', wanted one of v4"):
         tpu_schedule.analyse("a:b", [], "v9")
 
 
 def test_a_program_that_does_not_build_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without libtpu the child fails before it builds; with it, there is no such function.
-    schedule = tpu_schedule.analyse("pallas_kernels.programs:missing", [], "v5e")
+    # Without libtpu the child fails before it builds. With libtpu it finds no such function.
+    schedule = tpu_schedule.analyse("pallas_kernels.builders:missing", [], "v5e")
     assert not schedule.compiled
     assert schedule.error
 
@@ -189,7 +190,7 @@ def test_a_program_that_does_not_build_says_why(monkeypatch: pytest.MonkeyPatch)
         return subprocess.CompletedProcess([sys.executable], -11, "", "a fault\nin the compiler")
 
     monkeypatch.setattr(subprocess, "run", dies)
-    schedule = tpu_schedule.analyse("pallas_kernels.programs:missing", [], "v5e")
+    schedule = tpu_schedule.analyse("pallas_kernels.builders:missing", [], "v5e")
     assert schedule.error == "the compiler ended with -11: a fault\nin the compiler"
 
 
@@ -200,7 +201,7 @@ def test_visits_are_pairs_of_groups_and_row_tiles() -> None:
 
 
 @pytest.mark.parametrize("cores", [1, 2])
-def test_product_moves_what_a_walk_of_its_grid_moves(cores: int) -> None:
+def test_bytes_of_a_product_equal_a_simulation_of_its_grid(cores: int) -> None:
     sizes, k, n, (tm, tk, tn) = np.array([3, 0, 6, 7]), 24, 40, (4, 8, 16)
     pairs = [(0, 0), (2, 0), (2, 1), (2, 2), (3, 2), (3, 3)]
     columns = [[0, 1, 2]] if cores == 1 else [[0, 1], [2]]
@@ -226,10 +227,10 @@ def test_product_moves_what_a_walk_of_its_grid_moves(cores: int) -> None:
     assert work.flops == 2 * 16 * 24 * 40
 
 
-def test_weight_gradient_holds_a_block_over_a_groups_rows() -> None:
+def test_weight_gradient_writes_a_block_once_per_group() -> None:
     sizes = np.array([8, 8])
     work = programs.product_work("to_rhs", sizes, 16, 32, (4, 16, 16), 1)
-    lhs, grad, out = 2 * 16 * 16, 16 * 32, 2 * 16 * 32  # lhs once a column tile, the rest once
+    lhs, grad, out = 2 * 16 * 16, 16 * 32, 2 * 16 * 32  # lhs per column tile, the others once
     assert work.bytes == 2 * (lhs + grad + out)
     assert work.trips == 2 * 4
 
@@ -241,7 +242,7 @@ def _windows(experts: int, d: int, f: int, block: int) -> tuple[Window, ...]:
 
 
 @pytest.mark.parametrize(("chip", "cores"), [("v5p", 2), ("v6e", 1)])
-def test_layer_streams_each_chosen_expert_once(chip: str, cores: int) -> None:
+def test_layer_reads_each_chosen_expert_once(chip: str, cores: int) -> None:
     layer = shapes.PRESETS["small"]
     kernel = Kernel(100, (), windows=_windows(layer.experts, layer.dim, layer.ffn, 512))
     program = Program("gather_gemv", "tpu", chip, "small", 16)
@@ -252,14 +253,14 @@ def test_layer_streams_each_chosen_expert_once(chip: str, cores: int) -> None:
     assert work.bytes == program.expert_bytes + cores * 32 * layer.dim
     assert program.expert_bytes == active * 3 * 4096 * 2048 * 2
     assert programs.gather_gemv_work("small", 16, chip, Kernel(100)) is None
-    # A schedule that loads the weights twice a step is found out.
+    # A schedule that loads the weights twice in a step counts twice.
     twice = dataclasses.replace(kernel, dma={"hbm_to_vmem": 6 * 4096 * 512 * 2 + 32 * layer.dim})
     work = program.work(twice, 0, 16)
     assert work is not None
     assert work.bytes == 2 * program.expert_bytes + cores * 32 * layer.dim
 
 
-def test_tile_is_read_from_windows_either_way_round() -> None:
+def test_tile_is_read_from_windows_of_both_orientations() -> None:
     out = Window(True, 0, "bf16", (32, 128), (64, 512), 0, 2)
     plain = Window(False, 5, "bf16", (1, 256, 128), (8, 1024, 512), 0, 2)
     turned = Window(False, 5, "bf16", (1, 128, 256), (8, 512, 1024), 0, 2)
@@ -273,15 +274,16 @@ def test_tile_is_read_from_windows_either_way_round() -> None:
     assert programs.product_tile("to_rhs", 1024, 512, kernel) == (16, 256, 128)
 
 
-def test_every_program_has_a_key_and_a_request_of_its_own() -> None:
-    chips = list(tpu_schedule.CHIPS)
+def test_every_program_has_a_unique_key_and_a_valid_request() -> None:
+    chips = list(TPUS)
     found = programs.layers(chips) + programs.tiles(chips) + programs.training(chips)
     found += programs.pinned_layers("v6e", lambda matrix, tokens: (16, 1024, 512))
     keys = [program.key for program in found]
     assert len(set(keys)) == len(keys)
     for program in found:
         build, arguments = program.request()
-        assert callable(getattr(programs, build.partition(":")[2]))
+        module, _, function = build.partition(":")
+        assert module == builders.__name__ and callable(getattr(builders, function))
         json.dumps(arguments)
     ours = {(p.chip, p.preset) for p in found if p.implementation == "tpu"}
     assert len(ours) == len(chips) * len(shapes.PRESETS)
@@ -302,12 +304,12 @@ def _schedule(cycles: int, mxu: float = 0.5) -> Schedule:
 def test_figures_add_up() -> None:
     program = Program("gather_gemv", "tpu", "v6e", "small", 1)
     row = compile_report.make_row(program, _schedule(4000))
-    steps, chip = 8 * 4, tpu_schedule.CHIPS["v6e"]
+    steps, chip = 8 * 4, TPUS["v6e"]
     assert row["launches"] == 1
     assert (row["operations"], row["heavy_operations"]) == (3, 2)
     assert row["compute_us"] == pytest.approx(steps * 4000 / 1750)
     assert row["other_us"] == pytest.approx(3.0)
-    assert row["dma_us"] == pytest.approx(row["dma_bytes"] / chip.hbm * 1e6)
+    assert row["dma_us"] == pytest.approx(row["dma_bytes"] / chip.device_hbm_bytes_per_s * 1e6)
     assert row["estimate_us"] == pytest.approx(row["dma_us"] / 0.85 + 3.0)
     assert (row["mxu"], row["vmem_bytes"], row["compiled"]) == (0.5, 7_000_000, True)
     slow = compile_report.make_row(program, _schedule(40_000))
@@ -316,7 +318,7 @@ def test_figures_add_up() -> None:
     bare = dataclasses.replace(bare, kernels={"k": Kernel(10, use={"mxu": 0.4})})
     unknown = compile_report.make_row(program, bare)
     assert (unknown["compiled"], unknown["mxu"], unknown["estimate_us"]) == (True, 0.4, None)
-    # A kernel of which there is no schedule is not taken for one that costs nothing.
+    # A kernel without a schedule makes the figures unknown; its cost is not taken as 0.
     unseen = dataclasses.replace(_schedule(4000), kernels={"sort": Kernel(1750)})
     assert compile_report.make_row(program, unseen)["dma_bytes"] is None
     failed = compile_report.make_row(program, Schedule(error="VMEM overflows"))
@@ -324,22 +326,22 @@ def test_figures_add_up() -> None:
     assert failed["compute_us"] is None
 
 
-def test_report_goes_on_where_it_stopped(
+def test_report_compiles_only_missing_programs(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = [Program("gather_gemv", "tpu", "v6e", "small", tokens) for tokens in (1, 2, 4)]
-    asked: list[int] = []
+    compiled: list[int] = []
 
     def compiler(build: str, arguments: list, chip: str) -> Schedule:
-        asked.append(arguments[1])
+        compiled.append(arguments[1])
         return _schedule(4000)
 
     path = str(tmp_path / "report.json")
     compile_report.compile_all(wanted[:2], compile_report.Report(path), compiler)
-    assert sorted(asked) == [1, 2]
+    assert sorted(compiled) == [1, 2]
     again = compile_report.Report(path)
     compile_report.compile_all(wanted, again, compiler)
-    assert sorted(asked) == [1, 2, 4]
+    assert sorted(compiled) == [1, 2, 4]
     rows = json.loads(pathlib.Path(path).read_text())
     assert sorted(row["tokens"] for row in rows) == [1, 2, 4]
     monkeypatch.setattr(compile_report, "version", lambda program: "another kernel")
@@ -369,22 +371,22 @@ def _rows() -> list[dict]:
     return rows
 
 
-def test_thresholds_compare_with_the_best_of_the_others(tmp_path: pathlib.Path) -> None:
+def test_targets_compare_with_the_best_public_kernel(tmp_path: pathlib.Path) -> None:
     rows = _rows()
     layer = compile_report.layer_comparison(rows)
     assert [line["to ragged_dot"] for line in layer] == pytest.approx([0.5, 0.5])
     assert [line["compute to default"] for line in layer] == pytest.approx([1 / 3, 1 / 3])
     (product,) = compile_report.training_comparison(rows)
     assert (product["tpu"], product["megablox"], product["tokamax"]) == (0.85, 0.9, None)
-    held = {what: holds for what, *_, holds in compile_report.thresholds(rows)}
-    assert {holds for *_, holds in compile_report.thresholds([])} == {None}
-    assert held["layer: time / best ragged_dot's"] is True
-    assert held["grouped_matmul: matrix unit"] is True
-    assert held["grouped_matmul: best public use / ours"] is False
-    assert held["gather_gemv v6e: compute / HBM time"] is None
-    assert held["every layer: experts' bytes / bytes"] is True
+    met = {what: met for what, *_, met in compile_report.targets(rows)}
+    assert {met for *_, met in compile_report.targets([])} == {None}
+    assert met["layer: time / best ragged_dot's"] is True
+    assert met["grouped_matmul: matrix unit"] is True
+    assert met["grouped_matmul: best public use / ours"] is False
+    assert met["gather_gemv v6e: compute / HBM time"] is None
+    assert met["every layer: experts' bytes / bytes"] is True
     lost = [rows[0] | {"dma_bytes": rows[0]["expert_bytes"] // 3 * 2}]
-    assert compile_report.thresholds(lost)[0][-1] is False
+    assert compile_report.targets(lost)[0][-1] is False
     broken = rows[0] | {"key": "x", "compiled": False, "error": "too much VMEM"}
     text = compile_report.summary([*rows, broken])
     assert "NOT COMPILED x: too much VMEM" in text

@@ -1,4 +1,4 @@
-"""`gather_gemv` against NumPy in float64, and its promises about bits and bad input."""
+"""`gather_gemv` against NumPy in float64; batch invariance and refused arguments."""
 
 import functools
 from typing import Any
@@ -13,12 +13,12 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.gather_gemv import Scales, gather_gemv
 from pallas_kernels.gather_gemv.active import active_experts
 from pallas_kernels.gather_gemv.kernel_tpu import MAX_TOKENS, ffn_block, gather_gemv_tpu
-from pallas_kernels.tpu import Chip
+from pallas_kernels.tpu import TpuTarget
 
 Array, Rng = jax.Array, np.random.Generator
 
 BOUND = {"float32": 1e-6, "bfloat16": 8e-3}
-HERE = ("xla", "tpu", "reference")  # the GPU's kernel has a file of its own
+HERE = ("xla", "tpu", "reference")  # the GPU's kernel is tested in test_gather_gemv_gpu.py
 
 
 @functools.partial(jax.jit, static_argnames="implementation")
@@ -55,8 +55,8 @@ def truth(
 ) -> tuple[np.ndarray, list[np.ndarray], float]:
     """Value and gradients in float64, one token and one choice at a time.
 
-    And the size to hold the error of the router weights' gradient against: a few inner products
-    over d, which may cancel to nothing, so the sum of their terms' magnitudes.
+    The third result is the scale for the error of the router weights' gradient. That gradient is an
+    inner product over d, which may cancel; its scale is the sum of the terms' magnitudes.
     """
     x, weights, gate, up, down, cotangent = (
         np.asarray(a, np.float64) for a in (x, weights, gate, up, down, cotangent)
@@ -162,7 +162,7 @@ def test_eight_bit_weights(implementation: str, dtype: str) -> None:
 @pytest.mark.parametrize("implementation", HERE)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("k", [1, 2])
-def test_a_token_s_bits_are_its_own(implementation: str, dtype: str, k: int) -> None:
+def test_a_token_s_bits_do_not_depend_on_others(implementation: str, dtype: str, k: int) -> None:
     rng = np.random.default_rng(1)
     weights = layer(rng, 8, 48, 256, dtype)
     whole = tokens(rng, 19, 48, 8, k, dtype)
@@ -174,8 +174,8 @@ def test_a_token_s_bits_are_its_own(implementation: str, dtype: str, k: int) -> 
 
 
 @pytest.mark.parametrize("implementation", HERE)
-def test_another_token_s_expert_stays_out(implementation: str) -> None:
-    """NaN weights reach the tokens that chose them and nobody else."""
+def test_experts_do_not_affect_tokens_that_did_not_choose_them(implementation: str) -> None:
+    """NaN weights reach only the tokens that chose them."""
     rng = np.random.default_rng(2)
     x, experts, weights = tokens(rng, 6, 16, 3, 1)
     experts = jnp.asarray([[0], [1], [7], [-1], [1], [0]], jnp.int32)
@@ -186,14 +186,14 @@ def test_another_token_s_expert_stays_out(implementation: str) -> None:
     others = np.array([0, 2, 3, 5])
     np.testing.assert_array_equal(np.asarray(out)[others], np.asarray(sound)[others])
     assert np.all(np.isnan(np.asarray(out)[[1, 4]]))
-    nobody = jnp.full_like(experts, 3)
+    no_expert = jnp.full_like(experts, 3)
     poisoned = [jnp.full_like(w, jnp.nan) for w in (gate, up, down)]
-    out = call(x, nobody, weights, *poisoned, implementation=implementation)
+    out = call(x, no_expert, weights, *poisoned, implementation=implementation)
     np.testing.assert_array_equal(np.asarray(out), 0)
 
 
 @pytest.mark.parametrize("implementation", HERE)
-def test_sessions_join(implementation: str) -> None:
+def test_vmap_over_sessions(implementation: str) -> None:
     rng = np.random.default_rng(3)
     weights = layer(rng, 5, 16, 8)
     batch = [tokens(rng, 3, 16, 5, 2) for _ in range(4)]
@@ -226,8 +226,8 @@ def test_inside_shard_map(implementation: str) -> None:
     np.testing.assert_array_equal(np.asarray(jax.jit(split)(*some, *weights)), np.asarray(whole))
 
 
-def test_the_kernel_races_with_nobody() -> None:
-    """On the simulated TPU: memory full of NaN, out-of-bounds accesses and races raise."""
+def test_the_kernel_has_no_races() -> None:
+    """Interpreted with memory full of NaN; accesses out of bounds and races raise."""
     rng = np.random.default_rng(5)
     arguments = (*tokens(rng, 5, 128, 4, 2), *layer(rng, 4, 128, 256))
     params = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
@@ -257,7 +257,7 @@ def test_active_experts(ids: list[int], num_experts: int) -> None:
 
 def test_blocks_fit_the_chip() -> None:
     bfloat16 = jnp.dtype("bfloat16")
-    v4, v5p = Chip("v4", 4, 16 << 20, 1), Chip("v5p", 5, 64 << 20, 2)
+    v4, v5p = TpuTarget("v4", 4, 16 << 20, 1), TpuTarget("v5p", 5, 64 << 20, 2)
 
     def shaped(d: int, f: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((8, d, f), bfloat16)

@@ -11,10 +11,10 @@ from pallas_kernels.gather_gemv import Scales, gather_gemv
 from pallas_kernels.gather_gemv.kernel_gpu import gather_gemv_gpu, refusal
 from tests.pallas_kernels.triton_modules import verified_kernels
 
-# Measured on these shapes: 3e-7 and 5e-3 (of the rounding of hidden values and results).
+# Measured on these shapes: 3e-7 and 5e-3, from rounding the hidden values and the results.
 TOLERANCE = {"float32": 1e-6, "bfloat16": 8e-3}
-# Tokens, choices, experts, d, f: every row tile, a launch of two chunks, sizes that are no power
-# of two. Few, for an interpreted kernel takes seconds to compile.
+# Tokens, choices, experts, d and f. They cover every row tile, two launches, and sizes that are not
+# powers of two. The shapes are few, because an interpreted kernel takes seconds to compile.
 SHAPES = (
     (1, 1, 3, 64, 16),
     (7, 3, 5, 48, 80),
@@ -37,7 +37,7 @@ def case(
     t, k, e, d, f = shape
     dtype, stored = kind
     rng = np.random.default_rng(seed)
-    low, high = {"any": (-2, e + 2), "one": (e - 1, e), "nobody": (e, e + 2)}[ids]
+    low, high = {"any": (-2, e + 2), "one": (e - 1, e), "none": (e, e + 2)}[ids]
     matrices = [rng.normal(size=s) / s[1] ** 0.5 for s in ((e, d, f), (e, d, f), (e, f, d))]
     scales = None
     if stored != dtype:
@@ -56,7 +56,7 @@ def case(
 
 
 def expected(arguments: tuple[jax.Array, ...], scales: Scales | None) -> np.ndarray:
-    """Token by token in float64, on the very numbers that the kernel gets."""
+    """The result token by token in float64, of the kernel's own operands."""
     x, ids, weights, *matrices = (np.asarray(a).astype(np.float64) for a in arguments)
     if scales is not None:
         each = [np.asarray(s, np.float64)[:, None] for s in scales]
@@ -81,7 +81,7 @@ def error(got: jax.Array, wanted: np.ndarray) -> float:
     st.sampled_from(SHAPES),
     st.sampled_from(KINDS),
     st.integers(0, 2**31),
-    st.sampled_from(("any", "any", "one", "nobody")),
+    st.sampled_from(("any", "any", "one", "none")),
 )
 def test_equals_the_reference(
     shape: tuple[int, ...], kind: tuple[str, str], seed: int, ids: str
@@ -107,7 +107,7 @@ def test_a_tokens_bits_do_not_depend_on_the_others(dtype: str) -> None:
         np.testing.assert_array_equal(np.asarray(some, np.float32), whole[rows], str(count))
 
 
-def test_an_expert_that_a_token_did_not_choose_cannot_spoil_it() -> None:
+def test_experts_do_not_affect_tokens_that_did_not_choose_them() -> None:
     arguments, _ = case((24, 2, 4, 64, 48), ("float32", "float32"))
     x, ids, weights, *matrices = arguments
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 3, ids.shape), jnp.int32).at[5].set(3)
@@ -159,7 +159,7 @@ def test_refusals(shape: tuple[int, ...], stored: str, why: str | None) -> None:
     assert (reason is None) if why is None else (why in str(reason))
 
 
-def test_the_api_says_why() -> None:
+def test_errors_have_the_reason() -> None:
     arguments, _ = case((3, 1, 2, 40, 16), ("float32", "float32"))
     with pytest.raises(ValueError, match="d=40 and f=16 must be multiples of 16"):
         run(arguments, None)
@@ -167,7 +167,7 @@ def test_the_api_says_why() -> None:
         gather_gemv(*arguments, implementation="gpu")
 
 
-def test_lowers_for_cuda_inside_of_shard_map() -> None:
+def test_lowers_for_cuda_inside_shard_map() -> None:
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     tokens, all_of_it = jax.P("data"), jax.P()
     arguments, _ = case((24, 2, 4, 64, 48), ("bfloat16", "bfloat16"))

@@ -1,4 +1,4 @@
-"""Values, gradients, bits, limits and refusals of the grouped matrix multiplication."""
+"""`grouped_matmul` against NumPy in float64; batch invariance, block sizes, refused arguments."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ from tests.pallas_kernels.triton_modules import verified_kernels
 IMPLEMENTATIONS = ("tpu", "gpu", "xla", "reference")
 DTYPES = (jnp.float32, jnp.bfloat16)
 LIMIT = {jnp.float32: 1e-6, jnp.bfloat16: 8e-3}  # measured: 6e-7 and 3.2e-3
-EXAMPLES = 63  # for each of 8 tests
+EXAMPLES = 63  # for each dtype and implementation
 
-# rows, k, n, groups; few, so that each is compiled once
+# Rows, k, n and groups. The shapes are few, so that each is compiled once.
 ODD = ((0, 16, 16, 3), (1, 5, 33, 4), (40, 130, 24, 1), (77, 48, 80, 5), (300, 192, 48, 8))
 EVEN = ((0, 16, 16, 3), (1, 32, 16, 4), (40, 144, 32, 1), (77, 48, 80, 5), (300, 192, 48, 8))
-CHIPS = {  # kind, VMEM in MiB and side of the matrix unit
+VMEM_AND_SIDE = {  # name of the chip -> VMEM of a core in MiB, side of its matrix unit
     "v4": (16, 128),
     "v5e": (128, 128),
     "v5p": (64, 128),
@@ -88,7 +88,7 @@ def check(
         have = np.asarray(have, np.float64)
         error = np.max(np.abs(have - want), initial=0)
         assert error <= LIMIT[dtype] * np.max(np.abs(want), initial=0), name
-        assert not have[want == 0].any(), name  # rows of no group and empty groups, exactly
+        assert not have[want == 0].any(), name  # exactly zero without a group or rows
 
 
 @st.composite
@@ -121,7 +121,7 @@ def test_values_and_gradients(implementation: str, dtype: DTypeLike, data: st.Da
 @pytest.mark.parametrize(
     "sizes", [(50, 60, 40), (-5, 20, 30), (20, -(2**31), 2**31 - 1), (2**31 - 1,) * 3, (0, -1, 7)]
 )
-def test_sizes_that_do_not_fit_are_cut_at_run_time(implementation: str, sizes: ArrayLike) -> None:
+def test_invalid_sizes_are_clipped_at_run_time(implementation: str, sizes: ArrayLike) -> None:
     lhs, rhs, grad = operands(100, 48, 32, 3, jnp.float32)
     check(implementation, jnp.float32, lhs, rhs, sizes, grad)
 
@@ -134,7 +134,7 @@ def test_a_rows_bits_do_not_depend_on_other_rows(implementation: str, dtype: DTy
     row, _, row_grad = operands(1, k, n, groups, dtype, seed=1)
     rng = np.random.default_rng(2)
     bits = set()
-    # 1100 rows make the TPU's and the GPU's row tiles longer.
+    # With 1100 rows the TPU's and the GPU's row tiles are longer.
     for rows in (1, 17, 65, 65, 1100):
         sizes = rng.multinomial(rows - 1, [0.4, 0.4, 0.2])[:groups]
         sizes[1] += 1
@@ -188,7 +188,7 @@ def test_vmap_over_sessions(implementation: str) -> None:
     assert_same(got, one_by_one(implementation, *batch()))
 
 
-# JAX's interpreter of kernels does not know what varies over a mesh axis.
+# JAX's interpret mode of kernels does not support values that vary over a mesh axis.
 @pytest.mark.parametrize(
     ("implementation", "check_vma"),
     [("tpu", False), ("gpu", False), ("xla", False), ("xla", True), ("reference", True)],
@@ -220,10 +220,10 @@ def test_shard_map_over_devices(implementation: str, check_vma: bool) -> None:
     assert_same(jax.device_get(got), one_by_one(implementation, *batch()))
 
 
-def test_a_weights_contraction_that_is_split() -> None:
-    # 16 MiB hold no block of the whole contraction.
+def test_a_split_contraction() -> None:
+    # A block of the whole contraction does not fit 16 MiB.
     lhs, rhs, grad = operands(20, 20480, 128, 2, jnp.float32)
-    block = kernel_tpu.matmul_block(20480, 128, 4, kernel_tpu.chip(interpret=True))
+    block = kernel_tpu.matmul_block(20480, 128, 4, kernel_tpu.block_limits(interpret=True))
     assert block.k < 20480
     sizes = (7, 9)
     got = value_and_gradients("tpu")(lhs, rhs, jnp.asarray(sizes, jnp.int32), grad)
@@ -232,7 +232,7 @@ def test_a_weights_contraction_that_is_split() -> None:
         assert np.max(np.abs(have - want)) <= 1e-5 * np.max(np.abs(want))
 
 
-def test_no_races_and_nothing_read_that_was_not_written(capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_races_and_no_reads_of_uninitialised_memory(capfd: pytest.CaptureFixture[str]) -> None:
     lhs, rhs, grad = operands(300, 64, 256, 3, jnp.float32)
     sizes = (130, 0, 100)
     interpret = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
@@ -261,20 +261,20 @@ def test_lowers_for_cuda(dtype: DTypeLike, monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(names) == ["grouped_matmul", "grouped_matmul_transposed", "grouped_outer"]
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", VMEM_AND_SIDE)
 @pytest.mark.parametrize("preset", shapes.PRESETS)
 def test_blocks_fit_every_chip(chip: str, preset: str) -> None:
-    mib, side = CHIPS[chip]
-    here = kernel_tpu.Chip(mib * 2**20 * 15 // 16, 2**31 if side == 256 else 2**30)
+    mib, side = VMEM_AND_SIDE[chip]
+    limits = kernel_tpu.BlockLimits(mib * 2**20 * 15 // 16, 2**31 if side == 256 else 2**30)
     layer = shapes.PRESETS[preset]
     for k, n in ((layer.dim, layer.ffn), (layer.ffn, layer.dim)):
         for itemsize in (2, 4):
-            block = kernel_tpu.matmul_block(k, n, itemsize, here)
-            outer = kernel_tpu.outer_block(k, n, itemsize, here)
+            block = kernel_tpu.matmul_block(k, n, itemsize, limits)
+            outer = kernel_tpu.outer_block(k, n, itemsize, limits)
             assert k % block.k == 0
             for found in (block, outer):
                 size = found.rows * (found.k + found.n) * itemsize + found.k * found.n * itemsize
-                assert size <= here.vmem
+                assert size <= limits.vmem
             if itemsize == 2:
                 assert block.k == k  # a contraction is not split at the presets' shapes
 
@@ -343,7 +343,7 @@ def test_refusals(
         (np.array([1.0, 1.0], np.float32), r"group_sizes is float32"),
     ],
 )
-def test_known_sizes_that_do_not_fit_are_refused(sizes: jax.Array, message: str) -> None:
+def test_invalid_concrete_sizes_are_refused(sizes: jax.Array, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grouped_matmul(jnp.zeros((3, 4)), jnp.zeros((2, 4, 5)), sizes)
 

@@ -1,4 +1,4 @@
-"""Which implementation runs, and what is said of the others."""
+"""The choice of the implementation, and the messages about those that cannot run."""
 
 import warnings
 
@@ -10,7 +10,7 @@ REFUSALS = {"tpu": "too wide", "gpu": None, "xla": None, "reference": None}
 
 
 @pytest.mark.parametrize(("here", "taken"), [("cpu", "xla"), ("gpu", "gpu")])
-def test_the_platform_s_own_comes_first(
+def test_the_platform_s_kernel_is_the_default(
     here: str, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(implementation, "platform", lambda: here)
@@ -19,13 +19,13 @@ def test_the_platform_s_own_comes_first(
         assert implementation.pick("op", None, REFUSALS) == taken
 
 
-def test_a_kernel_that_cannot_run_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_cannot_run_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(implementation, "platform", lambda: "tpu")
     with pytest.warns(UserWarning, match="op takes 'xla', which is slow on tpu: too wide"):
         assert implementation.pick("op", None, REFUSALS) == "xla"
 
 
-def test_what_is_asked_for_runs_or_is_refused() -> None:
+def test_a_named_implementation_runs_or_is_refused() -> None:
     assert implementation.pick("op", "reference", REFUSALS) == "reference"
     with pytest.raises(ValueError, match="too wide; possible: gpu, xla, reference"):
         implementation.pick("op", "tpu", REFUSALS)

@@ -1,4 +1,4 @@
-"""The forms in PyTorch that the benchmark compares with compute the same."""
+"""The PyTorch implementations in the benchmark have the same results as ours."""
 
 import jax.numpy as jnp
 import pytest
@@ -12,7 +12,7 @@ from pallas_kernels.shapes import PRESETS, group_sizes
 from tests.pallas_kernels.test_bench import CLOSE, error, step
 
 
-def test_pytorchs_forms_compute_the_same() -> None:
+def test_pytorch_has_the_same_results() -> None:
     x, ids, *others = step()
     wanted = gather_gemv(x, ids, *others, implementation="reference")
     calls = baselines.torch_gather_gemv(x, [ids, ids], *others, compiled=False)

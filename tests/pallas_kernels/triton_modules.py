@@ -1,4 +1,4 @@
-"""What Pallas hands to Triton's compiler on a GPU, checked without one."""
+"""Checks the modules that Pallas passes to Triton's compiler, without a GPU."""
 
 import jax
 from jaxlib.mlir import ir

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, incomplete, or hold what training must not save."""
+"""Checkpoints that are damaged, incomplete or non-finite."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ Damage = Callable[[pathlib.Path], object]
 
 
 def _state(value: float) -> TrainState:
-    """Of 2 MB: small arrays are stored with a checksum by Orbax itself, large ones are not."""
+    """A state of 2 MB: Orbax stores small arrays with a checksum, large ones without."""
     noise = value + jax.random.normal(jax.random.key(0), (512, 512))
     params = {"vocoder": {"w": noise, "b": jnp.full(4, value)}}
     return TrainState(jnp.int32(value), params, {"router_bias": noise[:2, :4]}, (), params)
@@ -89,7 +89,7 @@ def _delete(pattern: str) -> Damage:
 
 
 def _flip_bit(place: pathlib.Path, seed: int = 0) -> None:
-    """In one of the two large arrays."""
+    """Flips a bit in one of the two large arrays."""
     rng = random.Random(seed)
     path = rng.choice([path for path in _files(place, "state/**/d/*") if path.stat().st_size > 1e5])
     content = bytearray(path.read_bytes())
@@ -103,7 +103,7 @@ def _swap_state(place: pathlib.Path) -> None:
 
 
 def _edit_position(place: pathlib.Path) -> None:
-    path = place / "feed/metadata"
+    path = place / "pipeline/metadata"
     fields = json.loads(path.read_text())
     fields["position"]["next_index"] += 1
     path.write_text(json.dumps(fields))
@@ -124,9 +124,9 @@ DAMAGES: dict[str, Damage] = {
     "list of arrays deleted": _delete("state/_METADATA"),
     "manifest zeroed": _zero("state/manifest.ocdbt"),
     "manifest deleted": _delete("state/manifest.ocdbt"),
-    "position cut": _cut("feed/metadata"),
+    "position cut": _cut("pipeline/metadata"),
     "position changed": _edit_position,
-    "position deleted": _delete("feed/metadata"),
+    "position deleted": _delete("pipeline/metadata"),
     "commit marker zeroed": _zero("_CHECKPOINT_METADATA"),
     "commit marker deleted": _delete("_CHECKPOINT_METADATA"),
     "folder empty": _empty,
@@ -134,7 +134,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     saved: pathlib.Path,
     data: str,
     tmp_path: pathlib.Path,
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     reader.close()
     caplog.clear()
     step, state = Checkpoints(str(run), 2).restore(_abstract(_state(0)), pipeline)
-    # asyncio may tell only now of Orbax's tasks on what was damaged.
+    # asyncio may report Orbax's failed tasks only now.
     ours = [entry for entry in caplog.records if entry.name.startswith("interaction")]
     assert (step, ours) == (2, [])
     assert toy.digest(state) == toy.digest(_state(2))
@@ -172,7 +172,7 @@ def test_every_flipped_bit_is_found(
     assert Checkpoints(str(run), 2).restore(_abstract(_state(0)), _pipeline(data, 0))[0] == 1
 
 
-def test_a_half_written_checkpoint_is_passed_over(
+def test_a_half_written_checkpoint_is_ignored(
     saved: pathlib.Path, data: str, tmp_path: pathlib.Path
 ) -> None:
     run = tmp_path / "run"
@@ -185,26 +185,26 @@ def test_a_half_written_checkpoint_is_passed_over(
     assert sorted(place.name for place in (run / "checkpoints").iterdir()) == ["2", "3"]
 
 
-def test_all_damaged_is_an_error_that_names_all(
+def test_if_all_are_damaged_the_error_names_all(
     saved: pathlib.Path, data: str, tmp_path: pathlib.Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(saved, run)
     for step in (1, 2):
         _zero("state/**/d/*")(run / f"checkpoints/{step}")
-    with pytest.raises(ValueError, match=r"no checkpoint is good: .*/2: got.*/1: got"):
+    with pytest.raises(ValueError, match=r"every checkpoint is damaged: .*/2: got.*/1: got"):
         Checkpoints(str(run), 2).restore(_abstract(_state(0)), _pipeline(data, 0))
     assert (run / "checkpoints/2").is_dir()
     with pytest.raises(ValueError, match=r"checkpoints/2: .* damaged"):
         load_part(str(run), "vocoder")
 
 
-def test_one_without_fingerprints_is_read(
+def test_a_checkpoint_without_fingerprints_is_read(
     saved: pathlib.Path, data: str, tmp_path: pathlib.Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(saved, run)
-    path = run / "checkpoints/2/feed/metadata"
+    path = run / "checkpoints/2/pipeline/metadata"
     fields = json.loads(path.read_text())
     del fields["leaves"], fields["sha256"]
     path.write_text(json.dumps(fields))
@@ -232,7 +232,7 @@ def test_a_part_is_read_piece_by_piece(data: str, tmp_path: pathlib.Path) -> Non
 
 
 @pytest.mark.parametrize("axes", [{"data": 4}, {"tensor": 2, "fsdp": 2, "expert": 2}])
-def test_any_mesh_reads_it(saved: pathlib.Path, data: str, axes: dict[str, int]) -> None:
+def test_any_mesh_reads_a_checkpoint(saved: pathlib.Path, data: str, axes: dict[str, int]) -> None:
     state = _state(0)
     params = {"backbone": {"heads": {"text": state.params["vocoder"]["w"]}}}
     state = TrainState(jnp.int32(3), params, {}, (), params)
@@ -257,7 +257,7 @@ def test_any_mesh_reads_it(saved: pathlib.Path, data: str, axes: dict[str, int])
     assert toy.digest(back) == toy.digest(state)
 
 
-def test_what_is_not_finite_is_not_saved(data: str, tmp_path: pathlib.Path) -> None:
+def test_a_non_finite_state_is_not_saved(data: str, tmp_path: pathlib.Path) -> None:
     state = _state(1)
     bad = state._replace(ema={"vocoder": {**state.ema["vocoder"], "b": jnp.full(4, jnp.inf)}})
     writer = Checkpoints(str(tmp_path), 2)

@@ -1,4 +1,4 @@
-"""What training makes of stored sessions."""
+"""Features that training computes from stored sessions."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def _keys(seed: int, sessions: int) -> jax.Array:
     return jax.random.split(jax.random.key(seed), sessions)
 
 
-def test_misheard_words_are_missed_or_other_words_of_the_session() -> None:
+def test_wrong_words_are_missed_or_other_words_of_the_session() -> None:
     user_transcript = _transcript(400, 30)
     got = np.asarray(jax.jit(features.corrupt_transcript)(user_transcript, _keys(1, 400)))
     user_transcript = np.asarray(user_transcript)
@@ -31,13 +31,13 @@ def test_misheard_words_are_missed_or_other_words_of_the_session() -> None:
         assert set(mine.ravel()) <= set(all_.ravel()) | {Special.NONE}
     wrong = (got != user_transcript)[said]
     missed = (got == Special.NONE)[said]
-    # A session's rate is MISHEARD u^2 with u uniform, a third of MISHEARD on average.
+    # A session's rate is MOST_WRONG_WORDS * u^2 with u uniform, a third of it on average.
     assert abs(wrong.mean() - features.MOST_WRONG_WORDS / 3) < 0.02
     assert abs(missed.sum() / wrong.sum() - 0.5) < 0.05
     assert ((got == user_transcript).all(axis=(1, 2))).any(), "some sessions stay right"
 
 
-def test_misheard_stands_a_batch_without_words() -> None:
+def test_a_transcript_without_words_stays_empty() -> None:
     nothing = jnp.full((2, 5, 2), Special.NONE, jnp.int32)
     got = features.corrupt_transcript(nothing, _keys(0, 2))
     np.testing.assert_array_equal(got, nothing)
@@ -52,7 +52,7 @@ def test_augmented_users_differ_by_session_and_stay_near() -> None:
     assert len({row.tobytes() for row in got}) == 64
     again = np.asarray(jax.jit(features.augment_user)(frames, _keys(2, 64)))
     np.testing.assert_array_equal(got, again)
-    # Lifts and tilts are bounded by 0.25 and 0.3; the hidden bands can only lower the rest.
+    # Lifts and tilts are bounded by 0.25 and 0.3; masked bands can only lower the median.
     # Measured: 0.28.
     assert np.abs(np.median(got - np.asarray(frames), axis=(1, 2, 3))).max() < 0.6
 

@@ -1,4 +1,4 @@
-"""Figures of a run: what it says of its speed, of lost time, and its traces."""
+"""Figures of a run: its speed and lost time; and its profiler traces."""
 
 import json
 import pathlib
@@ -40,7 +40,7 @@ def test_seconds_are_counted_once_and_over_restarts(
         now[0] += 10
     saved = work(clock, 5)
     assert saved == {"step_s": 4.0, "data_share": 0.25, "goodput": 15 / 30, "good_s": 15.0}
-    work(clock, 5)  # after the checkpoint, so they are lost
+    work(clock, 5)  # after the checkpoint, so these steps are lost
     now[0] += 20
     clock = Goodput(tmp_path, saved, writes=True)
     with clock.lost("save"):
@@ -56,7 +56,7 @@ def test_seconds_are_counted_once_and_over_restarts(
         "save": 10,
         "samples": 0,
     }
-    assert kept["other"] == 35  # 15 s of steps done again, 20 s of standing still
+    assert kept["other"] == 35  # 15 s of repeated steps, 20 s without a process
 
 
 def _config(folder: pathlib.Path, **changes: object) -> TrainConfig:
@@ -74,7 +74,7 @@ def _config(folder: pathlib.Path, **changes: object) -> TrainConfig:
     )
 
 
-def test_a_run_reports_its_speed_and_is_traced_on_demand(tmp_path: pathlib.Path) -> None:
+def test_a_run_reports_its_speed_and_is_traced_on_request(tmp_path: pathlib.Path) -> None:
     toy.write_sessions(tmp_path / "data")
     run, config = tmp_path / "run", _config(tmp_path)
     run.mkdir()

@@ -1,4 +1,4 @@
-"""Batches: what they hold, their order, and where they go on."""
+"""The input pipeline: contents and order of batches, and restored positions."""
 
 import pathlib
 
@@ -58,7 +58,7 @@ def test_bad_data_is_named(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_same_batches_out(tmp_path: pathlib.Path, processes: int) -> None:
+def test_processes_split_the_same_batches(tmp_path: pathlib.Path, processes: int) -> None:
     path = str(toy.write_sessions(tmp_path))
     wanted = make_input_pipeline(path, 8, 0)
     share = 8 // processes
@@ -69,7 +69,7 @@ def test_processes_share_the_same_batches_out(tmp_path: pathlib.Path, processes:
     assert all(part.state() == wanted.state() for part in parts)
 
 
-def test_another_number_of_processes_goes_on_where_one_stopped(tmp_path: pathlib.Path) -> None:
+def test_another_number_of_processes_continues_at_the_position(tmp_path: pathlib.Path) -> None:
     path = str(toy.write_sessions(tmp_path))
     wanted = _next(make_input_pipeline(path, 4, 0), 9)
     seen, state = [], None

@@ -1,4 +1,4 @@
-"""Windows of many minutes: attention in blocks, read-out in parts, memory linear in the length."""
+"""Windows of many minutes: attention in blocks, heads in parts, memory linear in the length."""
 
 import dataclasses
 
@@ -9,7 +9,8 @@ import pytest
 
 from interaction import presets
 from interaction.model import sequence, turn_inputs
-from interaction.training import conversation
+from interaction.modules import layer_attention
+from interaction.training import conversation_loss
 from interaction.types import Array, Special
 from tests.support import random_params
 
@@ -45,27 +46,27 @@ def _close(got: object, wanted: object, tolerance: float) -> None:
 def test_attention_in_blocks_equals_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, inputs = random_params(CONFIG)["backbone"], _inputs(2, 30)
     found = []
-    for long_input in (1024, 16):
-        monkeypatch.setattr(backbone, "LONG_INPUT", long_input)
+    for from_positions in (1024, 16):
+        monkeypatch.setattr(layer_attention, "BLOCKWISE_FROM", from_positions)
         found.append(jax.jit(jax.value_and_grad(lambda *a: _encode(*a)))(backbone, inputs))
     _close(found[1], found[0], 1e-5)  # measured: 8e-7
 
 
-def test_read_out_in_parts_equals_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_in_parts_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = {"heads": random_params(CONFIG)["backbone"]["heads"]}
     rng = np.random.default_rng(1)
     tail = jnp.asarray(rng.normal(size=(2, 12, 3, CONFIG.transformer.dim)), jnp.float32)
     text = jnp.asarray(rng.integers(0, CONFIG.vocab, (2, 12)), jnp.int32)
     batch = {"text": text, "user_transcript": jnp.stack([text, text[::-1]], axis=-1)}
-    targets = conversation.make_targets(batch)
+    targets = conversation_loss.make_targets(batch)
 
     def loss(backbone: dict, tail: Array) -> tuple[Array, object]:
-        sums, hidden = conversation.read_losses(CONFIG, backbone, tail, targets)
+        sums, hidden = conversation_loss.read_losses(CONFIG, backbone, tail, targets)
         return sums["text"] + sums["user_transcript"] + jnp.sum(hidden**2), (sums, hidden)
 
     found = []
-    for logits in (conversation.LOGITS, 20_000):  # 74,000 there are
-        monkeypatch.setattr(conversation, "LOGITS", logits)
+    for logits in (conversation_loss.LOGITS, 20_000):  # there are 74,000
+        monkeypatch.setattr(conversation_loss, "LOGITS", logits)
         run = jax.value_and_grad(lambda *a: loss(*a), (0, 1), has_aux=True)
         found.append(jax.jit(run)(backbone, tail))
         assert str(jax.make_jaxpr(run)(backbone, tail)).count("scan[") >= 2 * len(found[1:])
@@ -73,7 +74,7 @@ def test_read_out_in_parts_equals_all_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_memory_grows_with_the_length_not_its_square() -> None:
-    """Compiled for 100 and 200 seconds of talk with text, 2,500 and 5,000 positions."""
+    """Compiled for 100 and 200 seconds of conversation with text, 2,500 and 5,000 positions."""
     backbone = random_params(CONFIG)["backbone"]
 
     def temporaries(turns: int) -> int:
@@ -82,4 +83,4 @@ def test_memory_grows_with_the_length_not_its_square() -> None:
 
     short, long = temporaries(500), temporaries(1_000)
     assert long < 2.3 * short, (short, long)
-    assert long < 5_000**2 * 4, long  # the scores of one head
+    assert long < 5_000**2 * 4, long  # bytes of the scores of one head

@@ -1,4 +1,4 @@
-"""A run that is killed, resumed, stopped or damaged."""
+"""Runs that are killed, resumed or stopped, and runs with damaged checkpoints."""
 
 import concurrent.futures
 import dataclasses
@@ -22,10 +22,10 @@ from interaction.training.objective import find_objective
 from interaction.training.train_config import TrainConfig
 from tests.training import toy
 
-CHAINS, KILLS, APART = 2, 5, 20  # runs, kills of each, and steps between two kills at least
+CHAINS, KILLS, APART = 2, 5, 20  # runs, kills of each run, and fewest steps between two kills
 STEPS = (KILLS + 1) * 5 * APART  # on busy cores a kill comes tens of steps late
 CONFIG = """
-from interaction.training.config import TrainConfig
+from interaction.training.train_config import TrainConfig
 
 
 def get_config():
@@ -87,7 +87,7 @@ def _wait_for_step(process: subprocess.Popen, run: pathlib.Path, step: int) -> N
 
 
 def _kill_again_and_again(config: pathlib.Path, run: pathlib.Path) -> list[int]:
-    """Trains by the same command, killed at random steps; returns those."""
+    """Trains by the same command, killed at random steps; returns these steps."""
     rng, killed = random.Random(run.name), [0]
     for _ in range(KILLS):
         process = _start(config, run)
@@ -111,7 +111,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def test_runs_killed_ten_times_are_bit_for_bit_the_one_that_was_not(
+def test_killed_runs_equal_an_uninterrupted_run_bit_for_bit(
     tmp_path: pathlib.Path,
 ) -> None:
     toy.write_sessions(tmp_path / "data")
@@ -133,7 +133,7 @@ def test_runs_killed_ten_times_are_bit_for_bit_the_one_that_was_not(
         assert toy.digest(state) == toy.digest(whole)
 
 
-def test_stopping_saves_and_the_same_call_goes_on(trained: pathlib.Path) -> None:
+def test_stopping_saves_and_the_same_call_continues(trained: pathlib.Path) -> None:
     whole = _train(_config(trained, "run"))
 
     class AfterThree(threading.Event):
@@ -141,7 +141,7 @@ def test_stopping_saves_and_the_same_call_goes_on(trained: pathlib.Path) -> None
 
         def is_set(self) -> bool:
             self.calls += 1
-            return self.calls > 3  # asked once a step
+            return self.calls > 3  # called once a step
 
     config = _config(trained, "parts", save_every_s=1e9)
     stopped = _train(config, AfterThree())
@@ -167,7 +167,7 @@ def test_time_limit_stops_and_saves(tmp_path: pathlib.Path) -> None:
         ("broken_gradient", r"step 4: not finite: gradients of speech/flow/w; by .* parameters"),
     ],
 )
-def test_divergence_names_what_came_first_and_keeps_a_good_checkpoint(
+def test_divergence_names_the_first_values_and_keeps_a_finite_checkpoint(
     tmp_path: pathlib.Path, objective: str, found: str
 ) -> None:
     config = _config(tmp_path, "broken", objective=f"tests.training.toy:{objective}")
@@ -199,7 +199,7 @@ def test_another_model_is_named(trained: pathlib.Path) -> None:
 
 def test_another_config_of_the_model_is_named(trained: pathlib.Path) -> None:
     config = _config(trained, "run")
-    model = dataclasses.replace(config.model, hears_self_audio=False)
+    model = dataclasses.replace(config.model, self_audio=False)
     with pytest.raises(ValueError, match=r"config\.json does not describe the model"):
         _train(dataclasses.replace(config, model=model))
 
@@ -207,9 +207,9 @@ def test_another_config_of_the_model_is_named(trained: pathlib.Path) -> None:
 def test_other_data_is_refused(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
     config = _config(trained, "run")
     other = toy.write_sessions(tmp_path / "other", seed=1)
-    with pytest.raises(ValueError, match="feed first"):
+    with pytest.raises(ValueError, match="input pipeline first"):
         _train(dataclasses.replace(config, data=str(other)))
-    with pytest.raises(ValueError, match="feed batch: got 5"):
+    with pytest.raises(ValueError, match="input pipeline batch: got 5"):
         _train(dataclasses.replace(config, batch=5))
 
 

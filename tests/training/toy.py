@@ -43,8 +43,8 @@ def write_sessions(folder: pathlib.Path, count: int = 24, seed: int = 0) -> path
 
 def _init(key: Array) -> tuple[Params, dict]:
     weights = 0.1 * jax.random.normal(key, (16, 16))
-    apply_heads = {"text": weights, "norm": jnp.ones((16,))}
-    params = {"backbone": {"heads": apply_heads}, "speech": {"flow": {"w": weights[:4]}}}
+    heads = {"text": weights, "norm": jnp.ones((16,))}
+    params = {"backbone": {"heads": heads}, "speech": {"flow": {"w": weights[:4]}}}
     return params, {"router_bias": jnp.zeros((2, 4))}
 
 
@@ -62,7 +62,7 @@ def _loss(
 
 
 def _fingerprint(pcm: Array, keys: Array) -> Array:
-    """Of sessions and their places in the batch; the shares' sum is the batch's. uint32[]."""
+    """A checksum uint32[] of sessions and their places; those of parts add up to the batch's."""
     bits = pcm.astype(jnp.uint32) * (2 * jnp.arange(pcm.shape[1], dtype=jnp.uint32) + 1)
     place = jax.random.key_data(keys)[:, 0] | 1
     return jnp.sum(jnp.sum(bits, 1, dtype=jnp.uint32) * place, dtype=jnp.uint32)
@@ -84,13 +84,13 @@ def objective(config: ModelConfig) -> Objective:
 
 
 def broken(config: ModelConfig) -> Objective:
-    """Its loss turns NaN at its fourth step."""
+    """`objective` whose loss becomes NaN at its fourth step."""
     del config
     return _broken(lambda error, sums, bad, _: (error * jnp.where(bad, jnp.nan, 1.0), sums))
 
 
 def broken_part(config: ModelConfig) -> Objective:
-    """A part of its loss turns NaN at its fourth step, and so does the loss."""
+    """`objective` with a part of the loss, and the loss, that become NaN at its fourth step."""
     del config
 
     def spoil(error: Array, sums: Sums, bad: Array, _: Params) -> tuple[Array, Sums]:
@@ -101,7 +101,7 @@ def broken_part(config: ModelConfig) -> Objective:
 
 
 def broken_gradient(config: ModelConfig) -> Objective:
-    """The gradient of one of its parameters, and nothing else, turns NaN at its fourth step."""
+    """`objective` in which the gradient of one parameter alone becomes NaN at its fourth step."""
     del config
 
     def spoil(error: Array, sums: Sums, bad: Array, params: Params) -> tuple[Array, Sums]:

@@ -1,4 +1,4 @@
-"""The closed, compositional domain of the demo: what can be asked and what is right to answer."""
+"""The closed domain of the demo: what users can ask, and the right answers."""
 
 import itertools
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ FORMS: tuple[Form, ...] = tuple(
 
 
 def form(name: str) -> Form:
-    """The form of this name.
+    """The form of a name.
 
     Raises:
-        ValueError: there is none.
+      ValueError: There is none.
     """
     for candidate in FORMS:
         if candidate.name == name:
@@ -39,7 +39,7 @@ def all_slots(intent: Intent) -> Iterator[Slots]:
 
 
 def answer_words() -> list[str]:
-    """Every word that an answer can hold, in alphabetical order."""
+    """Every word of the answers, in alphabetical order."""
     words = set()
     for intent in INTENTS:
         for slots in itertools.islice(all_slots(intent), 2_000):
@@ -48,18 +48,18 @@ def answer_words() -> list[str]:
 
 
 def complete_forms(text: str) -> list[Form]:
-    """Forms of which `text` is a whole request."""
+    """Forms for which `text` is a whole request."""
     return [candidate for candidate in FORMS if candidate.pattern.fullmatch(text)]
 
 
 def draw_form(rng: np.random.Generator, forms: tuple[Form, ...] = FORMS) -> Form:
-    """Draws a form: intents by weight, then their phrasings evenly."""
+    """Draws a form: intents by weight, and the phrasings of an intent evenly."""
     weights = np.array([f.intent.weight / len(f.intent.templates) for f in forms])
     return forms[rng.choice(len(forms), p=weights / weights.sum())]
 
 
 def said_words() -> list[str]:
-    """Every word of a request, in alphabetical order."""
+    """Every word of the requests, in alphabetical order."""
     words = set()
     for intent in INTENTS:
         for template in intent.templates:

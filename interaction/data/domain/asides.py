@@ -1,4 +1,4 @@
-"""What a user says that wants no answer: stops, backchannels, words for somebody else."""
+"""What users say that needs no answer: stops, backchannels, and speech to somebody else."""
 
 import zlib
 
@@ -16,7 +16,7 @@ STOPS = (
 )
 BACKCHANNELS = ("uh huh", "yeah", "right", "i see", "wow", "okay", "nice", "really", "sure", "oh")
 
-# Before a request; none of them is a request, a stop or the beginning of either.
+# Said before a request. None of them is a request or a stop, or the beginning of one.
 OPENERS = (
     "um",
     "uh",
@@ -29,8 +29,10 @@ OPENERS = (
     "well",
     "alright",
 )
-SELF_FIXES = ("no wait", "no i mean", "sorry i meant", "i mean")  # "... france no wait germany"
-CORRECTIONS = ("no i mean", "no wait", "sorry i meant", "no i meant")  # opens an interruption
+# Inside a request that corrects itself: "... france no wait germany".
+SELF_FIXES = ("no wait", "no i mean", "sorry i meant", "i mean")
+# At the beginning of a correction that interrupts an answer or follows it.
+CORRECTIONS = ("no i mean", "no wait", "sorry i meant", "no i meant")
 
 ADDRESSED = tuple(
     line.strip()
@@ -96,5 +98,5 @@ SIDE_SPEECH = (*(f"{name} {line}" for name in NAMES for line in ADDRESSED), *OVE
 
 
 def side_speech_held_out(text: str) -> bool:
-    """Whether this sentence for somebody else is never used in training; a pure function."""
+    """Whether training never has this sentence for somebody else; one in eight is held out."""
     return zlib.crc32(text.encode()) % 8 == 0

@@ -1,4 +1,4 @@
-"""What a request is: intents with slots, and their phrasings, the forms."""
+"""Requests: intents with slots, and forms, which are the phrasings of intents."""
 
 import dataclasses
 import functools
@@ -9,32 +9,28 @@ from collections.abc import Callable
 import numpy as np
 
 Slots = dict[str, str]
-PAUSE = "|"  # marks in a template where a speaker may pause
-HELD_OUT_ONE_IN = 12  # share of the combinations of a compositional intent that is held out
+PAUSE = "|"  # marks where a speaker may pause in a template
+HELD_OUT_ONE_IN = 12  # one combination in so many is held out, where a hash decides
 
 
 @dataclasses.dataclass(frozen=True)
 class Intent:
-    """Something a user may want, with every way of asking for it.
-
-    `slots` maps a slot to its values, `answer` makes the right answer from chosen values, and
-    `valid` rules out senseless combinations.
-    """
+    """Something that a user may want, with all its phrasings."""
 
     name: str
-    answer: Callable[[Slots], str]
-    templates: tuple[str, ...]
-    slots: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    valid: Callable[[Slots], bool] = lambda slots: True
+    answer: Callable[[Slots], str]  # the right answer
+    templates: tuple[str, ...]  # the phrasings
+    slots: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # name -> values
+    valid: Callable[[Slots], bool] = lambda slots: True  # False for senseless combinations
     held_out: Callable[[Slots], bool] | None = None  # None: no combination is held out
     weight: float = 1.0  # relative frequency among intents
     long: bool = False  # the answer usually lasts longer than 2 s
-    fix: str = ""  # slot that a speaker may correct: "... no wait germany"
+    fix: str = ""  # slot that a user may correct: "... no wait germany"
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One phrasing of an intent; the template's slots are in braces, `|` allows a pause."""
+    """One phrasing of an intent. Its template has slots in braces; `|` allows a pause."""
 
     name: str
     template: str
@@ -45,12 +41,12 @@ class Form:
         return " ".join(self.parts(slots)).strip()
 
     def parts(self, slots: Slots) -> list[str]:
-        """Words of the request, cut at the allowed pauses."""
+        """Words of the request, cut where the user may pause."""
         return [part.strip().format(**slots) for part in self.template.split(PAUSE)]
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Matches every text of this form, senseless combinations included."""
+        """Matches every text of this form, also with senseless combinations of slots."""
         plain = " ".join(self.template.replace(PAUSE, " ").split())
         return re.compile(
             re.sub(
@@ -62,31 +58,36 @@ class Form:
 
     @property
     def fixable(self) -> bool:
-        """Whether the request ends with a slot that can be corrected."""
+        """Whether the request ends with the slot that a user may correct."""
         return bool(self.intent.fix) and self.template.endswith("{" + self.intent.fix + "}")
 
 
 def combination_hash(intent: str, slots: Slots) -> int:
-    """A number fixed for ever for an intent with chosen values, the same in every process."""
+    """A hash of an intent and the values of its slots, the same in every process."""
     key = intent + "".join(f"|{name}={slots[name]}" for name in sorted(slots))
     return zlib.crc32(key.encode())
 
 
 def hashed(intent: str) -> Callable[[Slots], bool]:
-    """Holds out one combination in `HELD_OUT_ONE_IN`, chosen by a hash."""
+    """A rule that holds out one combination in `HELD_OUT_ONE_IN`, by `combination_hash`."""
     return lambda slots: combination_hash(intent, slots) % HELD_OUT_ONE_IN == 0
 
 
 def is_held_out(form: Form, slots: Slots) -> bool:
-    """Whether this combination of words is never used in training; a pure function."""
+    """Whether training never has this combination of words."""
     return form.intent.held_out is not None and form.intent.held_out(slots)
 
 
 def draw_slots(form: Form, rng: np.random.Generator, held_out: bool) -> Slots:
-    """Draws valid values of all slots, held out or not as asked.
+    """Draws valid values of all slots.
+
+    Args:
+      form: Form of the request.
+      rng: Source of the draws.
+      held_out: Whether the combination of values is held out.
 
     Raises:
-        ValueError: no such combination came up in 10,000 draws, or there is none.
+      ValueError: There is no such combination, or none came up in 10,000 draws.
     """
     for _ in range(10_000 if form.intent.held_out or not held_out else 0):
         slots = {

@@ -1,4 +1,4 @@
-"""Intents that echo the user's words in open combinations, and intents with long answers."""
+"""Intents whose answer repeats words of the request, and intents with long answers."""
 
 from interaction.data.domain import words as w
 from interaction.data.domain.form import Intent, Slots, hashed
@@ -30,7 +30,7 @@ def _repeat(count: int, weight: float) -> Intent:
 
 
 def _count(low: int, high: int) -> str:
-    """Numbers from low to high, downwards where low is the larger."""
+    """Numbers from low to high, or downwards where low is larger."""
     step = 1 if high >= low else -1
     return " ".join(w.NUMBERS[n - 1] for n in range(low, high + step, step))
 

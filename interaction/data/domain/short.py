@@ -24,7 +24,7 @@ def _table(
 def _cycle(
     name: str, items: tuple[str, ...], after: tuple[str, ...], before: tuple[str, ...]
 ) -> list[Intent]:
-    """What follows and what precedes an item of a circle."""
+    """Intents that ask for the next and for the previous item of a cycle, such as days."""
     following = {item: items[(i + 1) % len(items)] for i, item in enumerate(items)}
     preceding = {item: items[i - 1] for i, item in enumerate(items)}
     return [
@@ -38,7 +38,7 @@ def _number(value: int) -> str:
 
 
 def _commuted_sum_held_out(slots: Slots) -> bool:
-    """For one unordered pair in six, the order that training never hears."""
+    """Holds out one order of the two numbers, for one pair in six; training has the other order."""
     low, high = sorted((slots["a"], slots["b"]), key=w.VALUE.__getitem__)
     code = combination_hash("sum", {"a": low, "b": high})
     return low != high and code % 6 == 0 and (slots["a"] == low) == (code // 6 % 2 == 0)

@@ -1,4 +1,4 @@
-"""Requests that need a tool: how they are said, handed over, called, and answered."""
+"""Tool requests: how users say them, how the model delegates them, their calls and answers."""
 
 import dataclasses
 import functools
@@ -13,9 +13,9 @@ from interaction.data.domain import words as w
 from interaction.data.domain.form import Slots, combination_hash
 
 Call = dict[str, Any]  # "tool" and its arguments
-Prices = Mapping[str, tuple[int, str]]  # item -> price in dollars, room: what `lookup` reads
+Prices = Mapping[str, tuple[int, str]]  # table of `lookup`: item -> (price in dollars, room)
 
-ITEMS = tuple(  # many, so that a name that was never looked up is heard like the others
+ITEMS = tuple(  # many, so that the model transcribes items that training never looks up as well
     """
     milk bread butter cheese apples coffee sugar pepper rice candle hammer pencil lemon banana
     potato onion carrot chocolate honey tomato hat ball book cake spoon chair radio coat knife boat
@@ -26,9 +26,10 @@ ITEMS = tuple(  # many, so that a name that was never looked up is heard like th
     zebra camel frog fish spider sheep puppy kitten goat goose teeth baby king web nest hive
     """.split()
 )
-# Never looked up in training: they are timed, and that the more often, to be heard like the others.
+# Items that training never looks up. Its timers name them more often, so that the model transcribes
+# them as well as the others.
 HELD_OUT_ITEMS = ("butter", "pepper", "candle", "onion", "spoon")
-HELD_OUT_AMOUNTS = {  # of units, never handed over in training; of other units they are
+HELD_OUT_AMOUNTS = {  # unit -> amounts that training never has with it, only with other units
     "weeks": ("six", "eleven"),
     "feet": ("eleven",),
     "hours": ("six",),
@@ -37,20 +38,20 @@ HELD_OUT_AMOUNTS = {  # of units, never handed over in training; of other units 
     "seconds": ("six", "eleven"),
 }
 FAILURE = "sorry that did not work"
-OKAY = "okay"  # is said to a cancellation or a correction
+OKAY = "okay"  # the reply to a cancellation or a correction
 CANCELS = ("never mind", "forget it", "forget about it", "never mind that", "cancel that")
 FIXERS = ("no i mean", "no wait", "sorry i meant", "no i meant")
 
 _TEENS = "thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _SMALL = ("zero", *w.NUMBERS, *_TEENS)
-_LARGEST = 999
-TIMER_UNITS = {"seconds": 1, "minutes": 60}
-_SOON = w.NUMBERS[1:]  # two to twelve: most timers are short enough to ring in a session
+_LARGEST = 999  # largest number that is said
+TIMER_UNITS = {"seconds": 1, "minutes": 60}  # s
+_SOON = w.NUMBERS[1:]  # two to twelve; most timers are short enough to ring in a session
 _LATER = tuple(f"{ten}{ones}" for ten in _TENS[:4] for ones in ("", " six", " nine"))
 _WAITS = (*_SOON * 4, *_LATER)
-_MOST = 59  # of what is converted
-CONVERSIONS = {
+_MOST = 59  # largest amount that is converted
+CONVERSIONS = {  # (unit, other unit) -> how many of the other are in one
     ("weeks", "days"): 7,
     ("feet", "inches"): 12,
     ("hours", "minutes"): 60,
@@ -64,7 +65,7 @@ def number_words(number: int) -> str:
     """A number in words.
 
     Raises:
-        ValueError: it is not in 0..999.
+      ValueError: The number is not in 0..999.
     """
     if not 0 <= number <= _LARGEST:
         raise ValueError(f"number: got {number}, wanted 0..{_LARGEST}; round or split it")
@@ -82,25 +83,22 @@ VALUE = {number_words(number): number for number in range(_LARGEST + 1)}
 
 @dataclasses.dataclass(frozen=True)
 class ToolRequest:
-    """Something a user may want that takes a tool.
-
-    `{…}` in `templates`, `request` and `fix` are slots; `fix` is what a correction names.
-    """
+    """One kind of request that needs a tool; `{name}` in its texts stands for a slot."""
 
     name: str
-    templates: tuple[str, ...]
-    slots: dict[str, tuple[str, ...]]
-    hold: str  # is said while the tool works
-    request: str  # is handed over
+    templates: tuple[str, ...]  # phrasings of the user; `|` allows a pause
+    slots: dict[str, tuple[str, ...]]  # values of each slot
+    holding_reply: str  # what the model says while the tool works
+    delegated: str  # the words that the model writes for the background model
     call: Callable[[Slots], Call]
-    answer: Callable[[Slots, Any], str]  # from the tool's result
-    fix: str = ""  # "" if it cannot be corrected
-    changes: tuple[str, ...] = ()  # slots of which a correction changes at least one
-    held_out: Callable[[Slots], bool] = lambda slots: False
-    weight: float = 1.0
+    answer: Callable[[Slots, Any], str]  # words for the user, from the slots and the tool's result
+    fix: str = ""  # the words of a correction; "" for requests that cannot be corrected
+    changes: tuple[str, ...] = ()  # slots that a correction may change
+    held_out: Callable[[Slots], bool] = lambda slots: False  # whether training never has the slots
+    weight: float = 1.0  # relative frequency
 
     def parts(self, template: str, slots: Slots) -> list[str]:
-        """Words of a request, cut where a speaker may pause."""
+        """Words of a request, cut where the user may pause."""
         return [part.strip().format(**slots) for part in template.split("|")]
 
 
@@ -125,18 +123,18 @@ def _timer(slots: Slots) -> Call:
 
 
 def _looking_up(
-    field: str, templates: tuple[str, ...], request: str, answer: Callable[[Slots, Any], str]
+    field: str, templates: tuple[str, ...], delegated: str, answer: Callable[[Slots, Any], str]
 ) -> ToolRequest:
     def call(slots: Slots) -> Call:
-        # With the space before it the word is the token that was heard, and need not be spelt.
+        # With a leading space the item is the same token as in the user transcript, to be copied.
         return {"tool": "lookup", "item": f" {slots['item']}", "field": field}
 
     return ToolRequest(
         field,
         templates,
         {"item": ITEMS},
-        hold="let me look",
-        request=request,
+        holding_reply="let me look",
+        delegated=delegated,
         call=call,
         answer=answer,
         fix="the {item}",
@@ -166,8 +164,8 @@ def _converting(pair: tuple[str, str], weight: float) -> ToolRequest:
             "n": (*_SOON * 8, *map(number_words, amounts)),
             "pair": (f"{unit} to {to}",),
         },
-        hold="let me see",
-        request=f"{{n}} {unit} in {to}",
+        holding_reply="let me see",
+        delegated=f"{{n}} {unit} in {to}",
         call=_convert,
         answer=lambda slots, result: f"it is {number_words(result)} {to}",
         fix=f"{{n}} {unit}",
@@ -187,8 +185,8 @@ TOOL_REQUESTS: tuple[ToolRequest, ...] = (
             "tell me {a} times | {b}",
         ),
         {"a": w.NUMBERS[2:], "b": w.NUMBERS[2:]},
-        hold="let me see",
-        request="{a} times {b}",
+        holding_reply="let me see",
+        delegated="{a} times {b}",
         call=_times,
         answer=lambda slots, result: f"it is {number_words(result)}",
         fix="{b}",
@@ -200,8 +198,8 @@ TOOL_REQUESTS: tuple[ToolRequest, ...] = (
         "clock",
         ("what time is it", "tell me the time", "do you have the time", "what is the time now"),
         {},
-        hold="one moment",
-        request="the time",
+        holding_reply="one moment",
+        delegated="the time",
         call=lambda slots: {"tool": "clock"},
         answer=_clock_words,
         weight=0.7,
@@ -215,8 +213,8 @@ TOOL_REQUESTS: tuple[ToolRequest, ...] = (
             "ring in | {n} {unit}",
         ),
         {"n": _WAITS, "unit": tuple(TIMER_UNITS)},
-        hold="i will",
-        request="ring in {n} {unit}",
+        holding_reply="i will",
+        delegated="ring in {n} {unit}",
         call=_timer,
         answer=lambda slots, result: f"{slots['n']} {slots['unit']} are over",
         fix="{n} {unit}",
@@ -232,8 +230,8 @@ TOOL_REQUESTS: tuple[ToolRequest, ...] = (
             "time the {item} for | {n} {unit}",
         ),
         {"n": _WAITS, "unit": tuple(TIMER_UNITS), "item": (*ITEMS, *HELD_OUT_ITEMS * 8)},
-        hold="i will",
-        request="ring in {n} {unit} for {item}",
+        holding_reply="i will",
+        delegated="ring in {n} {unit} for {item}",
         call=_timer,
         answer=lambda slots, result: f"it is time for the {slots['item']}",
         fix="{n} {unit}",
@@ -249,7 +247,7 @@ TOOL_REQUESTS: tuple[ToolRequest, ...] = (
             "how much do i pay for the | {item}",
             "look up the price of the | {item}",
         ),
-        request="price of {item}",
+        delegated="price of {item}",
         answer=lambda slots, result: f"it is {number_words(result)} dollars",
     ),
     _looking_up(
@@ -260,7 +258,7 @@ TOOL_REQUESTS: tuple[ToolRequest, ...] = (
             "look up the room of the | {item}",
             "where did i put the | {item}",
         ),
-        request="room of {item}",
+        delegated="room of {item}",
         answer=lambda slots, result: f"it is in the {result}",
     ),
     *(_converting(pair, 0.4) for pair in CONVERSIONS),
@@ -268,40 +266,51 @@ TOOL_REQUESTS: tuple[ToolRequest, ...] = (
 
 
 def draw_tool_request(rng: np.random.Generator) -> ToolRequest:
-    """Draws an errand by weight."""
-    weights = np.array([tool_request.weight for tool_request in TOOL_REQUESTS])
+    """Draws a tool request by weight."""
+    weights = np.array([request.weight for request in TOOL_REQUESTS])
     return TOOL_REQUESTS[rng.choice(len(TOOL_REQUESTS), p=weights / weights.sum())]
 
 
-def draw_slots(tool_request: ToolRequest, rng: np.random.Generator, held_out: bool) -> Slots:
-    """Draws values of all slots, held out or not as asked; without slots there is one choice."""
+def draw_slots(request: ToolRequest, rng: np.random.Generator, held_out: bool) -> Slots:
+    """Draws values of all slots.
+
+    Args:
+      request: Kind of the request.
+      rng: Source of the draws.
+      held_out: Whether the values are held out; ignored for a request without slots.
+
+    Raises:
+      ValueError: No such values came up in 1,000 draws.
+    """
     for _ in range(1_000):
         slots = {
-            name: values[int(rng.integers(len(values)))]
-            for name, values in tool_request.slots.items()
+            name: values[int(rng.integers(len(values)))] for name, values in request.slots.items()
         }
-        if tool_request.held_out(slots) == held_out or not tool_request.slots:
+        if request.held_out(slots) == held_out or not request.slots:
             return slots
     raise ValueError(
-        f"held_out: got {held_out} for {tool_request.name}, wanted one that has such slots; draw another"
+        f"held_out: got {held_out} for {request.name}, wanted a request that has such slots; "
+        "draw another one"
     )
 
 
 def imagine(
-    tool_request: ToolRequest,
+    request: ToolRequest,
     slots: Slots,
     names: Sequence[str],
     words: Sequence[str],
     rng: np.random.Generator,
 ) -> Slots:
-    """Slots with other values than users say, not held out: a reasoner should copy, not recall.
+    """Draws slots that are not held out, with values that users need not say.
+
+    The background model learns from them to copy the request instead of recalling a known one.
 
     Args:
-        tool_request: Whose slots.
-        slots: To begin from.
-        names: Slots that are drawn anew: numbers up to 99, and any of `words` for things.
-        words: Single words.
-        rng: Draws.
+      request: Kind of the request.
+      slots: Values to begin from.
+      names: Slots that are drawn anew: numbers of 2 to 99, and any of `words` for items.
+      words: Single words.
+      rng: Source of the draws.
     """
     while True:
         drawn = dict(slots)
@@ -310,37 +319,36 @@ def imagine(
                 drawn[name] = words[int(rng.integers(len(words)))]
             elif slots[name] in VALUE:
                 drawn[name] = number_words(int(rng.integers(2, 100)))
-        call = tool_request.call(drawn)
+        call = request.call(drawn)
         result = true_result(call, {drawn.get("item", ""): (1, "")}, "1:00")
         small = not isinstance(result, int) or result <= _LARGEST
-        if small and not tool_request.held_out(drawn):
+        if small and not request.held_out(drawn):
             return drawn
 
 
 @functools.cache
 def _held_out_answers() -> set[str]:
-    """Of products, conversions and timers."""
+    """Answers to the held-out products, conversions and timers."""
     found = set()
-    for tool_request in TOOL_REQUESTS:
-        if "item" not in tool_request.slots:
-            for values in itertools.product(*map(set, tool_request.slots.values())):
-                slots = dict(zip(tool_request.slots, values, strict=True))
-                if tool_request.held_out(slots):
-                    found.add(
-                        tool_request.answer(slots, true_result(tool_request.call(slots), {}, ""))
-                    )
+    for request in TOOL_REQUESTS:
+        if "item" not in request.slots:
+            for values in itertools.product(*map(set, request.slots.values())):
+                slots = dict(zip(request.slots, values, strict=True))
+                if request.held_out(slots):
+                    result = true_result(request.call(slots), {}, "")
+                    found.add(request.answer(slots, result))
     return found
 
 
 def imagine_answer(words: Sequence[str], rng: np.random.Generator) -> str:
-    """Something said as a result is, but of nothing that was asked: it can only be copied.
+    """Draws an answer that does not belong to any request, so that it can only be copied.
 
-    Half of the numbers are those that users say, up to twelve. No held-out amount is said, and no
-    result of a held-out request.
+    Half of the numbers are at most twelve, as users say them. The answer names no held-out amount
+    and is not the result of a held-out request.
 
     Args:
-        words: Single words.
-        rng: Draws.
+      words: Single words.
+      rng: Source of the draws.
     """
     most = (13, 100, _LARGEST + 1)[rng.choice(3, p=(0.5, 0.25, 0.25))]
     while True:
@@ -360,37 +368,38 @@ def imagine_answer(words: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def draw_prices(rng: np.random.Generator) -> dict[str, tuple[int, str]]:
-    """A table for `lookup`, new for each session: nobody can know it by heart."""
+    """Draws a table for `lookup`; each session has its own, so that no model can learn it."""
     return {
         item: (int(rng.integers(1, 60)), w.ROOMS[int(rng.integers(len(w.ROOMS)))]) for item in ITEMS
     }
 
 
 def said_words() -> list[str]:
-    """Every word that users, the model and the reasoner use in errands, alphabetical."""
+    """Every word of tool requests, their replies and their answers, in alphabetical order."""
     texts = [FAILURE, OKAY, "exactly past over dollars hundred zero", *CANCELS, *FIXERS, *_SMALL]
     texts += _TENS
-    for tool_request in TOOL_REQUESTS:
-        texts += [
-            tool_request.hold,
-            tool_request.request,
-            tool_request.fix,
-            *tool_request.templates,
-        ]
-        texts += [value for values in tool_request.slots.values() for value in values]
+    for request in TOOL_REQUESTS:
+        texts += [request.holding_reply, request.delegated, request.fix, *request.templates]
+        texts += [value for values in request.slots.values() for value in values]
     plain = re.sub(r"\{\w+\}|\|", " ", " ".join(texts))
     return sorted(set(plain.split()))
 
 
 def call_pieces() -> list[str]:
-    """Pieces of which the text of calls and results is made, as the tokenizer cuts it."""
+    """Pieces of which calls and results are made, as the tokenizer cuts their JSON."""
     names = "tool calculate expression clock timer seconds lookup item field price place convert"
     names += " amount unit to result error weeks days feet inches hours minutes pounds ounces yards"
     return ['\u0120{"', '":', '\u0120"', '",', '"}', "\u0120*", *names.split()]
 
 
 def true_result(call: Call, prices: Prices, time: str) -> int | str:
-    """What the demo's tools return: of a call, a table for `lookup`, and the time "h:mm"."""
+    """The result of a call, as the demo's tools return it.
+
+    Args:
+      call: "tool" and its arguments.
+      prices: Table of `lookup`.
+      time: Time of day, "h:mm".
+    """
     tool = call["tool"]
     if tool == "calculate":
         first, second = call["expression"].split(" * ")

@@ -1,8 +1,8 @@
-"""Closed vocabularies and tables of facts of the domain: lower case, no punctuation."""
+"""Vocabularies and tables of facts of the domain, in lower case without punctuation."""
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """A table from words of the form `key:value`."""
+    """A table from text of the form `key:value key:value`."""
     return dict((pair.split(":")[0], pair.split(":")[1]) for pair in text.split())
 
 

@@ -1,0 +1,1 @@
+"""Costs of a model, and readers of compiled programs."""

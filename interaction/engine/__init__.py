@@ -1,0 +1,1 @@
+"""Live sessions: the loaded model, conversations, their files and records."""

@@ -1,0 +1,1 @@
+"""The transformer with its inputs and outputs, and the streaming step."""

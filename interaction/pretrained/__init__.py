@@ -1,0 +1,1 @@
+"""Released models on disk."""
