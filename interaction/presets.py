@@ -86,7 +86,7 @@ def base() -> ModelConfig:
 
 
 def small() -> ModelConfig:
-    """276B parameters, 12B active.
+    """274B parameters, 12B active: about the size of the announced model (276B, 12B).
 
     The layers are few and wide, because each layer has costs besides its weights; every size is a
     multiple of 256. The text head and the transcript head both count as active: with them a

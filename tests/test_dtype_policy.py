@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,8 +14,9 @@ from interaction.distributed import sharding
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.pretrained.tree_paths import flatten
+from interaction.training import vocoder_loss
 from interaction.types import Special
-from tests import golden
+from tests import golden, support
 
 MATRICES = (  # of every part, and what must stay exact
     ("backbone/sliding/gate", "bfloat16"),
@@ -107,3 +109,35 @@ def test_rounding_the_speech_head_is_not_heard() -> None:
     assert np.mean(np.abs(exact - made)) < 0.005  # log10 magnitude; measured: 0.0014
     wanted, pcm = (render(params["vocoder"], exact) for params in (model.params, rounded))
     assert np.linalg.norm(wanted - pcm) < 0.01 * np.linalg.norm(wanted)  # measured: 0.0035
+
+
+def test_training_multiplies_in_the_dtypes_that_serving_keeps() -> None:
+    """Each part's weights as training casts them equal those of a served model, bit for bit."""
+    params = support.random_params(presets.tiny())
+    served = sharding.cast_params(params, "bfloat16")
+    parts = ("heads", "audio_in", "video_in", "sliding", "long")
+    pairs = {part: (params["backbone"][part], served["backbone"][part]) for part in parts}
+    pairs["flow"] = params["speech"]["flow"], served["speech"]["flow"]
+    pairs["vocoder"] = params["vocoder"], served["vocoder"]
+    for part, (mine, theirs) in pairs.items():
+        cast = sharding.gather_and_cast(mine, part, "bfloat16")
+        for name, leaf in cast.items():
+            assert leaf.dtype == theirs[name].dtype, f"{part}/{name}"
+            np.testing.assert_array_equal(leaf, theirs[name], err_msg=f"{part}/{name}")
+
+
+def test_hardly_any_product_of_training_is_in_float32() -> None:
+    """Backbone and flow head of a bfloat16 model, and the vocoder's own objective."""
+    config = presets.base()
+    products = _products(golden.trace_train(config, {}, 2).jaxpr, 1)
+    # Gradients of float32 logits are float32; they meet bfloat16 operands.
+    exact = sum(size for kinds, size in products if kinds == "float32 float32")
+    assert exact < 0.01 * sum(size for _, size in products)  # measured: 0.0075
+    objective = vocoder_loss.vocoder_objective(config)
+    params, _ = jax.eval_shape(objective.init, jax.random.key(0))
+    batch = {"model": jax.ShapeDtypeStruct((2, 80_000), jnp.int16)}
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    traced = jax.make_jaxpr(objective.loss)(params, {}, batch, {"sessions": 2.0}, keys)
+    blocks = 3 * config.vocoder.layers * 4 * config.vocoder.dim**2  # forward of a frame
+    rounded = sum(size for kinds, size in _products(traced.jaxpr, 1) if "bfloat16" in kinds)
+    assert rounded > blocks

@@ -1,4 +1,4 @@
-"""The 276B model on a v5p-2048 slice of 1,024 chips; `docs/tpu_pods.md` says how to run it.
+"""The preset `small` (274B) on a v5p-2048 slice of 1,024 chips, see `docs/tpu_pods.md`.
 
 Peak learning rate, betas, weight decay and warm-up are those of DeepSeek-V3 (arXiv 2412.19437),
 which has a similar sparsity.

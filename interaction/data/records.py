@@ -53,7 +53,10 @@ def arrays(data: bytes) -> dict[str, np.ndarray]:
 
 def _unpack(data: bytes) -> StoredSession:
     try:
-        return flax.serialization.msgpack_restore(data)
+        fields = flax.serialization.msgpack_restore(data)
+        if not isinstance(fields, dict):
+            raise TypeError(f"{type(fields).__name__} instead of a map")
+        return fields
     except Exception as error:
         raise ValueError(
             f"record: got {len(data)} bytes that are no MessagePack, wanted a stored session; "

@@ -15,7 +15,7 @@ class _Field(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     fix: str  # fix for another shape or dtype
-    span: tuple[float, float] | None = None  # smallest and largest value
+    span: tuple[float, float] = (-np.inf, np.inf)  # smallest and largest value
     unit: str = ""  # meaning of values within the span, and fix for others
 
 
@@ -101,12 +101,15 @@ def check_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
     check_form(config, chunk, sessions)
     for name, wanted in _fields(config, sessions).items():
         value = getattr(chunk, name)
-        if wanted.span is None or not isinstance(value, np.ndarray):
-            continue
         low, high = wanted.span
+        if np.isinf(high) or not isinstance(value, np.ndarray):
+            continue
         # Comparisons are false for NaN. For nearly every call the first condition is enough.
         if not (value.min() >= low and value.max() <= high):
-            if not np.any(_usable_rows(value, wanted.span)):
+            usable = _usable_rows(value, wanted.span)
+            if name == "frame":
+                usable |= ~np.asarray(chunk.has_frame)
+            if not np.any(usable):
                 raise ValueError(
                     f"chunk.{name}: got NaN or values outside [{low}, {high}] in every row, "
                     f"wanted {wanted.unit}"
@@ -128,13 +131,11 @@ def checked(config: ModelConfig, name: str, value: np.ndarray) -> np.ndarray:
       ValueError: Names the field, what it was, what was wanted and the fix.
     """
     wanted = _fields(config, 1)[name]
-    if not isinstance(value, np.ndarray):
-        raise ValueError(f"{name}: got {type(value).__name__}, wanted a numpy array; {wanted.fix}")
     _check_form(name, value, wanted._replace(shape=wanted.shape[1:]))
-    low, high = wanted.span or (-np.inf, np.inf)
-    if not np.all(_usable_rows(value[None], (low, high))):
+    copy, (low, high) = np.array(value), wanted.span
+    if not np.all(_usable_rows(copy[None], (low, high))):
         raise ValueError(f"{name}: got NaN or values outside [{low}, {high}], wanted {wanted.unit}")
-    return value.copy()
+    return copy
 
 
 def unusable_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> Chunk:

@@ -47,7 +47,7 @@ def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]
     """
     cfg = config.transformer
     keys = iter(jax.random.split(key, 8))
-    turn = _silent_turn(config)
+    turn = _blank_turn(config)
     x = jnp.zeros((1, 1, cfg.dim))
     layer_keys = jax.random.split(next(keys), cfg.layers).reshape(-1, cfg.long_every)
 
@@ -100,7 +100,7 @@ def init_speech(config: ModelConfig, key: Array) -> Params:
     return {"condition": params["params"], "flow": flow["params"]}
 
 
-def _silent_turn(config: ModelConfig) -> TurnInputs:
-    """One micro-turn in which user and model are silent, without text or frame."""
+def _blank_turn(config: ModelConfig) -> TurnInputs:
+    """One micro-turn without text or frame, for the shapes of a model's inputs."""
     user = jnp.zeros((1, 1, config.audio.user_frames, config.audio.mels))
     return assemble(config, user, silent_outputs(config, 1), None, jnp.ones((1, 1)))

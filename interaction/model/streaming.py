@@ -2,7 +2,7 @@
 
 `step` is `listen` (front end and transformer), sampling of one text token, and `speak` (flow head
 and vocoder). Rows that are reset, inactive or refused are selected before and after these. The
-caches are too large for a selection: positions of inactive and refused rows are not written.
+caches are selected for a reset alone: nothing is written to those of inactive and refused rows.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from interaction.config import ModelConfig
 from interaction.distributed.collectives import SEQUENCE, SESSIONS, TENSOR, total
-from interaction.distributed.sharding import gather_and_cast, jit_step
+from interaction.distributed.sharding import cast_params, gather_and_cast, jit_step
 from interaction.model import control_tokens
 from interaction.model.heads import Outputs, apply_heads
 from interaction.model.positions import embed, last_positions
@@ -112,6 +112,7 @@ def speak(
         part: gather_and_cast(params["speech"][part], part, config.transformer.dtype)
         for part in ("condition", "flow")
     }
+    voice = cast_params({"vocoder": params["vocoder"]}, config.transformer.dtype)["vocoder"]
     floor = jnp.full_like(state.mel, config.speech.mel_floor)
     nothing = jnp.zeros((len(token), config.audio.turn_samples))
 
@@ -120,7 +121,7 @@ def speak(
 
     def render(frames: Array) -> tuple[vocoder.VocoderState, Array]:
         after, pcm = vocoder.vocoder_step(
-            params["vocoder"], state.vocoder, frames, config.vocoder, config.audio
+            voice, state.vocoder, frames, config.vocoder, config.audio
         )
         return jax.tree.map(partial(select_rows, idle), fresh, after), pcm
 

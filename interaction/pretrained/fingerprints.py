@@ -17,35 +17,43 @@ _ON_HOST = 1 << 30  # bytes up to which an array is read on the host
 _KINDS = {1: "uint8", 2: "uint16", 4: "uint32"}
 
 
-def fold(leaf: Any, shape: Sequence[int], starts: Sequence[Array | int], xp: Any) -> Any:  # noqa: ANN401
-    """Checksum of an array, and the number of its non-finite entries.
+def fold(leaf: Any, starts: Sequence[Array | int], xp: Any) -> Any:  # noqa: ANN401
+    """Two checksums of an array, and how many of its entries are not finite.
 
-    The results of the parts of an array add up (modulo 2**32) to the result of the array: the
-    checksum is a weighted sum of integers, so neither order nor mesh changes it. One changed entry
-    always changes the checksum, several almost certainly.
+    The results of the parts of an array add up (modulo 2**32) to the result of the whole array: a
+    checksum is a sum of integers, so neither order nor mesh change it. Each entry is weighted by a
+    hash of its place (the finaliser of MurmurHash3, one dimension after another), so entries that
+    change places change the checksums as well. One changed entry always changes both.
 
     Args:
-      leaf: [...], the part of the array that begins at `starts`: bool, or a dtype of at most 4
-        bytes.
-      shape: Shape of the array.
-      starts: Index int32[] of the first entry along each dimension.
-      xp: The module of `leaf`: numpy or jax.numpy.
+      leaf: The part of the array that begins at `starts`, bool or a number type of at most 4 bytes.
+      starts: Index of the part's first entry, int32[] for each dimension.
+      xp: The module of `leaf`, numpy or jax.numpy.
 
     Returns:
-      uint32[2].
+      uint32[3].
     """
     leaf = leaf.astype(xp.uint8) if leaf.dtype == bool else leaf
     bits = leaf.view(_KINDS[leaf.dtype.itemsize]).astype(xp.uint32)
-    place = xp.zeros(leaf.shape, xp.uint32)
-    for dim, (size, start) in enumerate(zip(shape, starts, strict=True)):
+    place = xp.zeros([1] * leaf.ndim, xp.uint32)
+    for dim, start in enumerate(starts):
         here = xp.arange(leaf.shape[dim], dtype=xp.uint32) + xp.asarray(start, xp.uint32)
-        place = place * xp.uint32(size) + here.reshape(-1, *[1] * (leaf.ndim - dim - 1))
-    weight = (place * xp.uint32(0x9E3779B1)) | xp.uint32(1)  # odd: no bit is lost
-    checksum = xp.sum((bits ^ (bits >> xp.uint32(16))) * weight, dtype=xp.uint32)
-    return xp.stack([checksum, xp.sum(~xp.isfinite(leaf), dtype=xp.uint32)])
+        here = here.reshape(-1, *[1] * (leaf.ndim - dim - 1))
+        place = _mix(place * xp.uint32(0x9E3779B1) + here + xp.uint32(dim + 1), xp)
+    weights = place, _mix(place ^ xp.uint32(0x5BD1E995), xp)
+    mixed = bits ^ (bits >> xp.uint32(16))
+    one = xp.uint32(1)  # with an odd weight no bit of an entry is lost
+    sums = [xp.sum(mixed * (weight | one), dtype=xp.uint32) for weight in weights]
+    return xp.stack([*sums, xp.sum(~xp.isfinite(leaf), dtype=xp.uint32)])
 
 
-_fold_far = jax.jit(lambda leaf: fold(leaf, leaf.shape, (0,) * leaf.ndim, jnp))
+def _mix(place: Any, xp: Any) -> Any:  # noqa: ANN401
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        place = (place ^ (place >> xp.uint32(shift))) * xp.uint32(factor)
+    return place ^ (place >> xp.uint32(16))
+
+
+_fold_far = jax.jit(lambda leaf: fold(leaf, (0,) * leaf.ndim, jnp))
 
 
 def fingerprint(config: ModelConfig, params: Params) -> str:
@@ -61,8 +69,8 @@ def fingerprint(config: ModelConfig, params: Params) -> str:
     names = []
     for name, leaf in flatten(params).items():
         near = leaf.nbytes <= _ON_HOST and getattr(leaf, "is_fully_addressable", True)
-        found = fold(np.asarray(leaf), leaf.shape, (0,) * leaf.ndim, np) if near else None
-        checksum = int(np.asarray(_fold_far(leaf) if found is None else found)[0])
-        names.append(f"{name} {leaf.dtype} {leaf.shape} {checksum}")
+        found = fold(np.asarray(leaf), (0,) * leaf.ndim, np) if near else None
+        sums = np.asarray(_fold_far(leaf) if found is None else found)[:2].tolist()
+        names.append(f"{name} {leaf.dtype} {leaf.shape} {sums}")
     text = "\n".join([config_to_json(config), *sorted(names)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -145,17 +145,15 @@ class Checkpoints:
         hosts.all_agree(True)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _fold_piece(leaf: Array, shape: tuple[int, ...], starts: list[int]) -> Array:
-    return fold(leaf, shape, starts, jnp)
+@jax.jit
+def _fold_piece(leaf: Array, starts: list[int]) -> Array:
+    return fold(leaf, starts, jnp)
 
 
 @functools.cache
 def _fingerprint(where: NamedSharding | None) -> Any:  # noqa: ANN401
     return jax.jit(
-        lambda leaves: jnp.stack(
-            [fold(leaf, leaf.shape, (0,) * leaf.ndim, jnp) for leaf in leaves]
-        ),
+        lambda leaves: jnp.stack([fold(leaf, (0,) * leaf.ndim, jnp) for leaf in leaves]),
         out_shardings=where,
         compiler_options=step_compiler_options(jax.default_backend()),
     )
@@ -179,17 +177,17 @@ def fingerprints(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _read_fingerprint(leaf: LazyArray) -> dict[str, Any]:
     """`fingerprints` of an array in a file, which is read piece by piece."""
-    found = np.zeros(2, np.uint32)
+    found = np.zeros(3, np.uint32)
     for index in leaf.pieces():
-        found += np.asarray(_fold_piece(leaf[index], leaf.shape, [part.start for part in index]))
+        found += np.asarray(_fold_piece(leaf[index], [part.start for part in index]))
     return _describe(leaf, *found.tolist())
 
 
-def _describe(leaf: Any, fingerprint: int, non_finite: int) -> dict[str, Any]:  # noqa: ANN401
+def _describe(leaf: Any, low: int, high: int, non_finite: int) -> dict[str, Any]:  # noqa: ANN401
     return {
         "shape": list(leaf.shape),
         "dtype": np.dtype(leaf.dtype).name,
-        "fingerprint": fingerprint,
+        "fingerprint": high << 32 | low,
         "not_finite": non_finite,
     }
 

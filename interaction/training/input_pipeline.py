@@ -17,6 +17,8 @@ from jax.sharding import NamedSharding
 
 from interaction.data import records
 
+_NEEDED = {"user", "model", "text", "user_transcript"}  # fields of a session
+
 
 class InputPipeline(NamedTuple):
     """An endless iterator of batches, and fields that identify its data."""
@@ -101,6 +103,12 @@ def make_input_pipeline(
         raise ValueError(
             f"batch: got {batch}, wanted at most the {len(source)} sessions in {path!r}; "
             "make more sessions or lower it"
+        )
+    missing = sorted(_NEEDED - set(records.arrays(source[0])))
+    if missing:
+        raise ValueError(
+            f"data: got sessions without {missing} in {path!r}, wanted {sorted(_NEEDED)}; make "
+            "them again with `python -m experiments.make_sessions`"
         )
     mine = range(batch) if rows is None else rows
     sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(records.arrays)

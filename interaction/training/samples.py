@@ -14,6 +14,7 @@ import numpy as np
 
 from interaction.config import ModelConfig
 from interaction.data.tokenizer import load_tokenizer
+from interaction.distributed.sharding import cast_params
 from interaction.model import session_state, streaming
 from interaction.model.turn_inputs import silent_mel
 from interaction.training import features
@@ -28,7 +29,7 @@ _MARKS = {Special.SILENT: "", Special.HOLD: "–", Special.NONE: ""}
 
 @functools.partial(jax.jit, static_argnums=0)
 def free_running_text(config: ModelConfig, backbone: Params, bias: Array, batch: Batch) -> Array:
-    """Greedy text-out tokens of the backbone, which reads its own tokens and no self audio.
+    """Greedy text-out tokens of the backbone, from its own tokens and with silent self audio.
 
     Args:
       config: Model configuration.
@@ -127,11 +128,12 @@ def free_running_mel(config: ModelConfig, speech: Params, batch: Batch, key: Arr
     b, n = batch["text"].shape
     hidden = jnp.zeros((b, config.transformer.dim))
     silence = silent_mel(config, b)
+    head = cast_params({"speech": speech}, config.transformer.dtype)["speech"]
     keys = jax.random.split(key, (n, b))
 
     def turn(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         tokens, keys = now
-        frames = streaming.speech_frames(config, speech, before, tokens, hidden, keys)
+        frames = streaming.speech_frames(config, head, before, tokens, hidden, keys)
         frames = session_state.select_rows(tokens[:, -1] == Special.SILENT, silence, frames)
         return frames, frames
 

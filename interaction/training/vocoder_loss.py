@@ -255,7 +255,8 @@ def vocoder_objective(model: ModelConfig) -> Objective:
         pcm = jnp.asarray(batch["model"][:1], jnp.float32) / 32_768.0
         tail = mel.init_tail(1, audio.speech_hop, audio)
         _, frames = mel.log_mel_stream(tail, pcm, audio.speech_hop, audio)
-        rendered = vocoder.vocoder_full(params["vocoder"], frames, cfg, audio)
+        weights = gather_and_cast(params["vocoder"], "vocoder", model.transformer.dtype)
+        rendered = vocoder.vocoder_full(weights, frames, cfg, audio)
         return {"vocoder/original": np.asarray(pcm[0]), "vocoder/rendered": np.asarray(rendered[0])}
 
     return Objective(init, loss, samples=samples)

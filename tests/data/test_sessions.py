@@ -181,8 +181,9 @@ def test_records_round_trip(tmp_path: Path, made: Made) -> None:
 
 
 def test_foreign_records_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no MessagePack"):
-        records.decode(b"\xc1nonsense")
+    for data in (b"\xc1nonsense", b"\x01", b"\xc0", b"\x91\x01"):  # the last are no maps
+        with pytest.raises(ValueError, match="no MessagePack"):
+            records.decode(data)
     with pytest.raises(ValueError, match="wanted"):
         records.decode(records.encode({"user": np.zeros(3, np.int16)}))
     with pytest.raises(ValueError, match=r"arrayrecord"):

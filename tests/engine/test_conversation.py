@@ -75,8 +75,8 @@ def test_both_variants_are_warm_before_the_first_micro_turn() -> None:
         (np.zeros((1, 3_200), np.float32), "float32[1, 3200]"),
         (np.full(3_200, np.nan, np.float32), "NaN"),
         (np.full(3_200, 3, np.float32), "outside [-2.0, 2.0]"),
-        ([0.0] * 3_200, "got list, wanted a numpy array"),
-        (None, "got NoneType, wanted a numpy array"),
+        ([0.0] * 3_200, "got list[3200], wanted float32"),
+        (None, "got NoneType[], wanted float32"),
     ],
 )
 def test_bad_audio_is_refused_and_nothing_is_done(audio: object, words: str) -> None:

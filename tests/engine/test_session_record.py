@@ -212,7 +212,7 @@ def test_the_fingerprint_sees_every_bit_and_no_device() -> None:
         for dtype in (jnp.float32, jnp.bfloat16):
             leaf = jax.random.normal(jax.random.key(1), shape).astype(dtype)
             placed = jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
-            place = leaf.shape, (0,) * leaf.ndim
+            place = ((0,) * leaf.ndim,)
             far = jax.jit(lambda one, place=place: fingerprints.fold(one, *place, jnp))(placed)
             assert np.array_equal(fingerprints.fold(np.asarray(leaf), *place, np), far)
             assert fingerprint(config, {"a": placed}) == fingerprint(config, {"a": leaf})
