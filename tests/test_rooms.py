@@ -81,7 +81,7 @@ def test_the_root_is_small() -> None:
     assert len(found) <= ROOT_MODULES, found
 
 
-@pytest.mark.parametrize("package", ["interaction", "pallas_kernels", "experiments"])
+@pytest.mark.parametrize("package", ["interaction", "pallas_kernels", "experiments", "tests"])
 def test_files_and_functions_are_short(package: str) -> None:
     wrong = []
     for path in sorted((ROOT / package).rglob("*.py")):

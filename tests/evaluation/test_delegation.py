@@ -1,21 +1,18 @@
 """Figures of hand-made recordings with delegations, all right or with one mistake."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from interaction.background import agent, delegations
-from interaction.background.delegations import Note
 from interaction.data.delegation_sessions import make_delegation_session
 from interaction.data.tokenizer import load_tokenizer
-from interaction.engine.session_record import Entry
 from interaction.evaluation import Event, Spoken, parse_events
 from interaction.evaluation.delegation import Recording, score_delegations
-from interaction.evaluation.delegation_history import Delegation, Step, read_delegations
+from interaction.evaluation.delegation_history import Delegation, Step
 from interaction.evaluation.delegation_summary import delegation_table, summarise_delegations
 from interaction.evaluation.events import reply_time
 from interaction.evaluation.rollout import to_float
@@ -441,55 +438,6 @@ def test_spans_silence_the_same_tokens_as_the_model() -> None:
 
 
 # Records.
-
-
-def entry(turn: int, arrived: str | None, notes: Sequence[tuple]) -> Entry:
-    empty = np.zeros(3_200, np.float32)
-    ids = None
-    if arrived is not None:
-        ids = np.full(4, Special.PAD, np.int32)
-        tokens = [
-            Special.END_DELEGATE if word == "." else WORDS.encode(word)[0]
-            for word in arrived.split()
-        ]
-        ids[: len(tokens)] = tokens
-    user_transcript = np.full(2, Special.NONE, np.int32)
-    listed = [Note(0.0, number, kind, text) for number, kind, text in notes]
-    return Entry(turn, 0.0, empty, ids, None, Special.SILENT, user_transcript, empty, listed)
-
-
-def test_the_record_tells_to_which_delegation_words_belong() -> None:
-    entries = [
-        entry(0, None, [(1, "asked", "the time")]),
-        entry(1, None, [(2, "asked", "seven times eight"), (0, "ignored", "")]),
-        entry(2, "it", [(2, "call", "{}"), (2, "result", "{}"), (2, "text", "it is")]),
-        entry(3, "is", [(1, "text", "it is exactly four"), (1, "done", "")]),
-        entry(4, "fifty .", [(2, "text", "fifty"), (2, "done", ""), (2, "given", "")]),
-        entry(5, "it is exactly four", []),
-        entry(6, ".", [(1, "given", "")]),
-        entry(7, "hello", []),  # typed
-    ]
-    time, product = read_delegations(entries)
-    assert (time.request, time.closed, time.arrived) == ("the time", 0, 5)
-    assert WORDS.decode(time.result) == "it is exactly four"
-    assert (product.arrived, WORDS.decode(product.result)) == (2, "it is fifty")
-    assert product.turns(agent.CALL) == [2] and product.cancelled == -1
-    assert [product.running(turn) for turn in (1, 2, 4, 5)] == [False, True, True, False]
-
-
-def test_an_update_and_a_cancel_in_a_record() -> None:
-    entries = [
-        entry(0, None, [(1, "asked", "seven times eight")]),
-        entry(1, "it is", [(1, "text", "it is fifty"), (1, "updated", "nine")]),
-        entry(2, None, [(2, "asked", "the time")]),
-        entry(3, "it", [(2, "text", "it is"), (1, "text", "it is sixty"), (2, "cancelled", "")]),
-        entry(4, "is sixty .", [(1, "done", ""), (1, "given", "")]),
-    ]
-    product, time = read_delegations(entries)
-    assert (product.settled, product.arrived) == (1, 3)
-    assert WORDS.decode(product.result) == "it is sixty"
-    assert time.cancelled == 3 and time.arrived == -1 and not time.running(4)
-    assert dataclasses.replace(product, steps=[]).running(9)
 
 
 # Sessions from the generator: a model that does what the annotation says is perfect.
