@@ -21,6 +21,7 @@ prices and one time of day, those of its first user.
 python -m experiments.evaluate --suite=delegation --sessions=200 --json=out/delegation.json
 """
 
+import importlib.util
 import json
 import pathlib
 import time
@@ -271,12 +272,35 @@ def joined_sessions(given: flags.FlagValues) -> int:
     return joined
 
 
+def check_surroundings(given: Any) -> None:  # noqa: ANN401
+    """Refuses a run that would fail only after its sessions: no recogniser, or records in the way.
+
+    Args:
+      given: The flags.
+
+    Raises:
+      UsageError: Names the flag and the fix.
+    """
+    if given.suite == "delegation":
+        if any(pathlib.Path(given.records).glob("*.session")):
+            raise app.UsageError(
+                f"--records: got {given.records}, which has records, wanted a folder without any; "
+                "remove it or name another"
+            )
+    elif given.asr_sessions and importlib.util.find_spec("pocketsphinx") is None:
+        raise app.UsageError(
+            f"--asr_sessions: got {given.asr_sessions} without a recogniser; install it with "
+            "pip install -e '.[eval]', or set --asr_sessions=0"
+        )
+
+
 def main(argv: list[str]) -> None:
     """Evaluates a model, and prints and writes the figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     given = flags.FLAGS
     joined = joined_sessions(given)
+    check_surroundings(given)
     use_compilation_cache()
     model = interaction.load(given.checkpoint)
     names = ["checkpoint", "suite", "sessions", "seed", "split"]

@@ -66,7 +66,7 @@ def main(words: list[str]) -> int:
         copy = pathlib.Path(folder)
         copy_repository(copy)
         tests = tuple(dict.fromkeys(test for one in chosen for test in one.tests))
-        print(f"{len(tests)} tests without a break", flush=True)
+        print(f"running {len(tests)} tests on the unchanged copy, which must pass", flush=True)
         status, printed = run_tests(copy, tests)
         if status:
             print(printed)
