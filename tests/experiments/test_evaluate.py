@@ -17,7 +17,7 @@ def given(suite: str, records: object = "", asr_sessions: int = 0) -> types.Simp
 def test_records_in_the_way_are_named(tmp_path: pathlib.Path) -> None:
     check_surroundings(given("delegation", tmp_path))
     (tmp_path / "00000.session").touch()
-    with pytest.raises(app.UsageError, match="--records: got .* which has records"):
+    with pytest.raises(app.UsageError, match=r"--records: got .* which has records"):
         check_surroundings(given("delegation", tmp_path))
 
 
