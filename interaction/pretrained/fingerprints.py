@@ -34,6 +34,8 @@ def fold(leaf: Any, starts: Sequence[Array | int], xp: Any) -> Any:  # noqa: ANN
       uint32[3].
     """
     leaf = leaf.astype(xp.uint8) if leaf.dtype == bool else leaf
+    if not leaf.ndim:  # numpy warns when a single number wraps
+        leaf, starts = leaf.reshape(1), (0,)
     bits = leaf.view(_KINDS[leaf.dtype.itemsize]).astype(xp.uint32)
     place = xp.zeros([1] * leaf.ndim, xp.uint32)
     for dim, start in enumerate(starts):
