@@ -8,6 +8,10 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
+# Compilation is most of the tests' time, and a third of it without optimisation.
+UNOPTIMISED := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+	--xla_cpu_parallel_codegen_split_count=1
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
 ENGINES := espeak-ng libespeak-ng1 flite
 # PyTorch without CUDA: make bench TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -19,7 +23,8 @@ demo: $(VENV)/.demo ## streams the bundled recording through the demo's models; 
 	$(BIN)/python -m experiments.converse
 
 test: engines $(VENV)/.test ## runs the tests on the CPU
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
+	XLA_FLAGS="$(UNOPTIMISED)" $(PYTEST) -m "not optimised"
+	$(PYTEST) -m optimised
 
 parity: $(VENV)/.test $(VENV)/.bench ## compares the model with an independent PyTorch implementation
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/model/test_torch_parity.py tests/pallas_kernels/test_torch_parity.py

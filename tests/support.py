@@ -1,7 +1,6 @@
-"""What several tests need: random parameters and inputs, made without compiling anything."""
+"""Random parameters for tests, made without compiling anything."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -30,8 +29,3 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
         return value * leaf.shape[-2] ** -0.5
 
     return jax.device_put(jax.tree_util.tree_map_with_path(draw, abstract))
-
-
-def jit_unoptimised(function: Callable) -> Callable:
-    """`jax.jit` for a program that runs a few times: XLA takes half as long to compile it."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})

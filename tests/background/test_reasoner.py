@@ -23,6 +23,8 @@ from interaction.training import features, reasoning_loss
 from interaction.types import Array, Special
 from tests.support import random_params
 
+pytestmark = pytest.mark.optimised
+
 CONFIG = dataclasses.replace(presets.tiny(), self_audio=False)
 PARAMS = {name: random_params(CONFIG)[name] for name in ("backbone", "router_bias")}
 TURNS, LENGTH = 23, 12  # more positions than the rings hold

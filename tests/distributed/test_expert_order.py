@@ -16,6 +16,8 @@ from interaction.distributed import experts, sharding
 from interaction.distributed.collectives import AXES
 from interaction.ops import router
 
+pytestmark = pytest.mark.optimised
+
 E, K, D, F = 8, 4, 32, 4
 _RNG = np.random.default_rng(0)
 # What an expert puts out for a token: its row, the same for all tokens. One beside 2**24 is lost.

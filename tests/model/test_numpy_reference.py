@@ -10,7 +10,7 @@ from interaction.model.turn_inputs import TurnInputs
 from interaction.modules import speech_out
 from interaction.types import Params, Special
 from tests import numpy_model
-from tests.support import jit_unoptimised, random_params
+from tests.support import random_params
 
 CONFIG = presets.tiny()
 SESSIONS, TURNS = 2, 18  # more positions than the windows of 20 and 40 keys
@@ -49,7 +49,7 @@ def inputs() -> TurnInputs:
 
 def test_the_transformer(params: Params, inputs: TurnInputs) -> None:
     backbone, bias = params["backbone"], params["router_bias"]
-    run = jit_unoptimised(lambda p, b, inputs: sequence.forward(CONFIG, p, b, inputs))
+    run = jax.jit(lambda p, b, inputs: sequence.forward(CONFIG, p, b, inputs))
     released = random_params(CONFIG)
     found = jax.device_get(run(released["backbone"], released["router_bias"], inputs))
     for session in range(SESSIONS):
@@ -77,7 +77,7 @@ def test_the_flow_head(params: Params) -> None:
     tokens = rng.integers(0, CONFIG.vocab, (SESSIONS, cfg.token_window), np.int32)
     prefix = rng.normal(-3, 2, (SESSIONS, cfg.prefix_frames, audio.mels)).astype(np.float32)
     noise = rng.standard_normal((SESSIONS, audio.speech_frames, audio.mels)).astype(np.float32)
-    run = jit_unoptimised(lambda *given: speech_out.generate_mel(CONFIG, *given))
+    run = jax.jit(lambda *given: speech_out.generate_mel(CONFIG, *given))
     found = run(random_params(CONFIG)["speech"], hidden, tokens, prefix, noise)
     for session in range(SESSIONS):
         given = (x[session] for x in (hidden, tokens, prefix, noise))

@@ -15,7 +15,7 @@ from interaction.model.positions import Positions, embed, embed_arrivals, last_p
 from interaction.model.turn_inputs import Arrivals, TurnInputs
 from interaction.presets import PRESETS
 from interaction.types import Special
-from tests.support import jit_unoptimised, random_params
+from tests.support import random_params
 
 TINY = (
     presets.tiny()
@@ -72,7 +72,7 @@ def as_variant(inputs: TurnInputs, variant: tuple[bool, bool]) -> TurnInputs:
 @functools.cache
 def embedding(config: ModelConfig) -> Callable:
     backbone = random_params(config)["backbone"]
-    return jit_unoptimised(lambda inputs, clock: embed(config, backbone, inputs, clock))
+    return jax.jit(lambda inputs, clock: embed(config, backbone, inputs, clock))
 
 
 def run(config: ModelConfig, inputs: TurnInputs, clock: list[int]) -> Positions:
@@ -82,7 +82,7 @@ def run(config: ModelConfig, inputs: TurnInputs, clock: list[int]) -> Positions:
 def places(config: ModelConfig, inputs: TurnInputs, clock: list[int]) -> tuple:
     """Validity and time alone, for which nothing of the embeddings is compiled."""
     backbone = random_params(config)["backbone"]
-    lay_out = jit_unoptimised(lambda *given: embed(config, backbone, *given)[1:])
+    lay_out = jax.jit(lambda *given: embed(config, backbone, *given)[1:])
     return jax.device_get(lay_out(inputs, np.array(clock, np.uint32)))
 
 

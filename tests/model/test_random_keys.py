@@ -20,7 +20,7 @@ from interaction.modules.vocoder import VocoderState
 from interaction.ops import sampling
 from interaction.ops.ring import RingClock
 from interaction.types import Array, Chunk, Special
-from tests.support import jit_unoptimised, random_params
+from tests.support import random_params
 
 CONFIG = dataclasses.replace(presets.tiny(), text_temperature=0.7)
 WORD = 2**32 - 1
@@ -126,7 +126,7 @@ def step(logits: np.ndarray) -> Callable:
             patch.setattr(streaming.vocoder, "vocoder_step", vocoder_step)
             return streaming.step(CONFIG, params, state, chunk)
 
-    return jit_unoptimised(run)
+    return jax.jit(run)
 
 
 def test_a_step_draws_text_and_speech_from_their_own_keys(

@@ -16,7 +16,9 @@ from interaction.modules.vocoder import VocoderState
 from interaction.ops.ring import RingClock
 from interaction.ops.source_filter import SourceState
 from interaction.types import Chunk, Special
-from tests.support import jit_unoptimised, random_params
+from tests.support import random_params
+
+pytestmark = pytest.mark.optimised
 
 TINY = presets.tiny()
 # Without a lag of the vocoder its gate opens with the first sample, so that what the vocoder holds
@@ -95,7 +97,7 @@ def perturbed(state: StreamState, names: list[str]) -> StreamState:
 
 @pytest.fixture(scope="module")
 def step() -> Callable:
-    run = jit_unoptimised(functools.partial(streaming.step, CONFIG, random_params(CONFIG)))
+    run = jax.jit(functools.partial(streaming.step, CONFIG, random_params(CONFIG)))
 
     def two_turns(state: StreamState, first: int, reset: np.ndarray) -> tuple:
         state, reply = run(state, Chunk(audio=PCM[first], reset=reset))

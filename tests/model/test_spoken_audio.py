@@ -20,7 +20,7 @@ from interaction.model.turn_inputs import TurnInputs
 from interaction.ops import mel, sampling
 from interaction.types import Array, Chunk, Special
 from tests import numpy_model
-from tests.support import jit_unoptimised, random_params
+from tests.support import random_params
 
 CONFIG = presets.tiny()
 SILENT, HOLD, CANCEL = Special.SILENT, Special.HOLD, Special.CANCEL
@@ -87,7 +87,7 @@ def talk() -> Talk:
             patch.setattr(streaming.sampling, "sample_tokens", lambda *_: token)
             return streaming.step(CONFIG, params, state, chunk)
 
-    step: Callable = jit_unoptimised(forced)
+    step: Callable = jax.jit(forced)
     state = session_state.init_state(CONFIG, session_state.session_keys(jnp.arange(SESSIONS)))
     states, replies = [jax.device_get(state)], []
     for turn in range(TURNS):
@@ -191,7 +191,7 @@ def test_spans_and_windows_of_long_sessions() -> None:
     usual = [SILENT, HOLD, OPEN, UPDATE, CLOSE, CANCEL, *range(8, 16)]
     text = np.random.default_rng(0).choice(usual, (32, 60))
 
-    @jit_unoptimised
+    @jax.jit
     def halves(text: Array, before: Array) -> tuple[Array, Array]:
         first, inside = control_tokens.spoken_tokens(text[:, :23])
         second, _ = control_tokens.spoken_tokens(text[:, 23:], inside)

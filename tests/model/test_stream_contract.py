@@ -18,6 +18,8 @@ from interaction.types import Array, Chunk, Params, Special
 from tests.contract import StreamPart, verify_stream_contract
 from tests.support import random_params
 
+pytestmark = pytest.mark.optimised
+
 CONFIG = presets.tiny()
 RNG = np.random.default_rng(0)
 

@@ -18,6 +18,8 @@ from interaction.ops import ring
 from interaction.types import Chunk, Special
 from tests.support import random_params
 
+pytestmark = pytest.mark.optimised
+
 CONFIG = presets.tiny()
 ROWS = 3
 SAMPLES = CONFIG.audio.turn_samples

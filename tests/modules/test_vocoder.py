@@ -42,6 +42,7 @@ def _stream(params: dict, frames: jax.Array, size: int) -> tuple[vocoder.Vocoder
     return state, jnp.concatenate(parts, axis=1)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_chunks_equal_the_whole(params: dict, frames: jax.Array, size: int) -> None:
     full_state, full = _stream(params, frames, FRAMES)
@@ -74,6 +75,7 @@ def test_nothing_comes_from_the_future(params: dict, frames: jax.Array) -> None:
     assert jnp.any(before[:, 5 * HOP : 6 * HOP] != after[:, 5 * HOP : 6 * HOP])
 
 
+@pytest.mark.optimised
 def test_rows_do_not_see_each_other(params: dict, frames: jax.Array) -> None:
     both = _stream(params, frames, FRAMES)[1]
     alone = _stream(params, frames[1:2], FRAMES)[1]
@@ -81,6 +83,7 @@ def test_rows_do_not_see_each_other(params: dict, frames: jax.Array) -> None:
     np.testing.assert_allclose(both[1:2], alone, atol=1e-4 * float(jnp.abs(both).max()))
 
 
+@pytest.mark.optimised
 def test_module_is_the_pure_function(params: dict, frames: jax.Array) -> None:
     got = jax.jit(vocoder.Vocoder(CFG, AUDIO).apply)({"params": params}, frames)
     wanted = _stream(params, frames, FRAMES)[1]
@@ -119,6 +122,7 @@ def test_pulses_follow_the_pitch() -> None:
     np.testing.assert_allclose(jnp.mean(jnp.square(steady)), 1.0, rtol=0.02)
 
 
+@pytest.mark.optimised
 def test_overlap_add_of_chunks_is_exact() -> None:
     frames = jax.random.normal(jax.random.key(0), (2, 6, 13))
     wanted = np.zeros((2, 5 * 4 + 13), np.float32)

@@ -9,6 +9,7 @@ import sys
 
 DEVICES = 8
 LIMIT_S = 200
+_COUNT = "--xla_force_host_platform_device_count"
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -19,8 +20,9 @@ def start(command: list[str], processes: int, cache: pathlib.Path) -> list[subpr
         port = probe.getsockname()[1]
     env = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {_COUNT}={DEVICES // processes}",  # the last holds
         "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(processes),
     }

@@ -118,6 +118,7 @@ def test_padding_may_be_nan() -> None:
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.optimised
 def test_same_bits_in_any_part_of_the_session() -> None:
     valid = random_valid(1, 2 * S, 0.8)
     (q, k, v, sink), (_, order, _) = make(valid, (4, 2), 16)

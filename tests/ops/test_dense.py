@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from interaction import presets
 from interaction.distributed import sharding
@@ -65,6 +66,7 @@ def test_a_table_is_read_rounded_and_learns_in_float32() -> None:
     np.testing.assert_array_equal(slope, np.array([[3072.0], [0], [0]]) * np.ones(4))
 
 
+@pytest.mark.optimised
 def test_speech_is_conditioned_alike_in_training_and_in_the_step() -> None:
     config = presets.tiny()
     params = {"condition": random_params(config)["speech"]["condition"]}

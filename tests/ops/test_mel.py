@@ -64,6 +64,7 @@ def test_log_mel_equals_librosa(hop: int) -> None:
     np.testing.assert_allclose(got, wanted, atol=2e-6)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("hop", HOPS)
 @pytest.mark.parametrize("hops", [1, 2, 3, 5, 8])
 def test_chunking_and_batch_keep_the_bits(hop: int, hops: int) -> None:

@@ -2,13 +2,13 @@
 
 from collections import deque
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from interaction.ops import ring
 from interaction.ops.attention import window_mask
-from tests.support import jit_unoptimised
 
 LATE = 2**32 - 21  # a counter that wraps after 21 positions
 
@@ -35,7 +35,7 @@ def test_a_ring_is_a_deque(window: int, span: int, capacity: int, written: int) 
     names = [deque(maxlen=window) for _ in range(sessions)]
     counts = np.zeros(sessions, int)
 
-    @jit_unoptimised
+    @jax.jit
     def write(clock: ring.RingClock, valid: jnp.ndarray) -> tuple:
         after = ring.advance(clock, valid, limit)
         order = ring.new_order(clock, valid)

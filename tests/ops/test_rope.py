@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from interaction.ops import rope
-from tests.support import jit_unoptimised
 
 SHAPES = [(16, 10_000.0), (64, 10_000.0), (128, 1e6)]
 
 
 def turn(x: np.ndarray, positions: np.ndarray, base: float) -> jax.Array:
-    @jit_unoptimised
+    @jax.jit
     def run(x: jax.Array, positions: jax.Array) -> jax.Array:
         return rope.rotate(x, rope.rope_turn(positions, x.shape[-1], base))
 

@@ -3,12 +3,12 @@
 Pulses are shut off by the lowest gain that a filter has, exp(-18), so that noise alone is heard.
 """
 
+import jax
 import numpy as np
 import pytest
 
 from interaction.ops import source_filter
 from interaction.types import Array
-from tests.support import jit_unoptimised
 
 HOP, N_FFT, RATE, FRAMES, ORDER = 200, 512, 16_000, 6, 4
 SHUT = -18.0
@@ -27,7 +27,7 @@ def render(noise_filters: np.ndarray, chunk: int = FRAMES) -> np.ndarray:
     return np.concatenate(parts)
 
 
-@jit_unoptimised
+@jax.jit
 def synthesise(state: source_filter.SourceState, pitch: Array, cepstra: Array) -> tuple:
     return source_filter.synthesise(state, pitch, cepstra, HOP, RATE)
 

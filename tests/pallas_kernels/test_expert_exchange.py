@@ -45,6 +45,7 @@ def _uninitialised_rows_hold_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(differentiable, "blank", nan)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_values_and_gradients_on_any_number_of_devices(devices: int, method: str) -> None:
@@ -149,6 +150,7 @@ def test_any_load(
     assert_same_bits(got, layer(problem, 1, "all_gather"))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("method", METHODS)
 def test_a_token_does_not_depend_on_the_others(method: str) -> None:
     problem, other = Problem(24, 3), Problem(8, 3, seed=1)

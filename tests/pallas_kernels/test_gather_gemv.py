@@ -159,6 +159,7 @@ def test_eight_bit_weights(implementation: str, dtype: str) -> None:
     assert all(bool(jnp.any(s != 0)) for s in slope)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("implementation", HERE)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("k", [1, 2])

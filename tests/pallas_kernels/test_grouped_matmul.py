@@ -126,6 +126,7 @@ def test_invalid_sizes_are_clipped_at_run_time(implementation: str, sizes: Array
     check(implementation, jnp.float32, lhs, rhs, sizes, grad)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_rows_bits_do_not_depend_on_other_rows(implementation: str, dtype: DTypeLike) -> None:

@@ -10,7 +10,7 @@ from interaction.model import sequence
 from interaction.pretrained.tree_paths import flatten
 from interaction.training import conversation_loss
 from interaction.types import Special
-from tests.support import jit_unoptimised, random_params
+from tests.support import random_params
 
 CONFIG = presets.tiny()
 
@@ -53,9 +53,7 @@ def test_groups_of_sessions_equal_one_group(monkeypatch: pytest.MonkeyPatch) -> 
     found = []
     for at_once in (2, 6):
         monkeypatch.setattr(sequence, "CPU_SESSIONS", at_once)
-        run = jit_unoptimised(
-            lambda p: sequence.forward(CONFIG, p["backbone"], p["router_bias"], inputs)
-        )
+        run = jax.jit(lambda p: sequence.forward(CONFIG, p["backbone"], p["router_bias"], inputs))
         found.append(run(params))
     for few, all_ in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
         # measured: 4e-6, and 1e-7 for the router's z-loss
@@ -68,7 +66,7 @@ def test_every_part_of_the_backbone_learns() -> None:
     objective = conversation_loss.joint_objective(CONFIG)
     learnt = {name: params[name] for name in ("backbone", "speech")}
     buffers = {"router_bias": params["router_bias"]}
-    grad = jit_unoptimised(jax.value_and_grad(objective.loss, has_aux=True))
+    grad = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
     totals = objective.totals(batch)
     (loss, sums), grads = grad(learnt, buffers, batch, totals, _keys(2))
     metrics, moved = objective.finish(buffers, sums)

@@ -12,7 +12,7 @@ from interaction.pretrained.tree_paths import flatten
 from interaction.training import reasoning_loss
 from interaction.training.objective import Batch
 from interaction.types import Special
-from tests.support import jit_unoptimised, random_params
+from tests.support import random_params
 
 CONFIG = presets.tiny()
 LENGTH = 7  # tokens of a fork
@@ -56,7 +56,7 @@ def _reasoning(batch: Batch) -> jax.Array:
     return ENCODE(CONFIG, params["backbone"], params["router_bias"], inputs, beside)[1][:, -LENGTH:]
 
 
-LOSS = jit_unoptimised(reasoning_loss.reasoning_objective(CONFIG).loss)
+LOSS = jax.jit(reasoning_loss.reasoning_objective(CONFIG).loss)
 
 
 def _aux(batch: Batch) -> reasoning_loss.ReasoningAux:
@@ -146,12 +146,12 @@ def test_a_few_steps_learn_a_fork() -> None:
     """Losses fall; only parts that the records do not use have no gradient."""
     batch = _batch()
     objective = reasoning_loss.reasoning_objective(CONFIG)
-    params, buffers = jit_unoptimised(objective.init)(jax.random.key(0))
+    params, buffers = jax.jit(objective.init)(jax.random.key(0))
     assert set(params) == {"backbone"} and set(buffers) == {"router_bias"}
     optimizer = optax.adam(1e-2)
     totals = objective.totals(batch)
 
-    @jit_unoptimised
+    @jax.jit
     def step(params: dict, buffers: dict, moments: optax.OptState) -> tuple:
         grad = jax.grad(objective.loss, has_aux=True)
         grads, sums = grad(params, buffers, batch, totals, KEYS)

@@ -10,14 +10,14 @@ import pytest
 from interaction import presets
 from interaction.training import features, speech_loss
 from interaction.types import Special
-from tests.support import jit_unoptimised, random_params
+from tests.support import random_params
 
 CONFIG = presets.tiny()
 
 
 def test_spliced_windows_keep_their_newer_half() -> None:
     tokens = jnp.arange(2_000 * 12).reshape(2_000, 12)
-    got = np.asarray(jit_unoptimised(speech_loss.spliced)(tokens, jax.random.key(0)))
+    got = np.asarray(jax.jit(speech_loss.spliced)(tokens, jax.random.key(0)))
     wanted = np.asarray(tokens)
     np.testing.assert_array_equal(got[:, 6:], wanted[:, 6:])
     other = got != wanted
@@ -41,7 +41,7 @@ def _batch(spoken: tuple[int, ...]) -> dict[str, jax.Array]:
 def _loss(params: dict, batch: dict[str, jax.Array]) -> Callable[[jax.Array], float]:
     hidden = jnp.zeros((*batch["text"].shape, CONFIG.transformer.dim))
     totals, keys = speech_loss.flow_totals(batch), jax.random.split(jax.random.key(3), 2)
-    run = jit_unoptimised(
+    run = jax.jit(
         lambda mel: speech_loss.flow_loss(CONFIG, params, hidden, batch, mel, totals, keys)
     )
     return lambda mel: float(run(mel))
@@ -90,7 +90,7 @@ def test_the_condition_is_the_hidden_state_of_the_same_micro_turn() -> None:
 
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((2, 8, CONFIG.transformer.dim)).astype(np.float32)
-    run = jit_unoptimised(jax.value_and_grad(loss))
+    run = jax.jit(jax.value_and_grad(loss))
     value, gradient = run(hidden)
     wanted = np.isin(np.arange(8), spoken)
     np.testing.assert_array_equal(np.any(gradient != 0, axis=(0, 2)), wanted)
