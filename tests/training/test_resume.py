@@ -84,8 +84,8 @@ def _start(config: pathlib.Path, run: pathlib.Path) -> subprocess.Popen:
 def _wait_for_step(process: subprocess.Popen, run: pathlib.Path, step: int) -> None:
     path = run / "metrics.jsonl"
     while process.poll() is None:
-        *_, newest, _ = [b'{"step": 0}', *(path.read_bytes() if path.exists() else b"").split(b"\n")]
-        if json.loads(newest)["step"] >= step:
+        *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        if lines and json.loads(lines[-1])["step"] >= step:
             return
         time.sleep(0.01)
     pytest.fail(f"training ended before step {step}: {process.stderr.read()}")
