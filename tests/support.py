@@ -1,9 +1,12 @@
-"""Random parameters for tests, made without compiling anything."""
+"""What several tests need: random parameters, made without compiling anything, and marks."""
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import numpy as np
+import pytest
+from _pytest.mark import ParameterSet
 
 from interaction.config import ModelConfig
 from interaction.model.parameters import init_model_params
@@ -29,3 +32,12 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
         return value * leaf.shape[-2] ** -0.5
 
     return jax.device_put(jax.tree_util.tree_map_with_path(draw, abstract))
+
+
+def mark_optimised(implementations: Iterable[str]) -> list[ParameterSet]:
+    """Implementations of a kernel as parameters of a test that compares bits.
+
+    Those that users run on a CPU are marked `optimised`; the others are interpreted there.
+    """
+    marks = {"xla": pytest.mark.optimised, "reference": pytest.mark.optimised}
+    return [pytest.param(one, marks=marks.get(one, ())) for one in implementations]

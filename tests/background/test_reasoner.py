@@ -23,8 +23,6 @@ from interaction.training import features, reasoning_loss
 from interaction.types import Array, Special
 from tests.support import random_params
 
-pytestmark = pytest.mark.optimised
-
 CONFIG = dataclasses.replace(presets.tiny(), self_audio=False)
 PARAMS = {name: random_params(CONFIG)[name] for name in ("backbone", "router_bias")}
 TURNS, LENGTH = 23, 12  # more positions than the rings hold
@@ -106,6 +104,7 @@ def same(a: ReasonerState, b: ReasonerState, atol: float) -> None:
         np.testing.assert_allclose(x, y, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("video", [False, True])
 def test_prefills_of_any_size_give_the_same_bits(video: bool) -> None:
     full = prefilled([5, 5, 5, 5, 3], video)
@@ -114,6 +113,7 @@ def test_prefills_of_any_size_give_the_same_bits(video: bool) -> None:
         same(prefilled(sizes, video), full, atol=0)
 
 
+@pytest.mark.optimised
 def test_sessions_of_a_batch_may_be_at_different_micro_turns() -> None:
     state = functions().init(ROWS)
     for counts, firsts in (([5, 2], [0, 0]), ([0, 3], [5, 2])):
@@ -156,6 +156,7 @@ def _whole(turns: int, video: bool) -> Array:
     return text_head(CONFIG, PARAMS["backbone"]["heads"], x)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(("turns", "video"), [(TURNS, False), (18, True)])
 def test_forks_equal_training(turns: int, video: bool) -> None:
     """The logits of a fork are those of training, token by token and several at a time."""

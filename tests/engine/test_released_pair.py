@@ -13,8 +13,6 @@ from interaction.background import MicroTurn
 from interaction.data.audio_file import read_audio
 from tests import released
 
-pytestmark = pytest.mark.optimised
-
 
 @pytest.fixture(scope="module")
 def golden() -> dict:

@@ -138,7 +138,6 @@ def test_files_that_are_refused(tmp_path: pathlib.Path) -> None:
     assert int(restored._state["clock"][0]) == 3 and int(restored._state["seed"][0]) == 3
 
 
-@pytest.mark.optimised
 def test_the_tiny_model_goes_on_and_replays_bit_for_bit(tmp_path: pathlib.Path) -> None:
     config = presets.tiny()
     model = InteractionModel(config, random_params(config), load_tokenizer())

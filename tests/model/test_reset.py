@@ -18,8 +18,6 @@ from interaction.ops.source_filter import SourceState
 from interaction.types import Chunk, Special
 from tests.support import random_params
 
-pytestmark = pytest.mark.optimised
-
 TINY = presets.tiny()
 # Without a lag of the vocoder its gate opens with the first sample, so that what the vocoder holds
 # of an old session would be heard.

@@ -18,8 +18,6 @@ from interaction.types import Array, Chunk, Params, Special
 from tests.contract import StreamPart, verify_stream_contract
 from tests.support import random_params
 
-pytestmark = pytest.mark.optimised
-
 CONFIG = presets.tiny()
 RNG = np.random.default_rng(0)
 
@@ -115,6 +113,7 @@ def turns() -> tuple:
     return _random_turns(2, TURNS)
 
 
+@pytest.mark.optimised
 def test_forward_equals_steps(turns: tuple) -> None:
     """Logits, user transcript, speech condition and all losses equal those of the steps."""
     pcm, inputs, text, speech = turns
@@ -180,6 +179,7 @@ def _losses(params: Params, outputs: Outputs, text: Array, speech: Array) -> dic
     }
 
 
+@pytest.mark.optimised
 def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:
     """Text as arrivals, in any order, equals the same text in the slots of micro-turns."""
     _, inputs, _, _ = turns
@@ -205,6 +205,7 @@ def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:
         np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.optimised
 def test_absent_frames_are_never_read(turns: tuple) -> None:
     _, inputs, _, _ = turns
     params = random_params(CONFIG)

@@ -16,8 +16,6 @@ from tests.multihost import serve
 from tests.multihost.launch import ROOT, finish, start
 from tests.support import random_params
 
-pytestmark = pytest.mark.optimised
-
 TOKENIZER = ROOT / "interaction/data/tokenizer.json"
 
 

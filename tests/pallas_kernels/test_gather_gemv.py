@@ -14,6 +14,7 @@ from pallas_kernels.gather_gemv import Scales, gather_gemv
 from pallas_kernels.gather_gemv.active import active_experts
 from pallas_kernels.gather_gemv.kernel_tpu import MAX_TOKENS, ffn_block, gather_gemv_tpu
 from pallas_kernels.tpu import TpuTarget
+from tests.support import mark_optimised
 
 Array, Rng = jax.Array, np.random.Generator
 
@@ -159,8 +160,7 @@ def test_eight_bit_weights(implementation: str, dtype: str) -> None:
     assert all(bool(jnp.any(s != 0)) for s in slope)
 
 
-@pytest.mark.optimised
-@pytest.mark.parametrize("implementation", HERE)
+@pytest.mark.parametrize("implementation", mark_optimised(HERE))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("k", [1, 2])
 def test_a_token_s_bits_do_not_depend_on_others(implementation: str, dtype: str, k: int) -> None:

@@ -95,7 +95,6 @@ def test_equals_the_reference_with_float8() -> None:
     assert error(run(arguments, scales), expected(arguments, scales)) <= TOLERANCE["bfloat16"]
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_tokens_bits_do_not_depend_on_the_others(dtype: str) -> None:
     arguments, _ = case((131, 5, 4, 64, 48), (dtype, dtype))

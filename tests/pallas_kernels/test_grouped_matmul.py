@@ -17,6 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 from pallas_kernels import implementation as choice, shapes
 from pallas_kernels.grouped_matmul import grouped_matmul, kernel_tpu, visits
 from tests.pallas_kernels.triton_modules import verified_kernels
+from tests.support import mark_optimised
 
 IMPLEMENTATIONS = ("tpu", "gpu", "xla", "reference")
 DTYPES = (jnp.float32, jnp.bfloat16)
@@ -126,9 +127,8 @@ def test_invalid_sizes_are_clipped_at_run_time(implementation: str, sizes: Array
     check(implementation, jnp.float32, lhs, rhs, sizes, grad)
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", mark_optimised(IMPLEMENTATIONS))
 def test_a_rows_bits_do_not_depend_on_other_rows(implementation: str, dtype: DTypeLike) -> None:
     groups, k, n = 2, 192, 48
     _, rhs, _ = operands(1, k, n, groups, dtype)

@@ -23,7 +23,7 @@ from interaction.training.train_config import TrainConfig
 from tests.training import toy
 
 CHAINS, KILLS, APART = 2, 5, 20  # runs, kills of each run, and fewest steps between two kills
-STEPS = (KILLS + 1) * 5 * APART  # on busy cores a kill comes tens of steps late
+STEPS = (KILLS + 1) * 3 * APART  # on busy cores a kill comes tens of steps late
 CONFIG = """
 from interaction.training.train_config import TrainConfig
 
