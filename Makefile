@@ -8,8 +8,10 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
-# Compilation is most of the tests' time, and a third of it without optimisation.
-UNOPTIMISED := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+# Compilation is most of the tests' time, and a third of it without optimisation. In one piece it
+# keeps the bits of an operation in programs of different sizes.
+UNOPTIMISED := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+	--xla_cpu_parallel_codegen_split_count=1
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
 ENGINES := espeak-ng libespeak-ng1 flite
 # PyTorch without CUDA: make bench TORCH_INDEX=https://download.pytorch.org/whl/cpu
