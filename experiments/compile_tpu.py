@@ -178,8 +178,9 @@ def step_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
     def make() -> tuple:
         params = init_model_params(config, jax.random.key(0))
         params = sharding.cast_params(params, config.transformer.dtype)
-        rows = jnp.zeros(b, bool)
-        chunk = Chunk(jnp.zeros((b, config.audio.turn_samples)), active=rows, reset=rows)
+        rows, seeds = jnp.zeros(b, bool), jnp.zeros(b, jnp.int32)
+        pcm = jnp.zeros((b, config.audio.turn_samples))
+        chunk = Chunk(pcm, active=rows, reset=rows, seed=seeds)
         if "text" in request.inputs:
             chunk = chunk._replace(text=jnp.zeros((b, config.text_slots), jnp.int32))
         if "frame" in request.inputs:

@@ -44,6 +44,7 @@ class Chunk(NamedTuple):
     has_frame: Array | None = None  # bool[b], required with `frame`
     active: Array | None = None  # bool[b], rows that take this step; None: all
     reset: Array | None = None  # bool[b], rows that start a fresh session before it; None: none
+    seed: Array | None = None  # int32[b], seeds of these sessions, required with `reset`
 
 
 class Reply(NamedTuple):

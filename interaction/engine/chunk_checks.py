@@ -47,6 +47,7 @@ def _fields(config: ModelConfig, sessions: int) -> dict[str, _Field]:
         "has_frame": _Field((sessions,), np.dtype(np.bool_), row),
         "active": _Field((sessions,), np.dtype(np.bool_), row),
         "reset": _Field((sessions,), np.dtype(np.bool_), row),
+        "seed": _Field((sessions,), np.dtype(np.int32), row),
     }
 
 
@@ -83,6 +84,11 @@ def check_form(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
         raise ValueError(
             "chunk.has_frame: got only one of frame and has_frame, wanted both or neither; set "
             "has_frame to the rows with a frame"
+        )
+    if (chunk.reset is None) != (chunk.seed is None):
+        raise ValueError(
+            "chunk.seed: got only one of reset and seed, wanted both or neither; give the rows "
+            "that start a fresh session their seeds"
         )
 
 
@@ -150,8 +156,8 @@ def unusable_chunk(config: ModelConfig, chunk: Chunk, sessions: int) -> Chunk:
       PCM of NaN, zeros in the other fields of `chunk`, all rows active.
     """
     given = {name for name in Chunk._fields if getattr(chunk, name, None) is not None}
-    if given & {"frame", "has_frame"}:
-        given |= {"frame", "has_frame"}
+    for pair in ({"frame", "has_frame"}, {"reset", "seed"}):
+        given |= pair if given & pair else set()
     wanted = _fields(config, sessions)
     fields: dict[str, Any] = {
         name: np.zeros(wanted[name].shape, wanted[name].dtype) for name in given

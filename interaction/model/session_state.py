@@ -83,3 +83,12 @@ def select_rows(choose: Array, yes: Array, no: Array) -> Array:
       [b, ...] of the same dtype.
     """
     return jnp.where(choose.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+
+def select_sessions(
+    choose: Array, yes: StreamState, no: StreamState, caches: dict[str, Cache]
+) -> StreamState:
+    """Sessions of `yes` where bool[b] `choose` is true, otherwise of `no`; caches as given."""
+    small = (yes._replace(caches={}), no._replace(caches={}))
+    chosen = jax.tree.map(partial(select_rows, choose), *small)
+    return chosen._replace(caches=caches)

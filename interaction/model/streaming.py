@@ -1,8 +1,9 @@
 """One micro-turn from PCM to PCM: the pure function behind every live session.
 
 `step` is `listen` (front end and transformer), sampling of one text token, and `speak` (flow head
-and vocoder). Rows that are reset, inactive or refused are selected before and after these. The
-caches are selected for a reset alone: nothing is written to those of inactive and refused rows.
+and vocoder). Rows that are reset, inactive or refused are selected before and after these. No
+selection takes the large caches: nothing is written to those of inactive and refused rows, and the
+clock of a reset row hides what its slots still hold.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,14 @@ from interaction.model import control_tokens
 from interaction.model.heads import Outputs, apply_heads
 from interaction.model.positions import embed, last_positions
 from interaction.model.ring_caches import run_cached
-from interaction.model.session_state import StreamState, init_state, select_rows, state_specs
+from interaction.model.session_state import (
+    StreamState,
+    init_state,
+    select_rows,
+    select_sessions,
+    session_keys,
+    state_specs,
+)
 from interaction.model.turn_inputs import TurnOutputs, assemble
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
@@ -232,8 +240,8 @@ def step(
     chunk = blank_rows(chunk, kept)._replace(active=kept)
     start = state
     if chunk.reset is not None:
-        fresh, again = init_state(config, state.key), chunk.reset & kept
-        start = jax.tree.map(partial(select_rows, again), fresh, state)
+        fresh, again = init_state(config, session_keys(chunk.seed)), chunk.reset & kept
+        start = select_sessions(again, fresh, state, caches=state.caches)
     keys = jax.vmap(jax.random.wrap_key_data)(start.key)
     listened, outputs = listen(config, params, start, chunk)
     with jax.named_scope("sample"):
@@ -245,10 +253,7 @@ def step(
     aloud, inside = control_tokens.spoken_tokens(token[:, None], start.control)
     end, pcm = speak(config, params, listened, outputs.hidden[:, 0], aloud[:, 0], flow_keys, kept)
     end = end._replace(text=token, control=inside)
-    # The large caches need no selection: `listen` wrote only to the rows that are kept.
-    small, before = (x._replace(caches={}) for x in (end, start))
-    small = jax.tree.map(partial(select_rows, kept), small, before)
-    end = small._replace(caches=end.caches)
+    end = select_sessions(kept, end, start, caches=end.caches)
     reply = Reply(
         audio=select_rows(kept, pcm, jnp.zeros_like(pcm)),
         text=jnp.where(kept, token, Special.SILENT),

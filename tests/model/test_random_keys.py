@@ -152,6 +152,7 @@ def test_a_step_draws_text_and_speech_from_their_own_keys(
             audio=np.zeros((3, CONFIG.audio.turn_samples), np.float32),
             active=np.array([True, clock[1] is not None, True]),
             reset=np.array([False, False, index == 3]),
+            seed=np.array(seeds, np.int32),
         )
         state, reply = step(state, chunk)
         for row, turn in enumerate(clock):

@@ -23,7 +23,7 @@ TINY = presets.tiny()
 # of an old session would be heard.
 CONFIG = dataclasses.replace(TINY, vocoder=dataclasses.replace(TINY.vocoder, delay_frames=0))
 ROWS, OLD, NEW = 2, 0, 1  # row OLD goes on, row NEW is reset
-RESET = np.array([False, True])
+RESET, AGAIN = np.array([False, True]), np.array([8, 9], np.int32)  # rows and their new seeds
 RNG = np.random.default_rng(0)
 PCM = (0.1 * RNG.standard_normal((8, ROWS, 3_200))).astype(np.float32)
 AUDIO_POSITIONS = 3  # two of audio and one of text out: what a chunk of audio alone writes
@@ -98,8 +98,9 @@ def step() -> Callable:
     run = jax.jit(functools.partial(streaming.step, CONFIG, random_params(CONFIG)))
 
     def two_turns(state: StreamState, first: int, reset: np.ndarray) -> tuple:
-        state, reply = run(state, Chunk(audio=PCM[first], reset=reset))
-        later, next_reply = run(state, Chunk(audio=PCM[first + 1], reset=np.zeros(ROWS, bool)))
+        state, reply = run(state, Chunk(audio=PCM[first], reset=reset, seed=AGAIN))
+        nobody = np.zeros(ROWS, bool)
+        later, next_reply = run(state, Chunk(PCM[first + 1], reset=nobody, seed=AGAIN))
         return jax.device_get((state, reply, later, next_reply))
 
     return two_turns
@@ -142,8 +143,7 @@ def test_a_reset_puts_back(step: Callable, both: StreamState, leaf: str) -> None
     names = LEAVES if leaf == "all" else [leaf]
     spoilt = perturbed(both, names)
     found = step(spoilt, 4, RESET)
-    # A session goes on with the key of its row: a caller that wants another one puts it there.
-    wanted = step(fresh_by_hand(spoilt.key), 4, np.zeros(ROWS, bool))
+    wanted = step(fresh_by_hand(np.array([[0, 8], [0, 9]], np.uint32)), 4, np.zeros(ROWS, bool))
     assert np.all(wanted[1].text[NEW] >= Special.COUNT), "a word, or `control` would not matter"
     for name, value in row(wanted, NEW).items():
         np.testing.assert_array_equal(row(found, NEW)[name], value, err_msg=name)

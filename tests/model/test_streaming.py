@@ -14,6 +14,7 @@ from interaction import presets
 from interaction.data.tokenizer import load_tokenizer
 from interaction.engine.live_model import InteractionModel
 from interaction.model import streaming
+from interaction.model.session_rows import take_row
 from interaction.ops import ring
 from interaction.types import Chunk, Special
 from tests.support import random_params
@@ -33,9 +34,14 @@ def model() -> InteractionModel:
     return InteractionModel(CONFIG, random_params(CONFIG), load_tokenizer())
 
 
-def chunk(turn: int, active: np.ndarray = ALL, reset: np.ndarray = NOBODY) -> Chunk:
+SEEDS = np.arange(ROWS, dtype=np.int32)
+
+
+def chunk(
+    turn: int, active: np.ndarray = ALL, reset: np.ndarray = NOBODY, seed: np.ndarray = SEEDS
+) -> Chunk:
     """A chunk of the one compiled variant that all steps of this file use."""
-    return Chunk(audio=PCM[turn], active=active, reset=reset)
+    return Chunk(audio=PCM[turn], active=active, reset=reset, seed=seed)
 
 
 def run(model: InteractionModel, chunks: list[Chunk], seed: object = 0) -> tuple:
@@ -114,13 +120,24 @@ def test_silence_does_not_depend_on_who_else_speaks(model: InteractionModel) -> 
 
 
 def test_reset_row_equals_a_fresh_session(model: InteractionModel) -> None:
-    again = np.array([False, True, False])
-    later, replies = run(model, [chunk(3), chunk(4), chunk(0, reset=again), chunk(1)])
-    fresh, first = run(model, [chunk(0), chunk(1)])
-    equal(later, fresh, rows=1)
+    again, seeds = np.array([False, True, False]), np.full(ROWS, 9, np.int32)
+    later, replies = run(model, [chunk(3), chunk(4), chunk(0, reset=again, seed=seeds), chunk(1)])
+    fresh, first = run(model, [chunk(0), chunk(1)], seed=[0, 9, 2])
+    equal(take_row(later, 1), take_row(fresh, 1))  # its slots still hold the session before
     equal(replies[2:], first, rows=1)
     untouched, _ = run(model, [chunk(3), chunk(4), chunk(0), chunk(1)])
     equal(later, untouched, rows=[0, 2])
+
+
+def test_a_reset_does_not_rewrite_caches(model: InteractionModel) -> None:
+    """Only the scatter of new positions may return an array as large as a cache."""
+    state = model.init_state(ROWS, 0)
+    jaxpr = jax.make_jaxpr(functools.partial(streaming.step, CONFIG, random_params(CONFIG)))
+    found = str(jaxpr(state, chunk(0)))
+    for cache in jax.tree.leaves(state.caches):
+        shape = f"f32[{','.join(map(str, cache.shape))}]"
+        assert shape in found
+        assert not re.search(rf"{re.escape(shape)} = select_n", found)
 
 
 def test_row_does_not_depend_on_its_place_or_neighbours(model: InteractionModel) -> None:

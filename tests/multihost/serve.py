@@ -30,6 +30,7 @@ def inputs() -> list[Chunk]:
             audio=rng.normal(0, 0.1, (SESSIONS, samples)).astype(np.float32),
             active=rng.random(SESSIONS) < 0.8,
             reset=rng.random(SESSIONS) < 0.1,
+            seed=rng.integers(0, 100, SESSIONS, np.int32),
         )
         for _ in range(STEPS)
     ]
