@@ -3,11 +3,12 @@
 import functools
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from interaction import logs
 from interaction.config import ModelConfig
@@ -16,7 +17,7 @@ from interaction.distributed import sharding
 from interaction.distributed.local_rows import LocalRows
 from interaction.distributed.packing import LIMITS, Packing
 from interaction.engine.chunk_checks import check_chunk, check_form, unusable_chunk
-from interaction.model import session_state, streaming
+from interaction.model import session_rows, session_state, streaming
 from interaction.model.backbone import separate_layers
 from interaction.model.parameters import init_model_params
 from interaction.modules import vocoder
@@ -71,10 +72,79 @@ class InteractionModel:
         packing = Packing(arranged, sharding.param_specs(arranged), LIMITS[platform])
         self._packed = packing.join(arranged, self.mesh)
         self._step = streaming.make_step(config, self.mesh, packing.specs, packing.take_apart)
-        self._init = jax.jit(
-            lambda seeds: session_state.init_state(config, session_state.session_keys(seeds)),
-            out_shardings=sharding.place(self.mesh, session_state.state_specs(config)),
-        )
+        specs = session_state.state_specs(config)
+        # A row that is taken out is on all devices, but for the heads that `tensor` splits.
+        alone = jax.tree.map(lambda spec: PartitionSpec(None, *spec[1:]), specs)
+        whole, one = sharding.place(self.mesh, specs), sharding.place(self.mesh, alone)
+
+        def init(seeds: Array) -> session_state.StreamState:
+            return session_state.init_state(config, session_state.session_keys(seeds))
+
+        log = functools.partial(session_rows.before_step, config)
+        self._init = jax.jit(init, out_shardings=whole)
+        self._jitted: dict[str, Any] = {
+            "init_row": jax.jit(init, out_shardings=one),
+            "take_row": jax.jit(session_rows.take_row, out_shardings=one),
+            "put_row": jax.jit(session_rows.put_row, donate_argnums=0, out_shardings=whole),
+            "before_step": jax.jit(log),
+            "take_back": jax.jit(session_rows.take_back, donate_argnums=0, out_shardings=whole),
+        }
+        self._compiled: dict[tuple, Any] = {}  # by number of sessions, and fields or function
+
+    def compile(self, sessions: int, *, frames: bool = False) -> None:
+        """Compiles every program of a batch, on threads of their own.
+
+        Args:
+          sessions: Number of sessions.
+          frames: Whether chunks may have frames.
+        """
+        state = jax.eval_shape(self._init, jax.ShapeDtypeStruct((sessions,), np.int32))
+        one, row = jax.eval_shape(self._jitted["init_row"], np.zeros(1, np.int32)), np.int32(0)
+        undo = jax.eval_shape(self._jitted["before_step"], state)
+        known = {
+            "init_row": (np.zeros(1, np.int32),),
+            "take_row": (state, row),
+            "put_row": (state, row, one),
+            "before_step": (state,),
+            "take_back": (state, undo, row),
+        }
+        work = {(sessions, name): (self._jitted[name], args) for name, args in known.items()}
+        for chunk in _variants(self.config, sessions, frames):
+            work[sessions, _fields(chunk)] = (self._step, (self._packed, state, chunk))
+        with ThreadPoolExecutor() as pool:
+            made = {
+                key: pool.submit(lambda run, args: run.lower(*args).compile(), *job)
+                for key, job in work.items()
+                if key not in self._compiled
+            }
+        self._compiled |= {key: one.result() for key, one in made.items()}
+
+    def _run(self, name: str, sessions: int, *args: Any) -> Any:  # noqa: ANN401
+        return self._compiled.get((sessions, name), self._jitted[name])(*args)
+
+    def init_row(self, seed: int) -> session_state.StreamState:
+        """A fresh session in the form of `take_row`, for `put_row`."""
+        return self._jitted["init_row"](np.array([seed], np.int32))
+
+    def take_row(self, state: session_state.StreamState, row: int) -> session_state.StreamState:
+        """A copy of one session of a state, see `session_rows.take_row`."""
+        return self._run("take_row", len(state.clock), state, np.int32(row))
+
+    def put_row(
+        self, state: session_state.StreamState, row: int, one: session_state.StreamState
+    ) -> session_state.StreamState:
+        """The state with a session in a row, see `session_rows.put_row`; the state is donated."""
+        return self._run("put_row", len(state.clock), state, np.int32(row), one)
+
+    def before_step(self, state: session_state.StreamState) -> session_rows.Undo:
+        """What the next step changes, see `session_rows.before_step`."""
+        return self._run("before_step", len(state.clock), state)
+
+    def take_back(
+        self, state: session_state.StreamState, undo: session_rows.Undo, row: int
+    ) -> session_state.StreamState:
+        """The state with a session before a step, see `session_rows`; the state is donated."""
+        return self._run("take_back", len(state.clock), state, undo, np.int32(row))
 
     def init_state(self, sessions: int, seed: int | Sequence[int] = 0) -> session_state.StreamState:
         """Fresh sessions.
@@ -158,7 +228,8 @@ class InteractionModel:
         check_chunk(self.config, chunk, state.clock.shape[0])
         # Transfers are asynchronous, and the caller may overwrite its buffers at once.
         chunk = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, chunk)
-        return self._step(self._packed, state, chunk)
+        step = self._compiled.get((len(state.clock), _fields(chunk)), self._step)
+        return step(self._packed, state, chunk)
 
     def _step_together(
         self, state: session_state.StreamState, chunk: Chunk
@@ -196,6 +267,24 @@ class InteractionModel:
     def decode(self, ids: Any) -> str:  # noqa: ANN401
         """Decodes token ids of one session; special tokens are dropped."""
         return self.tokenizer.decode([int(i) for i in np.ravel(ids)])
+
+
+def _fields(chunk: Chunk) -> tuple[str, ...]:
+    """Names of the fields that a chunk has, which select the compiled variant."""
+    return tuple(name for name, leaf in zip(Chunk._fields, chunk, strict=True) if leaf is not None)
+
+
+def _variants(config: ModelConfig, sessions: int, frames: bool) -> list[Chunk]:
+    """A chunk of every variant that a batch of sessions which come and go needs."""
+    rows, seeds = np.zeros(sessions, bool), np.zeros(sessions, np.int32)
+    audio = np.zeros((sessions, config.audio.turn_samples), np.float32)
+    plain = Chunk(audio, active=rows, reset=rows, seed=seeds)
+    found = [plain, plain._replace(text=np.zeros((sessions, config.text_slots), np.int32))]
+    if frames:
+        size = config.frame_size
+        picture = np.zeros((sessions, size, size, 3), np.float32)
+        found += [one._replace(frame=picture, has_frame=rows) for one in found]
+    return found
 
 
 @jax.jit

@@ -46,15 +46,27 @@ class FakeModel:
 
     def init_state(self, sessions: int, seed: int = 0) -> dict:
         assert sessions == 1
+        return self.init_row(seed)
+
+    def init_row(self, seed: int) -> dict:
         return {"clock": jnp.zeros(1, jnp.uint32), "seed": jnp.full(1, seed)}
 
+    def compile(self, sessions: int, *, frames: bool) -> None:
+        self.compiled = (sessions, frames)
+
+    def take_row(self, state: dict, row: int) -> dict:
+        return dict(state)
+
+    def put_row(self, state: dict, row: int, one: dict) -> dict:
+        return dict(one)
+
     def step(self, state: dict, chunk: Chunk) -> tuple[dict, Reply]:
+        state = self.init_row(int(chunk.seed[0])) if chunk.reset[0] else state
         turn = int(state["clock"][0])
         self.steps += 1
         if chunk.text is not None:
             tokens = [int(one) for one in chunk.text[0] if one != Special.PAD]
-            if tokens:  # none during warm-up
-                self.arrived.append((turn, tokens))
+            self.arrived.append((turn, tokens))
         token = self.script[turn] if turn < len(self.script) else Special.SILENT
         reply = Reply(
             audio=chunk.audio * np.float32(0.5),

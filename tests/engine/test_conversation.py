@@ -55,12 +55,12 @@ def test_a_delegation_from_the_text_to_the_ears() -> None:
         conversation.step(SILENCE)
 
 
-def test_both_variants_are_warm_before_the_first_micro_turn() -> None:
+def test_everything_is_compiled_before_the_first_micro_turn() -> None:
     model = FakeModel()
     Conversation(model)
-    assert model.steps == 2
+    assert model.compiled == (1, False) and model.steps == 0
     Conversation(model, frames=True)
-    assert model.steps == 6
+    assert model.compiled == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_chunks_out_of_order_late_lost_and_doubled() -> None:
     conversation = Conversation(FakeModel())
 
     def received() -> list[int]:
-        return [round(float(turn.audio[0]) * 1_000) for turn in conversation._kept]
+        return [round(float(turn.audio[0]) * 1_000) for turn in conversation.session._kept]
 
     def chunk(index: int) -> np.ndarray:
         return np.full(3_200, (index + 1) / 1_000, np.float32)
@@ -151,12 +151,12 @@ def test_a_chunk_is_looked_at_before_the_buffer_is_locked(
     talk, free = Conversation(FakeModel()), []
 
     def check(config: object, name: str, pcm: np.ndarray) -> np.ndarray:
-        free.append(not talk._network._lock.locked())
+        free.append(not talk.session._network._lock.locked())
         return pcm
 
-    monkeypatch.setattr("interaction.engine.conversation.checked", check)
+    monkeypatch.setattr("interaction.engine.session.checked", check)
     talk.receive(0, SILENCE)
-    assert free == [True] and talk._network.take() is SILENCE
+    assert free == [True] and talk.session._network.take() is SILENCE
 
 
 @pytest.mark.parametrize("index", [-1, 50, 10**9, 1.0, "0", True, None, float("nan")])
@@ -165,7 +165,7 @@ def test_wild_numbers_are_refused(index: object) -> None:
     with pytest.raises(ValueError, match="index: got"):
         conversation.receive(index, SILENCE)
     conversation.receive(np.int64(49), SILENCE)
-    assert len(conversation._network._chunks) == 1
+    assert len(conversation.session._network._chunks) == 1
 
 
 def test_the_buffer_of_the_network_is_bounded() -> None:
@@ -177,9 +177,9 @@ def test_the_buffer_of_the_network_is_bounded() -> None:
     take(conversation, 600)
     for _ in range(600):
         conversation.tick()
-    assert len(conversation._network._chunks) == 0
-    assert len(conversation._network._missed) <= 256
-    assert len(conversation._kept) == 300
+    assert len(conversation.session._network._chunks) == 0
+    assert len(conversation.session._network._missed) <= 256
+    assert len(conversation.session._kept) == 300
 
 
 class Time:
@@ -213,7 +213,7 @@ def test_the_loop_keeps_time_and_counts_what_it_misses(caplog: pytest.LogCapture
     logs.flush()
     assert len([one for one in caplog.records if "ms late" in one.message]) == 3
     assert conversation.stats.lost == 2
-    assert np.array_equal(conversation._kept[7].audio, pcm(7))
+    assert np.array_equal(conversation.session._kept[7].audio, pcm(7))
 
 
 def test_a_log_that_hangs_costs_the_driver_nothing() -> None:

@@ -193,4 +193,4 @@ def test_the_record_has_what_happened(tmp_path: pathlib.Path) -> None:
         (asked + 3, "given"),
         (len(script) - 1, "ignored"),
     ]
-    assert isinstance(conversation._kept[0], MicroTurn)
+    assert isinstance(conversation.session._kept[0], MicroTurn)

@@ -1,0 +1,379 @@
+"""`Engine`: many conversations on one model; one jitted step for all of them every 200 ms.
+
+Sessions join and leave between two steps, without recompilation. What must happen there is queued
+by other threads and done by the engine's own thread.
+"""
+
+import logging
+import os
+import pathlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from interaction import logs
+from interaction.background import delegations
+from interaction.background.agent import BackgroundAgent
+from interaction.engine import session_file, session_record
+from interaction.engine.rows import BatchModel, Rows
+from interaction.engine.session import Session
+from interaction.pretrained import fingerprints
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+MAGIC = b"convers1"
+_AGAIN_S = 5.0  # a loop that is later than this restarts its clock
+
+
+class Engine:
+    """The sessions of one model.
+
+    Without `start`, `tick` takes each micro-turn, and all methods run on the caller's thread. With
+    it they may be called from any thread, and wait for the end of the current step.
+    """
+
+    def __init__(
+        self,
+        model: BatchModel,
+        rows: int = 1,
+        *,
+        frames: bool = False,
+        rewind: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Compiles all variants of the step.
+
+        Args:
+          model: A loaded model.
+          rows: Most sessions at once.
+          frames: Whether sessions may have video frames.
+          rewind: Most micro-turns that `rewind` takes back.
+          clock: Function that returns the time in s from any origin.
+          sleep: Function that waits for a time in s.
+
+        Raises:
+          ValueError: The model's mesh spans processes.
+        """
+        session_record.check_alone(model)
+        self.model, self.frames = model, frames
+        self._rows = Rows(model, rows, frames=frames, rewind=rewind)
+        model.tokenizer.encode(delegations.SORRY)
+        self._sessions: dict[int, Session] = {}  # by row
+        self._clock, self._sleep = clock, sleep
+        self._identity: str | None = None
+        self._thread: threading.Thread | None = None
+        self._ending = threading.Event()
+        self._gate = threading.Lock()
+        self._waiting: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The open sessions."""
+        return list(self._sessions.values())
+
+    @property
+    def free(self) -> int:
+        """Number of sessions that can still be opened."""
+        return self._rows.free
+
+    # Sessions come and go.
+
+    def open(
+        self,
+        agent: BackgroundAgent | None = None,
+        seed: int = 0,
+        record: str | os.PathLike | None = None,
+        *,
+        limit_s: float = delegations.LIMIT_S,
+        calls_limit_s: float = delegations.CALLS_LIMIT_S,
+    ) -> Session:
+        """Opens a fresh session, which takes part from the next micro-turn on.
+
+        Args:
+          agent: Agent that answers its delegations; it is closed with the session. None: every
+            delegation fails, see `delegations.SORRY`.
+          seed: Seed of the model's sampling.
+          record: File to write the record to, see `session_record`; it must not exist.
+          limit_s: Time limit in s of a delegation without its tool calls, after which it fails.
+          calls_limit_s: Time limit in s of a delegation's tool calls, timers included.
+
+        Raises:
+          FullError: All rows are taken.
+          ValueError: The seed does not fit in int32, or the record cannot be created.
+        """
+        session = self._make(agent, seed, limit_s, calls_limit_s)
+        return self._do(lambda: self._join(session, lambda: self._rows.allocate(seed), record))
+
+    def _make(
+        self, agent: BackgroundAgent | None, seed: int, limit_s: float, calls_limit_s: float
+    ) -> Session:
+        limits = {"limit_s": limit_s, "calls_limit_s": calls_limit_s}
+        return Session(self.model, agent, seed, frames=self.frames, **limits)
+
+    def _join(
+        self,
+        session: Session,
+        take: Callable[[], int],
+        record: str | os.PathLike | None,
+        state: Any = None,  # noqa: ANN401
+    ) -> Session:
+        row = take()
+        try:
+            if record is not None:
+                packed = None if state is None else session_file.pack_state(state)
+                identity, turns = self.fingerprint(), session.stats.turns
+                session.record(
+                    record,
+                    session_record.new_header(self.model, identity, session.seed, turns, packed),
+                )
+        except BaseException:
+            self._rows.release(row)
+            raise
+        self._sessions[row] = session
+        return session
+
+    def close(
+        self, session: Session, reason: str = "closed", path: str | os.PathLike | None = None
+    ) -> bool:
+        """Ends a session: closes its agent and its record, and frees its row.
+
+        Args:
+          session: The session.
+          reason: Why it ends, in words.
+          path: File to save it to at its end; None for none.
+
+        Returns:
+          Whether the record is complete; True if there is none.
+        """
+
+        def leave() -> Any:  # noqa: ANN401
+            row = self._row(session)
+            del self._sessions[row]
+            state = None if path is None else self._rows.snapshot(row)
+            self._rows.release(row)
+            return state
+
+        state = None if session.closed else self._do(leave)
+        complete = session.finish(reason)
+        if path is not None and state is not None:
+            self._write(path, session.saved(), state)
+        return complete
+
+    def _row(self, session: Session) -> int:
+        for row, one in self._sessions.items():
+            if one is session:
+                return row
+        raise ValueError("session: got a closed one; restore it from a saved file")
+
+    def snapshot(self, session: Session) -> tuple[dict[str, Any], Any]:
+        """A session as it is between two steps: the fields of its file but the state; the state.
+
+        The state is a copy on the device, for `session_file.pack_state`.
+        """
+        return self._do(lambda: (session.saved(), self._rows.snapshot(self._row(session))))
+
+    def save(self, session: Session, path: str | os.PathLike) -> None:
+        """Writes a session to a file for `restore`; waits for the disk, which the step does not.
+
+        Before another process restores it, close it with this `path`: then each tool is called at
+        most once.
+
+        Args:
+          session: The session.
+          path: File to write, which is replaced if it exists.
+        """
+        self._write(path, *self.snapshot(session))
+
+    def _write(self, path: str | os.PathLike, fields: dict[str, Any], state: Any) -> None:  # noqa: ANN401
+        fields |= {
+            "version": session_file.VERSION,
+            "model": self.fingerprint(),
+            "frames": self.frames,
+            "state": session_file.pack_state(state),
+        }
+        session_file.write_file(path, MAGIC, fields)
+
+    def restore(
+        self,
+        path: str | os.PathLike,
+        agent: BackgroundAgent | None = None,
+        record: str | os.PathLike | None = None,
+        *,
+        limit_s: float = delegations.LIMIT_S,
+        calls_limit_s: float = delegations.CALLS_LIMIT_S,
+    ) -> Session:
+        """Opens a saved session, of any row and batch; its next outputs are the same.
+
+        They are the same bit for bit in a batch of the same size. The agent observes the last
+        `session.KEEP` micro-turns again. A running delegation is asked again, unless a tool was
+        called for it or a part of its result reached the model: then it fails.
+
+        Args:
+          path: File that `save` wrote.
+          agent: See `open`.
+          record: File for the record of the micro-turns from here on; it must not exist.
+          limit_s: See `open`; time before `save` counts.
+          calls_limit_s: See `open`; time before `save` counts.
+
+        Raises:
+          FullError: All rows are taken.
+          ValueError: The file is missing, damaged, or of another model or version.
+        """
+        fields, place = session_file.read_file(path, MAGIC), pathlib.Path(path)
+        session_record.check_identity(place, fields["model"], self.fingerprint())
+        if fields["frames"] and not self.frames:
+            raise ValueError(
+                f"{place}: got a session with video, wanted one without; make the engine with "
+                "frames=True"
+            )
+        like = self.model.init_row(fields["seed"])
+        state = session_file.unpack_state(fields["state"], like, place)
+        session = self._make(agent, fields["seed"], limit_s, calls_limit_s)
+
+        def join() -> Session:
+            session.resume(fields)
+            return self._join(session, lambda: self._rows.restore(state), record, state)
+
+        return self._do(join)
+
+    def fork(self, session: Session, agent: BackgroundAgent | None = None) -> Session:
+        """Opens a copy of a session, which goes on by itself from here.
+
+        Args:
+          session: The session.
+          agent: Agent of the copy, see `restore`.
+
+        Raises:
+          FullError: All rows are taken.
+        """
+
+        def join() -> Session:
+            row = self._row(session)
+            copy = self._make(agent, session.seed, *session.limits)
+            copy.resume(session.saved())
+            return self._join(copy, lambda: self._rows.fork(row), None)
+
+        return self._do(join)
+
+    def rewind(self, session: Session, micro_turns: int) -> None:
+        """Takes back the newest micro-turns of the model; delegations and the record go on.
+
+        Raises:
+          ValueError: The engine keeps fewer micro-turns, see its `rewind`.
+        """
+        self._do(lambda: self._rows.rewind(self._row(session), micro_turns))
+
+    def fingerprint(self) -> str:
+        """The fingerprint of the model."""
+        if self._identity is None:
+            self._identity = fingerprints.fingerprint(self.model.config, self.model.params)
+        return self._identity
+
+    def _do(self, work: Callable[[], _Result]) -> _Result:
+        """Runs a function between two steps."""
+        with self._gate:
+            direct = self._thread in (None, threading.current_thread())
+            done: Future = Future()
+            if not direct:
+                self._waiting.put((done, work))
+        return work() if direct else done.result()
+
+    # Micro-turns.
+
+    def tick(self) -> None:
+        """Takes one micro-turn of all open sessions, whose `reply` it sets."""
+        inputs = {}
+        for row, session in list(self._sessions.items()):
+            try:
+                inputs[row] = session.inputs()
+            except Exception as error:
+                self._end_broken(session, error)
+        began = time.perf_counter()
+        replies = self._rows.step(inputs) if inputs else {}
+        step_s = time.perf_counter() - began
+        for row, reply in replies.items():
+            session = self._sessions[row]
+            try:
+                session.observe(inputs[row], reply, step_s)
+            except Exception as error:
+                self._end_broken(session, error)
+
+    def _end_broken(self, session: Session, error: Exception) -> None:
+        """Ends one session whose bookkeeping failed, so that the others go on."""
+        logs.warn(_log, "a session ends: %s", repr(error), exc_info=True)
+        self.close(session, f"{type(error).__name__}: {error}")
+
+    def start(self) -> Self:
+        """Starts a thread that ticks every 200 ms until `stop`."""
+        if self._thread is None:
+            self._ending.clear()
+            self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+            self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Ends the thread after its current step, and closes all sessions."""
+        thread = self._thread
+        if thread is not None:
+            self._ending.set()
+            thread.join()
+        for session in self.sessions:
+            self.close(session, "the engine stopped")
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        return self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stop()
+
+    def _loop(self) -> None:
+        config = self.model.config.audio
+        length = config.turn_samples / config.sample_rate
+        due = self._clock() + length
+        while not self._ending.is_set():
+            self._between()
+            self.tick()
+            early = due - self._clock()
+            if early > 0:
+                self._sleep(early)
+            else:
+                self.miss(-early)
+            due = due + length if early > -_AGAIN_S else self._clock() + length
+        with self._gate:  # afterwards nothing is queued
+            self._thread = None
+        self._between()
+
+    def _between(self) -> None:
+        """Does what waits for the end of a step."""
+        while not self._waiting.empty():
+            done, work = self._waiting.get()
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+    def miss(self, late_s: float) -> None:
+        """Counts a micro-turn whose replies were `late_s` seconds late."""
+        for session in self.sessions:
+            session.miss(late_s)
+        stats = [session.stats for session in self.sessions]
+        logs.warn(
+            _log,
+            "a micro-turn was %.0f ms late (step %.0f ms, the rest %.1f ms of %d sessions)",
+            1_000 * late_s,
+            1_000 * max((one.step_s for one in stats), default=0.0),
+            1_000 * float(np.sum([one.driver_s for one in stats])),
+            len(stats),
+        )

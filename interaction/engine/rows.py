@@ -1,0 +1,199 @@
+"""`Rows`: the batch of a jitted step, whose rows sessions take and give back between steps."""
+
+import collections
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from interaction.config import ModelConfig
+from interaction.types import Chunk, Params, Reply, Special
+
+
+class BatchModel(Protocol):
+    """The interface of a model whose batch `Rows` runs; `live_model.InteractionModel` has it."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Any
+
+    def init_state(self, sessions: int, seed: int = 0) -> Any:  # noqa: ANN401
+        """A fresh state of `sessions` sessions."""
+
+    def init_row(self, seed: int) -> Any:  # noqa: ANN401
+        """A fresh session, in the form of `take_row`."""
+
+    def compile(self, sessions: int, *, frames: bool) -> None:
+        """Compiles all that a batch of `sessions` sessions needs."""
+
+    def step(self, state: Any, chunk: Chunk) -> tuple[Any, Reply]:  # noqa: ANN401
+        """Takes one micro-turn of every session; the state is donated."""
+
+    def take_row(self, state: Any, row: int) -> Any:  # noqa: ANN401
+        """A copy of one session."""
+
+    def put_row(self, state: Any, row: int, one: Any) -> Any:  # noqa: ANN401
+        """The state with a session in a row; the state is donated."""
+
+    def before_step(self, state: Any) -> Any:  # noqa: ANN401
+        """What the next step changes, see `session_rows.before_step`."""
+
+    def take_back(self, state: Any, undo: Any, row: int) -> Any:  # noqa: ANN401
+        """The state with one session before the step of `undo`; the state is donated."""
+
+
+class RowInput(NamedTuple):
+    """What a session takes in one micro-turn."""
+
+    audio: np.ndarray  # float32[turn_samples], the user's PCM in [-1, 1]
+    arrived: np.ndarray | None = None  # int32[text_slots], PAD where empty; None without text
+    frame: np.ndarray | None = None  # float32[size, size, 3], RGB in [0, 1]
+
+
+class FullError(ValueError):
+    """All rows are taken."""
+
+
+class Rows:
+    """A batch of sessions; its methods are called from one thread.
+
+    A row is a number from 0. A row that gets no input in a step keeps its session bit for bit.
+    """
+
+    def __init__(
+        self, model: BatchModel, rows: int, *, frames: bool = False, rewind: int = 0
+    ) -> None:
+        """Compiles everything that is called later, and makes the state of all rows.
+
+        Args:
+          model: The model.
+          rows: Number of rows.
+          frames: Whether sessions may have video frames.
+          rewind: Most micro-turns that `rewind` takes back.
+        """
+        self.model, self.count = model, rows
+        self._frames = frames
+        model.compile(rows, frames=frames)
+        self._state = model.init_state(rows)
+        self._free = list(reversed(range(rows)))
+        self._fresh: dict[int, int] = {}  # row -> seed of a session without a micro-turn yet
+        self._log: collections.deque[tuple[Any, set[int]]] = collections.deque(maxlen=rewind)
+
+    @property
+    def free(self) -> int:
+        """Number of rows that no session has."""
+        return len(self._free)
+
+    def allocate(self, seed: int) -> int:
+        """Gives a fresh session a row, without waiting for the device.
+
+        Args:
+          seed: int32, seed of the session's sampling.
+
+        Raises:
+          FullError: All rows are taken.
+          ValueError: The seed does not fit in int32.
+        """
+        limits = np.iinfo(np.int32)
+        if not limits.min <= seed <= limits.max:
+            raise ValueError(f"seed: got {seed!r}, wanted an integer of 32 bits; pass another one")
+        row = self._take()
+        self._fresh[row] = int(seed)
+        return row
+
+    def _take(self) -> int:
+        if not self._free:
+            raise FullError(
+                f"rows: all {self.count} are taken, wanted a free one; release a session, or make "
+                "the engine with more rows"
+            )
+        row = self._free.pop()
+        for _, stepped in self._log:  # micro-turns of the session before
+            stepped.discard(row)
+        return row
+
+    def release(self, row: int) -> None:
+        """Takes the row back from its session."""
+        self._fresh.pop(row, None)
+        self._free.append(row)
+
+    def snapshot(self, row: int) -> Any:  # noqa: ANN401
+        """A copy of a session on the device, which later steps do not change."""
+        if row in self._fresh:
+            return self.model.init_row(self._fresh[row])
+        return self.model.take_row(self._state, row)
+
+    def restore(self, one: Any) -> int:  # noqa: ANN401
+        """Gives a session from `snapshot`, of this model and any batch, a row.
+
+        Raises:
+          FullError: All rows are taken.
+        """
+        row = self._take()
+        self._state = self.model.put_row(self._state, row, one)
+        return row
+
+    def fork(self, row: int) -> int:
+        """Gives a copy of a session another row.
+
+        Raises:
+          FullError: All rows are taken.
+        """
+        return self.restore(self.snapshot(row))
+
+    def rewind(self, row: int, micro_turns: int) -> None:
+        """Takes back the newest micro-turns of a session.
+
+        Raises:
+          ValueError: The log has fewer micro-turns of the session.
+        """
+        log = [(undo, stepped) for undo, stepped in reversed(self._log) if row in stepped]
+        if not 0 <= micro_turns <= len(log):
+            raise ValueError(
+                f"micro_turns: got {micro_turns}, wanted at most {len(log)}, which the log has of "
+                "this session; rewind less, or make the engine with a larger `rewind`"
+            )
+        for undo, stepped in log[:micro_turns]:
+            self._state = self.model.take_back(self._state, undo, row)
+            stepped.discard(row)
+
+    def step(self, inputs: Mapping[int, RowInput]) -> dict[int, Reply]:
+        """Takes one micro-turn of the sessions in some rows.
+
+        Args:
+          inputs: Inputs by row, already checked.
+
+        Returns:
+          The replies by row, without the axis of sessions, on the host.
+        """
+        chunk = self._chunk(inputs)
+        if self._log.maxlen:
+            self._log.append((self.model.before_step(self._state), set(inputs)))
+        self._state, reply = self.model.step(self._state, chunk)
+        reply = jax.device_get(reply)
+        for row in inputs:
+            self._fresh.pop(row, None)
+        return {row: Reply(*(np.asarray(leaf)[row] for leaf in reply)) for row in inputs}
+
+    def _chunk(self, inputs: Mapping[int, RowInput]) -> Chunk:
+        config, b = self.model.config, self.count
+        audio = np.zeros((b, config.audio.turn_samples), np.float32)
+        active, reset = np.zeros(b, bool), np.zeros(b, bool)
+        seed = np.zeros(b, np.int32)
+        fields: dict[str, Any] = {}
+        if any(one.arrived is not None for one in inputs.values()):
+            fields["text"] = np.full((b, config.text_slots), Special.PAD, np.int32)
+        if any(one.frame is not None for one in inputs.values()):
+            size = config.frame_size
+            fields["frame"] = np.zeros((b, size, size, 3), np.float32)
+            fields["has_frame"] = np.zeros(b, bool)
+        for row, one in inputs.items():
+            audio[row], active[row] = one.audio, True
+            if row in self._fresh:
+                reset[row], seed[row] = True, self._fresh[row]
+            if one.arrived is not None:
+                fields["text"][row] = one.arrived
+            if one.frame is not None:
+                fields["frame"][row], fields["has_frame"][row] = one.frame, True
+        return Chunk(audio, active=active, reset=reset, seed=seed, **fields)

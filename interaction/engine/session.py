@@ -1,0 +1,253 @@
+"""`Session`: one conversation of an engine, with its microphone, agent, record and events."""
+
+import collections
+import dataclasses
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from interaction.background.agent import BackgroundAgent, MicroTurn
+from interaction.background.delegations import Delegations
+from interaction.engine import session_events, session_file, session_record
+from interaction.engine.chunk_checks import checked
+from interaction.engine.reorder_buffer import ReorderBuffer
+from interaction.engine.rows import BatchModel, RowInput
+from interaction.engine.session_events import EventReader, SessionEvent
+from interaction.engine.session_record import Entry, SessionWriter
+from interaction.types import Reply
+
+_log = logging.getLogger(__name__)
+KEEP = 300  # micro-turns in a file for the agent of a restored conversation: one minute
+
+
+@dataclasses.dataclass
+class Stats:
+    """Counts and times of a session."""
+
+    turns: int = 0  # micro-turns taken
+    late: int = 0  # chunks that arrived after their micro-turn
+    lost: int = 0  # micro-turns without a chunk, which took silence
+    doubled: int = 0  # chunks that had arrived before
+    reordered: int = 0  # chunks that arrived after later ones
+    missed: int = 0  # replies that were not ready when the next micro-turn began
+    step_s: float = 0.0  # s of the model's step in the last micro-turn
+    driver_s: float = 0.0  # s of everything else of this session in the last micro-turn
+    slowest_step_s: float = 0.0
+    slowest_driver_s: float = 0.0
+    unrecorded: int = 0  # micro-turns that are missing in the record
+
+
+class Session:
+    """One conversation; `Engine.open` makes it.
+
+    `receive`, `show` and `subscribe` may be called from any thread. All else belongs to the
+    thread of the engine, which calls `inputs` and `observe` once for each micro-turn.
+    """
+
+    def __init__(
+        self,
+        model: BatchModel,
+        agent: BackgroundAgent | None,
+        seed: int,
+        *,
+        frames: bool,
+        limit_s: float,
+        calls_limit_s: float,
+    ) -> None:
+        """Starts without a record; see `Engine.open` for the arguments."""
+        self.seed, self.limits = int(seed), (limit_s, calls_limit_s)
+        self.stats = Stats()
+        self.reply: Reply | None = None  # of the last micro-turn
+        self.closed = ""  # the reason, in words; "" while it is open
+        self.complete = True  # whether the record has every micro-turn
+        self.frames = frames
+        self._config = model.config
+        self.talk = Delegations(agent, model.tokenizer, limit_s, calls_limit_s)
+        self._network = ReorderBuffer(model.config.audio.turn_samples)
+        self._frame: np.ndarray | None = None
+        self._given: np.ndarray | None = None
+        self._kept: collections.deque[MicroTurn] = collections.deque(maxlen=KEEP)
+        self._writer: SessionWriter | None = None
+        self._events = EventReader(model.tokenizer.decode)
+        self._subscribers: dict[object, Callable[[SessionEvent], object]] = {}
+        self._lock = threading.Lock()
+
+    # From any thread.
+
+    def receive(self, index: int, pcm: np.ndarray) -> None:
+        """Takes a chunk of the user's PCM from a network.
+
+        Args:
+          index: Number of the chunk's micro-turn, counted from 0.
+          pcm: float32[turn_samples] in [-1, 1].
+
+        Raises:
+          ValueError: The index is not an integer or too far ahead, or the PCM is unusable; the
+            session has not changed.
+        """
+        self._network.put(index, checked(self._config, "audio", pcm))
+
+    def show(self, frame: np.ndarray) -> None:
+        """Takes a video frame for the next micro-turn; a newer one replaces it.
+
+        Args:
+          frame: float32[size, size, 3], RGB in [0, 1].
+
+        Raises:
+          ValueError: The frame is unusable, or the session has no video.
+        """
+        if not self.frames:
+            raise ValueError("frame: got a frame, wanted None; make the engine with frames=True")
+        self._frame = checked(self._config, "frame", frame)
+
+    def subscribe(self, callback: Callable[[SessionEvent], object]) -> Callable[[], object]:
+        """Calls a function with every event, on the engine's thread, so it must not wait.
+
+        Args:
+          callback: The function; an exception of it is logged and ends the subscription.
+
+        Returns:
+          A function that ends the subscription.
+        """
+        key = object()
+        with self._lock:
+            self._subscribers[key] = callback
+        return lambda: self._subscribers.pop(key, None)
+
+    # From the engine's thread.
+
+    def give(self, audio: np.ndarray) -> None:
+        """Takes the PCM float32[turn_samples] of the next micro-turn instead of the network's.
+
+        Raises:
+          ValueError: The PCM is unusable; the session has not changed.
+        """
+        self._given = checked(self._config, "audio", audio)
+
+    def withdraw(self) -> None:
+        """Forgets what `give` and `show` took."""
+        self._given = self._frame = None
+
+    def type(self, text: str) -> None:
+        """Takes text that the model reads in the next micro-turns.
+
+        Raises:
+          ValueError: The text is too long, or too much text waits.
+        """
+        self.talk.type(text)
+
+    def inputs(self) -> RowInput:
+        """What the session takes in the next micro-turn."""
+        began = time.perf_counter()
+        self.talk.collect()
+        arrived = self.talk.take(self._config.text_slots)
+        audio, self._given = self._given, None
+        if audio is None:
+            audio = self._network.take()
+        else:
+            self._network.skip()
+        frame, self._frame = self._frame, None
+        self.stats.driver_s = time.perf_counter() - began
+        return RowInput(audio, arrived, frame)
+
+    def observe(self, given: RowInput, reply: Reply, step_s: float) -> None:
+        """Takes the reply of a micro-turn.
+
+        Args:
+          given: Its inputs, from `inputs`.
+          reply: audio float32[turn_samples] in [-1, 1], text int32[], user_transcript
+            int32[audio_positions].
+          step_s: Time of the model's step, s.
+        """
+        began = time.perf_counter()
+        token, speech = int(reply.text), np.asarray(reply.audio)
+        user_transcript = np.asarray(reply.user_transcript)
+        turn = MicroTurn(given.audio, speech, user_transcript, token, given.arrived, given.frame)
+        self.reply = reply
+        self._kept.append(turn)
+        self.talk.observe(turn)
+        self.talk.read(token)
+        notes = self.talk.notes()
+        stats = self.stats
+        if self._writer is not None:
+            inputs = stats.turns, time.time(), given.audio, given.arrived, given.frame
+            self._writer.put(Entry(*inputs, token, user_transcript, speech, notes))
+            stats.unrecorded = self._writer.dropped
+        for event in self._events.read(stats.turns, reply, notes):
+            self.tell(event)
+        network = self._network
+        if network.lost > stats.lost:
+            self.tell(SessionEvent(stats.turns, session_events.AUDIO_LOST, "a chunk did not come"))
+        stats.late, stats.lost = network.late, network.lost
+        stats.doubled, stats.reordered = network.doubled, network.reordered
+        stats.turns += 1
+        stats.step_s, stats.driver_s = step_s, stats.driver_s + time.perf_counter() - began
+        stats.slowest_step_s = max(stats.slowest_step_s, step_s)
+        stats.slowest_driver_s = max(stats.slowest_driver_s, stats.driver_s)
+
+    def miss(self, late_s: float) -> None:
+        """Counts a reply that was `late_s` seconds late."""
+        self.stats.missed += 1
+        text = f"{1_000 * late_s:.0f} ms late"
+        self.tell(SessionEvent(self.stats.turns - 1, session_events.DEADLINE_MISSED, text))
+
+    def tell(self, event: SessionEvent) -> None:
+        """Passes an event to the subscribers."""
+        with self._lock:
+            subscribers = list(self._subscribers.items())
+        for key, callback in subscribers:
+            try:
+                callback(event)
+            except Exception:
+                _log.warning("a subscriber of events failed and is dropped", exc_info=True)
+                self._subscribers.pop(key, None)
+
+    # As a file.
+
+    def record(self, path: str | os.PathLike, header: session_record.Header) -> None:
+        """Starts the record.
+
+        Raises:
+          ValueError: The file exists or cannot be created.
+        """
+        self._writer = SessionWriter(path, header)
+
+    def finish(self, reason: str = "closed") -> bool:
+        """Ends the session: closes the agent and the record. Returns whether it is complete."""
+        if not self.closed:
+            self.closed = reason
+            self.talk.close()
+            if self._writer is not None:
+                self.complete = self._writer.close(self.talk.notes())
+            self.tell(SessionEvent(self.stats.turns, session_events.CLOSED, reason))
+        return self.complete
+
+    def saved(self) -> dict[str, Any]:
+        """All but the model's state, in types that MessagePack has."""
+        self.talk.collect(every=True)
+        return {
+            "seed": self.seed,
+            "turns": self.stats.turns,
+            "talk": self.talk.saved(),
+            "kept": [
+                [[] if leaf is None else session_file.pack_array(np.asarray(leaf)) for leaf in turn]
+                for turn in self._kept
+            ],
+        }
+
+    def resume(self, fields: dict[str, Any]) -> None:
+        """Goes on from what `saved` returned; the agent observes the kept micro-turns again."""
+        self.stats.turns = fields["turns"]
+        self._network = ReorderBuffer(self._config.audio.turn_samples, self.stats.turns)
+        for packed in fields["kept"]:
+            leaves: list[Any] = [session_file.unpack_array(one) if one else None for one in packed]
+            turn = MicroTurn(*leaves)
+            turn = turn._replace(text=int(turn.text))
+            self._kept.append(turn)
+            self.talk.observe(turn)
+        self.talk.restore(fields["talk"])
