@@ -2,68 +2,31 @@
 
 The JSON schema of the arguments comes from the type hints, the descriptions from the docstring in
 Google style. A parameter `cancelled: threading.Event` is hidden from models; it is set when the
-result of the call is no longer needed.
+result of the call is no longer needed. An `async def` function is cancelled then.
 """
 
 import inspect
+import json
 import math
 import re
 import threading
-import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, overload
+from typing import Any, NamedTuple, overload
+
+from interaction.background import argument_types
+from interaction.background.argument_types import WANTED, Schema
+from interaction.background.result_forms import plain
 
 TIMEOUT_S = 10.0  # default time limit of a call, s
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_NAMES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
-_WANTED = "int, float, str, bool, a Literal of these, or any of them | None"
 
 
 class Parameter(NamedTuple):
     """One argument of a tool."""
 
-    schema: dict[str, Any]  # JSON schema
-    kinds: tuple[type, ...]  # allowed types of a value
-    choices: tuple[Any, ...] | None  # allowed values; None allows all values of these types
+    schema: Schema
     required: bool
-
-    def check(self, value: Any) -> Any:  # noqa: ANN401
-        """Checks a parsed JSON value; converts 5.0 to 5 and 5 to 5.0 where the type needs it.
-
-        Args:
-          value: The value.
-
-        Returns:
-          The value as the function takes it.
-
-        Raises:
-          ValueError: It has another type, is not finite, or is none of the choices.
-        """
-        kind = type(value)
-        if kind is int and int not in self.kinds and float in self.kinds:
-            value = _as_float(value)
-        if kind is float and float not in self.kinds and int in self.kinds and value.is_integer():
-            value = int(value)
-        finite = not isinstance(value, float) or math.isfinite(value)
-        allowed = type(value) in self.kinds and finite
-        if self.choices is not None:
-            allowed &= any(value == one and type(value) is type(one) for one in self.choices)
-        if not allowed:
-            wanted = self.choices or " or ".join(_NAMES[one] for one in self.kinds)
-            raise ValueError(f"got {_brief(value)}, wanted {wanted}")
-        return value
-
-
-def _as_float(value: int) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf  # refused as not finite
-
-
-def _brief(value: Any) -> str:  # noqa: ANN401
-    return repr(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 class Tool:
@@ -73,14 +36,14 @@ class Tool:
         """Reads the function's signature.
 
         Args:
-          function: A function with type hints and a docstring. Each call runs on its own thread.
-            C code that holds the interpreter's lock would stop the conversation and needs another
-            process.
+          function: A function with type hints and a docstring, or an `async def` function. Each
+            call runs on its own thread, an async one in an event loop of its own. C code that
+            holds the interpreter's lock would stop the conversation and needs another process.
           timeout_s: Time limit of a call, s; None means no limit.
 
         Raises:
-          ValueError: It is not a plain function, has no docstring, or a parameter has no type hint
-            or one without a schema here.
+          ValueError: It is no function or a generator, has no docstring, or a parameter has no
+            type hint or one without a schema here.
         """
         self.function = function
         self.name = getattr(function, "__name__", "")
@@ -89,8 +52,9 @@ class Tool:
                 f"tool: got {function!r}, wanted a function with a name of letters, digits and "
                 "underscores; define one with def"
             )
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-            raise ValueError(f"tool {self.name}: got a coroutine or generator; return the value")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ValueError(f"tool {self.name}: got a generator; return the value, such as a list")
+        self.is_async = inspect.iscoroutinefunction(function)
         if timeout_s is not None and not 0 < timeout_s < math.inf:
             raise ValueError(
                 f"tool {self.name}: got timeout_s={timeout_s}, wanted a positive number of seconds "
@@ -101,6 +65,8 @@ class Tool:
         if not self.description:
             raise ValueError(f"tool {self.name}: got no docstring; describe in one what it does")
         self.parameters, self.takes_cancelled = _parameters(self.name, function, described)
+        # Its calls only wait, such as those of a timer: nothing limits them, and they can be ended.
+        self.waits = timeout_s is None and (self.takes_cancelled or self.is_async)
         # The form is that of `tools` in OpenAI's chat completions.
         self.schema: dict[str, Any] = {
             "type": "function",
@@ -117,7 +83,7 @@ class Tool:
         }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Calls the function."""
+        """Calls the function; of an `async def` function the result is to be awaited."""
         return self.function(*args, **kwargs)
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,13 +104,10 @@ class Tool:
         if unknown or missing:
             what = f"no argument {unknown[0][:40]!r}" if unknown else f"{missing[0]!r} is missing"
             raise ValueError(f"{self.name}: {what}, wanted {list(known)}")
-        checked = {}
-        for name, value in arguments.items():
-            try:
-                checked[name] = known[name].check(value)
-            except ValueError as error:
-                raise ValueError(f"{self.name}.{name}: {error}") from None
-        return checked
+        return {
+            name: argument_types.read(known[name].schema, value, f"{self.name}.{name}")
+            for name, value in arguments.items()
+        }
 
 
 @overload
@@ -179,7 +142,7 @@ def _parameters(
         if name == "tool":
             raise ValueError(f"{where}: a call uses this name for the tool; choose another one")
         if name not in hints:
-            raise ValueError(f"{where}: got no type, wanted {_WANTED}; annotate it")
+            raise ValueError(f"{where}: got no type, wanted {WANTED}; annotate it")
         if hints[name] is threading.Event:
             if name != "cancelled":
                 raise ValueError(
@@ -187,41 +150,24 @@ def _parameters(
                 )
             takes_cancelled = True
             continue
-        schema, kinds, choices = _schema(where, hints[name])
+        schema = argument_types.schema_of(hints[name], where)
         if name in described:
             schema["description"] = described[name]
         required = parameter.default is parameter.empty
-        parameters[name] = one = Parameter(schema, kinds, choices, required)
         if not required:
-            try:
-                schema["default"] = one.check(parameter.default)
-            except ValueError as error:
-                raise ValueError(f"{where}: its default: {error}; correct it") from None
+            schema["default"] = _default(schema, parameter.default, where)
+        parameters[name] = Parameter(schema, required)
     return parameters, takes_cancelled
 
 
-def _schema(where: str, hint: Any) -> tuple[dict[str, Any], tuple[type, ...], tuple | None]:  # noqa: ANN401
-    """JSON schema, allowed types and choices of a type hint."""
-    if hint in _NAMES:
-        return {"type": _NAMES[hint]}, (hint,), None
-    if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        kinds = tuple(dict.fromkeys(type(one) for one in choices))
-        if all(kind in _NAMES for kind in kinds):
-            names = [_NAMES[kind] for kind in kinds]
-            schema = {"type": names[0] if len(names) == 1 else names, "enum": list(choices)}
-            return schema, kinds, choices
-    if get_origin(hint) in (Union, types.UnionType):
-        rest = [one for one in get_args(hint) if one is not type(None)]
-        if len(rest) == 1 and len(get_args(hint)) == 2:
-            schema, kinds, choices = _schema(where, rest[0])
-            given = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-            schema["type"] = [*given, "null"]
-            if choices is not None:
-                choices = (*choices, None)
-                schema["enum"] = list(choices)
-            return schema, (*kinds, type(None)), choices
-    raise ValueError(f"{where}: got {hint}, wanted {_WANTED}; change the parameter")
+def _default(schema: Schema, value: Any, where: str) -> Any:  # noqa: ANN401
+    """The JSON form of a default."""
+    try:
+        default = json.loads(json.dumps(value, default=plain))
+        argument_types.read(schema, default, "its default")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}; correct it") from None
+    return default
 
 
 def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:

@@ -1,18 +1,30 @@
-"""`Toolbox`: runs each tool call on a thread, so that no caller waits."""
+"""`Toolbox`: runs each tool call on a thread, so that no caller waits.
 
+A thread of Python cannot be ended from outside. A call that hangs is over at its time limit all the
+same: it has an error as its result and no longer counts among the calls at once. Its thread is left
+alone, and a tool with too many such threads is refused until one of them ends.
+"""
+
+import asyncio
+import contextlib
+import functools
 import json
 import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from interaction.background.result_forms import plain
 from interaction.background.tool import Tool
 
 _log = logging.getLogger(__name__)
 LIMIT = 2_000  # most characters of a result
-CONCURRENT = 16  # most calls at once
+CONCURRENT = 16  # most calls at once, without those that only wait
+WAITING = 128  # most calls at once that only wait, such as timers
+HUNG = 32  # most threads of one tool that go on although their call is over
 _CALL_LIMIT = 20_000  # most characters of a call
 _ERROR_LIMIT = 200  # most characters of an error
 _DEPTH = 20  # most levels of a nested result
@@ -21,17 +33,19 @@ _DEPTH = 20  # most levels of a nested result
 class ToolCall:
     """One call, running or done; its function is never started a second time."""
 
-    def __init__(self, name: str, timeout_s: float | None) -> None:
+    def __init__(self, name: str, timeout_s: float | None, waits: bool = False) -> None:
         """Makes a call; `Toolbox.call` starts it.
 
         Args:
           name: Name of the tool.
           timeout_s: Time limit, s; None means no limit.
+          waits: Whether it only waits, see `Tool`.
         """
-        self.name = name
+        self.name, self.waits = name, waits
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
+        self._wake: Callable[[], object] | None = None  # ends an async call
         self._started = time.monotonic()
         self._seconds = 0.0
         self._result: str | None = None
@@ -41,7 +55,7 @@ class ToolCall:
         late = self._timeout_s is not None and self._elapsed() >= self._timeout_s
         if self._result is None and late:
             self._finish(error_json(f"{self.name}: no result after {self._timeout_s:g} s"))
-            self._cancelled.set()
+            self._stop()
         return self._result is not None
 
     def result(self) -> str:
@@ -59,12 +73,44 @@ class ToolCall:
     def cancel(self) -> None:
         """Ends the call with an error, and tells its function to stop."""
         self._finish(error_json(f"{self.name}: cancelled"))
-        self._cancelled.set()
+        self._stop()
 
     @property
     def seconds(self) -> float:
         """Duration of the call so far, s."""
         return self._elapsed() if self._result is None else self._seconds
+
+    def _run(self, tool: Tool, arguments: dict[str, Any]) -> None:
+        """Runs the function, on the thread of the call."""
+        try:
+            if tool.is_async:
+                value = asyncio.run(self._await(tool, arguments))
+            else:
+                value = tool.function(**arguments)
+            self._finish(result_json(value))
+        except BaseException as error:  # even SystemExit ends only the call
+            if not self.done():  # the time limit ends an async function, and has its own error
+                _log.info("tool %s failed", tool.name, exc_info=True)
+                self._finish(error_json(_describe(error)))
+
+    async def _await(self, tool: Tool, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(tool.function(**arguments))
+        self._wake = functools.partial(loop.call_soon_threadsafe, task.cancel)
+        if self._cancelled.is_set():  # before there was anything to wake
+            self._stop()
+        if self._timeout_s is not None:
+            loop.call_later(self._timeout_s, self.done)
+        return await task
+
+    def _stop(self) -> None:
+        """Tells the function to stop, an async one once: it may clean up afterwards."""
+        self._cancelled.set()
+        with self._lock:
+            wake, self._wake = self._wake, None
+        if wake is not None:
+            with contextlib.suppress(RuntimeError):  # its event loop has ended
+                wake()
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
@@ -85,26 +131,33 @@ class Toolbox:
 
         Args:
           tools: Tools with different names.
-          concurrent: Most calls that run at once, including calls that hang after their time limit;
-            further calls fail at once.
+          concurrent: Most calls that run at once; further calls fail at once. Calls that only wait
+            (`Tool.waits`) do not count, and have a limit of their own, `WAITING`.
 
         Raises:
           ValueError: Two tools have one name, one is not a `Tool`, or `concurrent` is below 1.
         """
-        self._tools: dict[str, Tool] = {}
+        if not isinstance(tools, Iterable):
+            raise ValueError(
+                f"tools: got {_called(tools)}, wanted a list of tools; pass [tool, ...]"
+            )
+        named: dict[str, Tool] = {}
         for one in tools:
             if not isinstance(one, Tool):
                 raise ValueError(f"tools: got {one!r}, wanted a Tool; decorate it with @tool")
-            if one.name in self._tools:
+            if one.name in named:
                 raise ValueError(f"tools: got {one.name!r} twice; rename one")
-            self._tools[one.name] = one
+            named[one.name] = one
         if concurrent < 1:
             raise ValueError(f"concurrent: got {concurrent}, wanted at least 1; allow a call")
-        self._room = threading.Semaphore(concurrent)
+        self.tools: Mapping[str, Tool] = types.MappingProxyType(named)
+        self._concurrent = concurrent
+        self._threads_lock = threading.Lock()
+        self._threads: set[ToolCall] = set()  # calls whose thread goes on, over or not
 
     def schemas(self) -> list[dict[str, Any]]:
         """Schemas of the tools, in the form of `tools` in OpenAI's chat completions."""
-        return [one.schema for one in self._tools.values()]
+        return [one.schema for one in self.tools.values()]
 
     def start(self, call_text: str) -> ToolCall:
         """Starts a call; never waits, never raises.
@@ -129,16 +182,19 @@ class Toolbox:
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ToolCall:
         """Starts a call with parsed arguments, see `start`."""
-        if name not in self._tools:
-            return _failed("call", f"no tool {name[:40]!r}, wanted one of {list(self._tools)}")
-        tool = self._tools[name]
+        if name not in self.tools:
+            return _failed("call", f"no tool {name[:40]!r}, wanted one of {list(self.tools)}")
+        tool = self.tools[name]
         try:
             checked = tool.check(arguments)
         except ValueError as error:
             return _failed(name, str(error))
-        if not self._room.acquire(blocking=False):
-            return _failed(name, f"{name}: too many calls are running")
-        call = ToolCall(name, tool.timeout_s)
+        call = ToolCall(name, tool.timeout_s, tool.waits)
+        with self._threads_lock:
+            refusal = self._refusal(call)
+            if refusal is not None:
+                return _failed(name, refusal)
+            self._threads.add(call)
         if tool.takes_cancelled:
             checked["cancelled"] = call._cancelled
         thread = threading.Thread(
@@ -147,18 +203,46 @@ class Toolbox:
         try:
             thread.start()
         except RuntimeError as error:  # the system has no thread for it
-            self._room.release()
+            self._forget(call)
             call._finish(error_json(f"{name}: {error}"))
         return call
 
+    def _refusal(self, call: ToolCall) -> str | None:
+        """Why a call cannot start now; needs the lock."""
+        over = {one for one in self._threads if one.done()}  # `done` ends what is late
+        if sum(one.name == call.name for one in over) >= HUNG:
+            return f"{call.name}: {HUNG} calls hang; it works again when one of them ends"
+        running = sum(one.waits == call.waits for one in self._threads - over)
+        if running >= (WAITING if call.waits else self._concurrent):
+            return f"{call.name}: too many calls are running"
+        return None
+
     def _run(self, call: ToolCall, tool: Tool, arguments: dict[str, Any]) -> None:
         try:
-            call._finish(result_json(tool.function(**arguments)))
-        except BaseException as error:  # even SystemExit ends only the call
-            _log.info("tool %s failed", tool.name, exc_info=True)
-            call._finish(error_json(_describe(error)))
+            call._run(tool, arguments)
         finally:
-            self._room.release()
+            self._forget(call)
+
+    def _forget(self, call: ToolCall) -> None:
+        with self._threads_lock:
+            self._threads.remove(call)
+
+
+def check_toolbox(toolbox: object) -> Toolbox:
+    """Returns the toolbox that an agent was given.
+
+    Raises:
+      ValueError: It is something else, such as a tool or a list of tools.
+    """
+    if not isinstance(toolbox, Toolbox):
+        raise ValueError(
+            f"toolbox: got {_called(toolbox)}, wanted a Toolbox; pass Toolbox([tool, ...])"
+        )
+    return toolbox
+
+
+def _called(value: object) -> str:
+    return f"the tool {value.name}" if isinstance(value, Tool) else f"a {type(value).__name__}"
 
 
 def _failed(name: str, reason: str) -> ToolCall:
@@ -184,7 +268,7 @@ def result_json(value: Any, limit: int = LIMIT) -> str:  # noqa: ANN401
     """JSON of {"result": value}, cut to `limit` characters without reading all of a large value.
 
     Args:
-      value: A value of the types that JSON has.
+      value: A value that has a form in JSON, see `result_forms`.
       limit: Most characters.
 
     Raises:
@@ -211,6 +295,7 @@ def _shorten(value: Any, room: int, depth: int) -> tuple[Any, int]:  # noqa: ANN
 
     The room is not positive if the value was cut.
     """
+    value = _plain(value, room)
     if value is None or isinstance(value, bool):
         return value, room - 4
     if isinstance(value, int):
@@ -233,14 +318,20 @@ def _shorten(value: Any, room: int, depth: int) -> tuple[Any, int]:  # noqa: ANN
             short, room = _shorten(item, room - 2, depth + 1)
             items.append(short)
         return items, room
-    if isinstance(value, dict):
-        fields = {}
-        for key, item in value.items():
-            if room <= 0:
-                break
-            if not isinstance(key, str):
-                raise ValueError(f"result: got a key of type {type(key).__name__}, wanted a text")
-            short, room = _shorten(item, room - len(key) - 6, depth + 1)
-            fields[clean_text(key[:LIMIT])] = short
-        return fields, room
-    raise ValueError(f"result: got a {type(value).__name__}, wanted a value that JSON has")
+    fields = {}
+    for key, item in value.items():
+        if room <= 0:
+            break
+        name = _plain(key, room)
+        if not isinstance(name, str):
+            raise ValueError(f"result: got a key of type {type(key).__name__}, wanted a text")
+        short, room = _shorten(item, room - len(name) - 6, depth + 1)
+        fields[clean_text(name[:LIMIT])] = short
+    return fields, room
+
+
+def _plain(value: Any, room: int) -> Any:  # noqa: ANN401
+    try:
+        return plain(value, room)
+    except ValueError as error:
+        raise ValueError(f"result: {error}") from None

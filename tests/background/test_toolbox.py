@@ -1,15 +1,27 @@
 """Tools: schemas from type hints; calls that fail, hang or return too much run exactly once."""
 
+import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal
 
 import pytest
 
-from interaction.background.tool import tool
-from interaction.background.toolbox import LIMIT, Toolbox, ToolCall, result_json
+from interaction.background.demo_tools import demo_tools
+from interaction.background.tool import Tool, tool
+from interaction.background.toolbox import (
+    CONCURRENT,
+    HUNG,
+    LIMIT,
+    WAITING,
+    Toolbox,
+    ToolCall,
+    check_toolbox,
+    result_json,
+)
+from tests.background.fakes import wait_for
 
 
 @tool(timeout_s=5)
@@ -57,7 +69,7 @@ def _documented(function: Callable) -> Callable:
 
 
 def _untyped(a) -> None: ...  # noqa: ANN001
-def _list(a: list[int]) -> None: ...
+def _bytes(a: bytes) -> None: ...
 def _any(a: Any) -> None: ...  # noqa: ANN401
 def _two(a: int | str) -> None: ...
 def _many(*a: int) -> None: ...
@@ -65,14 +77,19 @@ def _named(tool: str) -> None: ...
 def _default(a: int = "one") -> None: ...
 def _event(stop: threading.Event) -> None: ...
 def _unknown(a: "Nothing") -> None: ...  # noqa: F821
-async def _later(a: int) -> None: ...
+def _yields(a: int) -> Iterator[int]:
+    yield a
+
+
+async def _yields_later(a: int) -> AsyncIterator[int]:
+    yield a
 
 
 @pytest.mark.parametrize(
     ("function", "words"),
     [
         (_untyped, "_untyped.a: got no type"),
-        (_list, "_list.a: got list"),
+        (_bytes, "_bytes.a: got <class 'bytes'>"),
         (_any, "_any.a: got typing.Any"),
         (_two, "_two.a: got int | str"),
         (_many, "_many.a: got a variadic"),
@@ -80,7 +97,8 @@ async def _later(a: int) -> None: ...
         (_default, "its default: got 'one', wanted integer"),
         (_event, "`cancelled`"),
         (_unknown, "'Nothing'"),
-        (_later, "coroutine"),
+        (_yields, "got a generator"),
+        (_yields_later, "got a generator"),
     ],
 )
 def test_a_function_without_a_schema_is_refused_at_registration(
@@ -215,17 +233,175 @@ def test_a_tool_that_ends_its_thread_or_raises_at_length() -> None:
     assert len(finished(box.start('{"tool": "shout"}'))["error"]) < 300
 
 
-def test_calls_at_once_are_bounded() -> None:
+def test_a_hanging_call_holds_its_slot_until_its_time_limit_and_no_longer() -> None:
     counted = Counted()
     box = Toolbox(counted.tools, concurrent=2)
-    calls = [box.start('{"tool": "hang"}') for _ in range(3)]
-    assert "too many" in finished(calls[2])["error"]
-    assert all("no result" in finished(call)["error"] for call in calls[:2])
-    assert "too many" in finished(box.start('{"tool": "end"}'))["error"]  # two threads still hang
-    counted.release.set()
-    time.sleep(0.1)
+    calls = [box.start('{"tool": "hang"}') for _ in range(2)]
+    assert "too many" in finished(box.start('{"tool": "end"}'))["error"]
+    time.sleep(0.15)  # nobody asks whether the calls are done
     assert finished(box.start('{"tool": "end"}')) == {"error": "SystemExit"}
-    assert counted.runs == ["hang", "hang", "end"]
+    assert all("no result" in finished(call)["error"] for call in calls)
+    assert counted.runs == ["hang", "hang", "end"] and not counted.release.is_set()
+    counted.release.set()
+
+
+def test_a_cancelled_call_gives_its_slot_back() -> None:
+    counted = Counted()
+    box = Toolbox(counted.tools, concurrent=1)
+    box.start('{"tool": "hang"}').cancel()
+    assert finished(box.start('{"tool": "end"}')) == {"error": "SystemExit"}
+    counted.release.set()
+
+
+def test_a_tool_that_hangs_again_and_again_is_refused_and_no_other_tool_is() -> None:
+    counted = Counted()
+    box = Toolbox(counted.tools)
+    for _ in range(HUNG):
+        box.start('{"tool": "hang"}').cancel()
+    assert "32 calls hang" in finished(box.start('{"tool": "hang"}'))["error"]
+    assert counted.runs == ["hang"] * HUNG
+    for _ in range(2 * CONCURRENT):
+        assert finished(box.start('{"tool": "end"}')) == {"error": "SystemExit"}
+    counted.release.set()
+    wait_for(lambda: finished(box.start('{"tool": "hang"}')) == {"result": 1})
+
+
+def test_calls_that_only_wait_take_no_slot_and_have_a_bound_of_their_own() -> None:
+    counted, ran = Counted(), threading.Semaphore(0)
+    timers = demo_tools([], sleep=lambda _, cancelled: (ran.release(), cancelled.wait(5)))
+    box = Toolbox([*counted.tools, *timers], concurrent=1)
+    text = '{"tool": "timer", "amount": 1, "unit": "minutes"}'
+    calls = [box.start(text) for _ in range(WAITING)]
+    assert all(ran.acquire(timeout=5) for _ in calls) and not any(call.done() for call in calls)
+    assert finished(box.start('{"tool": "end"}')) == {"error": "SystemExit"}
+    assert finished(box.start(text)) == {"error": "timer: too many calls are running"}
+    calls[0].cancel()
+    assert not box.start(text).done()
+    for call in calls:
+        call.cancel()
+
+
+def test_which_tools_only_wait() -> None:
+    async def later() -> None:
+        """Waits."""
+
+    def work() -> None:
+        """Works without a limit, and cannot be told to stop."""
+
+    def stop(cancelled: threading.Event) -> None:
+        """Works until it is told to stop."""
+
+    limits = [(function, limit) for function in (later, work, stop) for limit in (None, 5.0)]
+    assert [Tool(*one).waits for one in limits] == [True, False, False, False, True, False]
+
+
+class Async:
+    """Tools that are `async def`, and what became of them."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+        @tool
+        async def double(number: int) -> int:
+            """Doubles."""
+            await asyncio.sleep(0.01)
+            return 2 * number
+
+        @tool
+        async def fail() -> None:
+            """Fails."""
+            await asyncio.sleep(0)
+            raise TimeoutError("the shop does not answer")
+
+        @tool(timeout_s=0.1)
+        async def hang() -> None:
+            """Hangs."""
+            await self.sleep("hang")
+
+        @tool(timeout_s=None)
+        async def wait(cancelled: threading.Event) -> None:
+            """Waits until it is told to stop."""
+            await self.sleep("wait")
+            assert not cancelled.is_set()
+
+        @tool(timeout_s=0.1)
+        async def stubborn() -> str:
+            """Does not end when it is cancelled."""
+            try:
+                await self.sleep("stubborn")
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.2)
+            self.ended.append("after all")
+            return "after all"
+
+        self.box = Toolbox([double, fail, hang, wait, stubborn])
+
+    async def sleep(self, name: str) -> None:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            self.ended.append(name)
+            raise
+
+
+def test_an_async_tool_is_awaited() -> None:
+    box = Async().box
+    calls = [box.call("double", {"number": number}) for number in range(10)]
+    assert [finished(call) for call in calls] == [{"result": 2 * number} for number in range(10)]
+    assert finished(box.call("fail", {})) == {"error": "TimeoutError: the shop does not answer"}
+
+
+def test_the_time_limit_cancels_an_async_tool_although_nobody_looks() -> None:
+    tools = Async()
+    call = tools.box.call("hang", {})
+    wait_for(lambda: tools.ended == ["hang"], limit_s=2)
+    assert finished(call) == {"error": "hang: no result after 0.1 s"}
+    assert 0.1 <= call.seconds < 1
+
+
+def test_cancelling_cancels_an_async_tool() -> None:
+    tools = Async()
+    call = tools.box.call("wait", {})
+    assert not call.done()
+    time.sleep(0.05)  # it runs
+    call.cancel()
+    wait_for(lambda: tools.ended == ["wait"], limit_s=2)
+    assert finished(call) == {"error": "wait: cancelled"}
+    for _ in range(50):  # a call that is cancelled while it starts ends as well
+        tools.box.call("wait", {}).cancel()
+    wait_for(lambda: not [one for one in threading.enumerate() if one.name == "tool wait"])
+
+
+def test_an_async_tool_that_does_not_end_has_no_second_result() -> None:
+    tools = Async()
+    call = tools.box.call("stubborn", {})
+    assert finished(call) == {"error": "stubborn: no result after 0.1 s"}
+    wait_for(lambda: tools.ended == ["stubborn", "after all"])
+    assert finished(call) == {"error": "stubborn: no result after 0.1 s"}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (price, "got the tool price"),
+        ([price], "got a list"),
+        ({"price": price}, "got a dict"),
+        (lambda: None, "got a function"),
+        (None, "got a NoneType"),
+    ],
+)
+def test_what_is_no_toolbox_is_refused(value: Any, words: str) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=r"^toolbox: .* pass Toolbox\(\[tool, ...\]\)") as caught:
+        check_toolbox(value)
+    assert words in str(caught.value)
+    box = Toolbox([price])
+    assert check_toolbox(box) is box
+
+
+@pytest.mark.parametrize("value", [price, Toolbox([price]), None])
+def test_a_toolbox_is_made_of_a_list_of_tools(value: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=r"^tools: got .* wanted a list of tools"):
+        Toolbox(value)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +431,7 @@ def test_a_short_result_is_not_cut(value: Any) -> None:  # noqa: ANN401
 
 @pytest.mark.parametrize(
     "value",
-    [b"x" * 10**7, {1: 2}, {1}, object(), float("nan"), [float("inf")], 1 << 50_000, 1j],
+    [b"x" * 10**7, {1: 2}, object(), float("nan"), [float("inf")], 1 << 50_000, 1j],
     ids=lambda value: type(value).__name__,
 )
 def test_a_value_without_a_form_in_json_is_refused(value: Any) -> None:  # noqa: ANN401
