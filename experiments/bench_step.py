@@ -23,7 +23,6 @@ from absl import app, flags
 
 import interaction
 from experiments.baselines.torch_stream import TorchStream
-from experiments.compilation_cache import use_compilation_cache
 from experiments.converse import ASSET
 from interaction.data.audio_file import read_audio
 from interaction.types import Special
@@ -38,8 +37,6 @@ _FIRST_REPLY = """
 import resource, sys
 import numpy as np
 import interaction
-from experiments.compilation_cache import use_compilation_cache
-use_compilation_cache()
 model = interaction.load(sys.argv[1])
 state = model.init_state(sessions=1, seed=0)
 pcm = np.zeros((1, model.config.audio.turn_samples), np.float32)
@@ -196,7 +193,6 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    use_compilation_cache()
     seconds, memory = first_reply(_PRESET.value)
     figures = {"first_reply_s": seconds, "peak_memory_mb": memory}
     figures |= compare(_PRESET.value, 1, _TURNS.value)

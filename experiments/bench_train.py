@@ -29,7 +29,7 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
-from experiments.compilation_cache import use_compilation_cache
+from interaction.compiled.compilation_cache import use_compilation_cache
 from interaction.compiled.device_memory import Memory, hbm
 from interaction.config import REMAT, ModelConfig
 from interaction.distributed import sharding

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 import interaction
 from experiments.agent_factory import agent_maker, find_background
-from experiments.compilation_cache import use_compilation_cache
 from interaction.background.demo_tools import Row, demo_tools
 from interaction.background.tool import Tool
 from interaction.background.toolbox import Toolbox
@@ -199,7 +198,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     given = flags.FLAGS
-    use_compilation_cache()
     try:
         run(
             given.input,

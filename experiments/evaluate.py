@@ -34,7 +34,6 @@ from tqdm import tqdm
 
 import interaction
 from experiments.agent_factory import agent_maker, find_background
-from experiments.compilation_cache import use_compilation_cache
 from interaction.data.delegation_sessions import make_delegation_session
 from interaction.data.domain import answer_words
 from interaction.data.held_out import make_held_out_session
@@ -301,7 +300,6 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     joined = joined_sessions(given)
     check_surroundings(given)
-    use_compilation_cache()
     model = interaction.load(given.checkpoint)
     names = ["checkpoint", "suite", "sessions", "seed", "split"]
     if given.suite == "delegation":

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from experiments.compilation_cache import use_compilation_cache
+from interaction.compiled.compilation_cache import use_compilation_cache
 from interaction.training import hosts
 from interaction.training.loop import train
 from interaction.training.objective import find_objective

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from interaction import logs
+from interaction.compiled.compilation_cache import use_compilation_cache
 from interaction.config import ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.distributed import sharding
@@ -299,6 +300,8 @@ def _separate(params: Params) -> Params:
 def load(name: str = "demo", mesh: Mesh | None = None) -> InteractionModel:
     """Loads a released model by name, or from a folder that `store.save_model` wrote.
 
+    Compiled programs are kept between processes, see `compilation_cache`.
+
     Args:
       name: Name of the model, or its folder.
       mesh: Mesh to run on, from `sharding.make_mesh`; None takes the first device. Each process
@@ -310,6 +313,7 @@ def load(name: str = "demo", mesh: Mesh | None = None) -> InteractionModel:
     Raises:
       ValueError: There is no such model, or its files are damaged or of another format.
     """
+    use_compilation_cache()
     folder = store.find_released(name)
 
     def abstract(config: ModelConfig) -> Params:

@@ -1,0 +1,18 @@
+"""The cache of compiled programs between processes."""
+
+import pathlib
+
+import jax
+
+FOLDER = pathlib.Path("~/.cache/interaction/xla")
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in `FOLDER`, unless JAX was given a folder of the user's own.
+
+    JAX takes one from JAX_COMPILATION_CACHE_DIR or `jax_compilation_cache_dir`, and none at all
+    with JAX_ENABLE_COMPILATION_CACHE=false.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(FOLDER.expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
