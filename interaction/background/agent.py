@@ -1,12 +1,13 @@
-"""The protocol between a conversation and its background agent.
+"""The interface between a conversation and its background agent.
 
 A `BackgroundAgent` observes the session micro-turn by micro-turn. Delegations are started, updated
 and cancelled while the conversation continues. No call waits: the agent works elsewhere, and
 `events` returns what has happened so far.
 """
 
+import abc
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,12 +40,29 @@ class Event(NamedTuple):
     text: str = ""
 
 
-class BackgroundAgent(Protocol):
+class BackgroundAgent(abc.ABC):
     """The reasoner of one conversation; no method blocks, and all are called from one thread."""
 
+    __taken = ""  # why no further conversation can have it
+
+    def attach(self) -> None:
+        """Binds the agent to a conversation, for good.
+
+        Raises:
+          ValueError: It belongs to a conversation already, or was closed.
+        """
+        if self.__taken:
+            raise ValueError(
+                f"agent: got one that {self.__taken}, wanted a new one; make an agent for each "
+                "conversation"
+            )
+        self.__taken = "belongs to a conversation"
+
+    @abc.abstractmethod
     def observe(self, turn: MicroTurn) -> None:
         """Takes the next micro-turn; called once for each micro-turn, in order."""
 
+    @abc.abstractmethod
     def ask(self, delegation: int, request: str) -> None:
         """Starts a delegation.
 
@@ -53,24 +71,56 @@ class BackgroundAgent(Protocol):
           request: The request, in words.
         """
 
+    def fits(self, request: str, correction: str) -> bool:
+        """Whether a correction can be one of this request.
+
+        A correction goes to the newest delegation that it fits. An agent that cannot tell answers
+        True.
+
+        Args:
+          request: The request of a delegation, in words.
+          correction: Such as "nine", or "in the kitchen" instead.
+        """
+        return True
+
+    @abc.abstractmethod
     def update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
         """Corrects a delegation.
 
         The call repeats the whole request, so that an agent that was restarted needs nothing else.
-        A delegation that is DONE runs again if not all of its words were given yet. A CALL that it
-        made before still gets its RESULT, for example that the call was cancelled.
+        A delegation that is DONE or FAILED runs again, also if its words were given a moment ago. A
+        CALL that it made before still gets its RESULT, for example that the call was cancelled.
 
         Args:
           delegation: The number of the delegation.
           request: The original request.
-          updates: All corrections, such as "nine" or "in the kitchen" instead, the newest last.
+          updates: All corrections, the newest last.
         """
 
+    @abc.abstractmethod
     def cancel(self, delegation: int) -> None:
         """Drops a running delegation; its later events are ignored."""
 
+    @abc.abstractmethod
     def events(self) -> list[Event]:
         """The events since the last call."""
 
     def close(self) -> None:
-        """Releases threads and connections."""
+        """Releases threads and connections; a method that replaces it calls it."""
+        self.__taken = "was closed"
+
+
+def check_agent(agent: object) -> None:
+    """Checks that a conversation can have this agent.
+
+    Args:
+      agent: A background agent, or None for none.
+
+    Raises:
+      ValueError: It is something else, such as a toolbox or a list of tools.
+    """
+    if agent is not None and not isinstance(agent, BackgroundAgent):
+        raise ValueError(
+            f"agent: got a {type(agent).__name__}, wanted a BackgroundAgent or None; make one, for "
+            "example ReasonerAgent(load_reasoner(), Toolbox(tools))"
+        )

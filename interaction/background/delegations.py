@@ -1,6 +1,8 @@
 """Bookkeeping of delegations, between the control tokens of a live model and a background agent.
 
-It runs on the driver's thread and never waits.
+It runs on the driver's thread and never waits. A correction or a cancellation is for the newest
+delegation that runs or was told a moment ago. What comes too late for it is answered by `SORRY`,
+for the live model has said "okay" already.
 """
 
 import collections
@@ -23,6 +25,7 @@ from interaction.background.agent import (
     BackgroundAgent,
     Event,
     MicroTurn,
+    check_agent,
 )
 from interaction.background.toolbox import clean_text
 from interaction.types import Note, Special
@@ -33,6 +36,7 @@ LIMIT_S = 120.0  # default time limit of an agent, without its tool calls, s
 CALLS_LIMIT_S = 90_000.0  # the same of tool calls, s; a timer may last a day
 # Kinds of notes beside those of an agent's events. GIVEN: the live model has read all words.
 ASKED, UPDATED, CANCELLED, GIVEN, IGNORED = "asked", "updated", "cancelled", "given", "ignored"
+MOMENT = 100  # micro-turns for which a delegation whose words were given is one just told
 TYPED = 0  # number of text that comes from outside; delegations count from 1
 _LONGEST_REQUEST = 200  # tokens
 _CORRECTIONS = 8  # newest corrections of a request that are kept
@@ -59,7 +63,7 @@ class Delegation:
     """One request and its result."""
 
     number: int
-    request: str
+    request: str  # "" for the answer to a correction or cancellation that came too late
     updates: list[str] = dataclasses.field(default_factory=list)
     asked: bool = False  # the agent has the request
     called: bool = False  # a tool was called, which must not happen again
@@ -70,6 +74,8 @@ class Delegation:
     length: int = 0  # tokens of the answer so far
     begun: bool = False  # the live model was given some tokens
     ended: bool = False  # the answer is complete
+    text: str = ""  # words of the answer, while all are needed to decide whether they can be said
+    newest: int = 0  # micro-turn of its request, its last correction, or its last words
 
 
 class Delegations:
@@ -82,6 +88,7 @@ class Delegations:
         limit_s: float = LIMIT_S,
         calls_limit_s: float = CALLS_LIMIT_S,
         clock: Callable[[], float] = time.monotonic,
+        says: Callable[[str], bool] | None = None,
     ) -> None:
         """Starts without delegations.
 
@@ -91,8 +98,20 @@ class Delegations:
           limit_s: Time limit of the agent for one delegation, without its tool calls, s.
           calls_limit_s: Time limit of the tool calls of one delegation, including timers, s.
           clock: Returns a time in seconds.
+          says: Whether the live model can say a whole result; one that it cannot say fails. None:
+            it can say anything.
+
+        Raises:
+          ValueError: The agent is something else, belongs to a conversation already, or was closed,
+            or the live model cannot even say `SORRY`.
         """
+        check_agent(agent)
+        if says is not None and not says(SORRY):  # the first call may take long
+            raise ValueError(f"says: got False for {SORRY!r}, which every live model needs; add it")
+        if agent is not None:
+            agent.attach()
         self._agent = agent
+        self._says = says
         self._words = words
         self._limits = limit_s, calls_limit_s
         self._clock = clock
@@ -102,7 +121,9 @@ class Delegations:
         self._notes: list[Note] = []
         # The fields of `saved`:
         self._last = 0
+        self._turn = 0  # micro-turns so far
         self._open: dict[int, Delegation] = {}  # unfinished delegations
+        self._told: dict[int, Delegation] = {}  # those whose words were given a moment ago
         self._ready: list[int] = []  # delegations with tokens to give, in order of arrival
         self._floor: int | None = None  # the delegation whose tokens are given without a break
         self._span: tuple[int, list[int]] | None = None  # opening token, and words after it
@@ -163,10 +184,11 @@ class Delegations:
         if unit is None or not unit.due:
             return None
         ids, unit.due = unit.due[:slots], unit.due[slots:]
-        unit.begun = True
+        unit.begun, unit.newest = True, self._turn
         if unit.ended and not unit.due:
             self._drop(unit.number)
             self._note(unit.number, GIVEN)
+            self._told = self._just_told() | ({unit.number: unit} if unit.request else {})
         return np.array(ids + [Special.PAD] * (slots - len(ids)), np.int32)
 
     def _give(self, unit: Delegation, ids: list[int]) -> None:
@@ -265,14 +287,28 @@ class Delegations:
             one.calling = max(0, one.calling - 1)
         if one is None or one.ended:
             return
-        if kind in (TEXT, DONE):
+        if kind == TEXT and self._says is not None:
+            one.text = f"{one.text} {text}".strip()[:_LONGEST_TEXT]
+        elif kind == TEXT:
             self._note(number, kind, text)
-        if kind == TEXT:
             self._say(one, text)
-        elif kind == DONE and one.length:
+        elif kind == DONE:
+            self._done(one)
+        elif kind == FAILED:
+            self._fail(one, text)
+
+    def _done(self, one: Delegation) -> None:
+        if self._says is not None and one.text:
+            self._note(one.number, TEXT, one.text)
+            if not self._says(one.text):
+                self._fail(one, "the live model was not trained to say these words")
+                return
+            self._say(one, one.text)
+        self._note(one.number, DONE)
+        if not one.length:
+            self._fail(one, "the answer has no words")
+        elif not one.ended:
             self._finish(one)
-        elif kind in (DONE, FAILED):
-            self._fail(one, text if kind == FAILED else "the answer has no words")
 
     def _say(self, one: Delegation, text: str) -> None:
         ids = self._encode(text)[: _LONGEST_ANSWER - one.length]
@@ -297,7 +333,8 @@ class Delegations:
     # Control tokens.
 
     def read(self, token: int) -> None:
-        """Takes the next text-out token of the live model."""
+        """Takes the text-out token of the next micro-turn."""
+        self._turn += 1
         if token >= Special.COUNT:
             if self._span is not None and len(self._span[1]) <= _LONGEST_REQUEST:
                 self._span[1].append(token)
@@ -319,45 +356,99 @@ class Delegations:
             self._note(0, IGNORED, f"a request {why}")
         elif opening == Special.DELEGATE:
             self._ask(words)
-        elif not self.running:
-            self._note(0, IGNORED, f"an update without a delegation: {words}")
         else:
-            self._update(self._open[max(self.running)], words)
+            self._correct(words)
 
     def _ask(self, words: str) -> None:
+        one = self._new(words)
+        if one is not None:
+            self._note(one.number, ASKED, words)
+            self._start(one)
+
+    def _new(self, words: str) -> Delegation | None:
+        """A new delegation; None while too many are unfinished."""
         if len(self._open) >= _WAITING:
             self._note(0, IGNORED, f"too many delegations: {words}")
-            return
+            return None
         self._last += 1
-        busy = len(self.running)
-        one = self._open[self._last] = Delegation(self._last, words)
-        self._note(one.number, ASKED, words)
-        if self._agent is None or busy >= _AT_ONCE:
-            why = "no background agent" if self._agent is None else "too many delegations at once"
+        one = self._open[self._last] = Delegation(self._last, words, newest=self._turn)
+        return one
+
+    def _refused(self) -> str:
+        """Why the agent cannot have another delegation, "" if it can."""
+        if self._agent is None:
+            return "no background agent"
+        return "too many delegations at once" if len(self.running) > _AT_ONCE else ""
+
+    def _start(self, one: Delegation) -> None:
+        why = self._refused()
+        if why:
             self._fail(one, why)
         else:
             one.asked = True
-            self._tell("ask", one.number, words)
+            self._tell("ask", one.number, one.request)
 
-    def _update(self, one: Delegation, words: str) -> None:
-        """Corrects a delegation; if it is done, its words that were not given are dropped."""
-        self._note(one.number, UPDATED, words)
-        if self._agent is None or not one.asked:
+    def _just_told(self) -> dict[int, Delegation]:
+        told = self._told.items()
+        return {number: one for number, one in told if self._turn - one.newest <= MOMENT}
+
+    def _newest(self) -> list[Delegation]:
+        """The delegations that run or were told a moment ago, the newest last."""
+        found = [*self._open.values(), *self._just_told().values()]
+        found = [one for one in found if one.request]
+        return sorted(found, key=lambda one: (one.newest, one.number))
+
+    def _correct(self, words: str) -> None:
+        """Corrects the newest delegation that the words fit; one that was told runs again."""
+        found = [
+            one for one in self._newest() if self._tell("fits", one.request, words) is not False
+        ]
+        if not found:
+            self._too_late(UPDATED, words, "there is nothing that it can correct")
             return
+        one = found[-1]
+        self._note(one.number, UPDATED, words)
+        if self._told.pop(one.number, None) is not None:
+            self._open[one.number] = one
+            why = self._refused()
+            if why:
+                self._fail(one, why)
+                return
+            one.asked = True
+        if not one.asked:
+            return
+        one.newest = self._turn
         one.updates = [*one.updates, words][-_CORRECTIONS:]
-        one.due.clear()
-        self._withdraw(one.number)
-        one.ended, one.length, one.calling, one.worked_s = False, 0, 0, 0.0
+        self._clear(one)
+        one.ended, one.calling, one.worked_s = False, 0, 0.0
         self._tell("update", one.number, one.request, one.updates)
 
+    def _clear(self, one: Delegation) -> None:
+        """Forgets the words of a delegation that were not given."""
+        one.due.clear()
+        one.length, one.text = 0, ""
+        self._withdraw(one.number)
+
     def _cancel(self) -> None:
-        if not self.running:
+        """Drops the newest delegation, unless it was told: then nothing is dropped."""
+        found = self._newest()
+        if not found:
             self._note(0, IGNORED, "a cancel without a delegation")
             return
-        number = max(self.running)
-        self._drop(number)
-        self._note(number, CANCELLED)
-        self._tell("cancel", number)
+        one = found[-1]
+        if one.number in self._told:
+            self._too_late(CANCELLED, "", f"delegation {one.number} was told already")
+            return
+        self._drop(one.number)
+        self._note(one.number, CANCELLED)
+        self._tell("cancel", one.number)
+
+    def _too_late(self, kind: str, words: str, why: str) -> None:
+        """Answers a correction or a cancellation that reaches nothing."""
+        one = self._new("")
+        if one is not None:
+            self._note(one.number, kind, words)
+            self._fail(one, why)
 
     # A conversation as a file.
 
@@ -365,7 +456,9 @@ class Delegations:
         """The state of all delegations, in types that MessagePack has."""
         return {
             "last": self._last,
+            "turn": self._turn,
             "open": [dataclasses.asdict(one) for one in self._open.values()],
+            "told": [dataclasses.asdict(one) for one in self._told.values()],
             "ready": list(self._ready),
             "floor": self._floor,
             "span": self._span,
@@ -380,8 +473,9 @@ class Delegations:
         Raises:
           ValueError, TypeError, KeyError: The value is not a result of `saved`.
         """
-        self._last = int(saved["last"])
+        self._last, self._turn = int(saved["last"]), int(saved["turn"])
         self._open = {one["number"]: Delegation(**one) for one in saved["open"]}
+        self._told = {one["number"]: Delegation(**one) for one in saved["told"]}
         self._ready, self._floor = list(saved["ready"]), saved["floor"]
         span = saved["span"]
         self._span = None if span is None else (int(span[0]), list(span[1]))
@@ -391,9 +485,7 @@ class Delegations:
             if one.called or one.begun or self._agent is None:
                 self._fail(one, "it was running when the conversation was saved")
                 continue
-            one.due.clear()
-            self._withdraw(one.number)
-            one.length = 0
+            self._clear(one)
             self._tell("ask", one.number, one.request)
             if one.updates:
                 self._tell("update", one.number, one.request, one.updates)

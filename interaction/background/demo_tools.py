@@ -9,6 +9,7 @@ import operator
 import pathlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from fractions import Fraction
@@ -52,12 +53,16 @@ def demo_tools(
     @tool
     def clock() -> str:
         """Tells the time of day, as hours of twelve and minutes."""
-        time = now()
-        return f"{time.hour % 12 or 12}:{time.minute:02d}"
+        moment = now()
+        return f"{moment.hour % 12 or 12}:{moment.minute:02d}"
 
     @tool(timeout_s=None)
     def timer(
-        amount: int, unit: Literal["seconds", "minutes"], cancelled: threading.Event, item: str = ""
+        amount: int,
+        unit: Literal["seconds", "minutes"],
+        cancelled: threading.Event,
+        started: float,
+        item: str = "",
     ) -> str:
         """Waits until a time has passed.
 
@@ -65,12 +70,13 @@ def demo_tools(
           amount: How long.
           unit: Unit of the amount.
           cancelled: Ends the timer early.
+          started: When it was first asked for, s; a corrected timer runs from there.
           item: What the timer is for.
         """
         seconds = amount * TIMER_UNITS[unit]
         if not 0 < seconds <= LONGEST_S:
             raise ValueError(f"amount: got {amount} {unit}, wanted 1 to {LONGEST_S} seconds")
-        wait(seconds, cancelled)
+        wait(max(0.0, started + seconds - time.monotonic()), cancelled)
         return "over"
 
     return [calculate, clock, timer, _lookup(rows), convert]

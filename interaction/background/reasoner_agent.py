@@ -6,6 +6,9 @@ Each delegation has a fork of the record's state. In it the model reads and writ
   write  reasoning: the request as understood, then <delegate> {"tool": name, ...} </delegate>
   read   <update> {"result": value} </delegate>, or {"error": text}
   write  further calls, then <hold> the words for the user <silent>
+
+Code decides what is true: a call that failed, a result that the model was not trained on, and words
+that are not those of the result fail the delegation.
 """
 
 import dataclasses
@@ -20,11 +23,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from interaction.background import reasoner
+from interaction.background import reasoner, trained
 from interaction.background.agent import DONE, FAILED, RESULT, TEXT, THINKING, MicroTurn
 from interaction.background.reasoner import MicroTurns, ReasonerState
 from interaction.background.threaded import KEEP, ThreadedAgent
-from interaction.background.toolbox import Toolbox, ToolCall, error_json
+from interaction.background.toolbox import Toolbox, ToolCall, check_toolbox, error_json
 from interaction.config import PREFILL_TURNS, ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.distributed import sharding
@@ -73,6 +76,7 @@ class Reasoner:
                 "sessions; a reasoner runs one conversation at a time, so leave these axes out"
             )
         self.config, self.tokenizer = config, tokenizer
+        self.trained = trained.DEMO
         params = {part: params[part] for part in ("backbone", "router_bias")}
         params = sharding.cast_params(params, config.transformer.dtype)
         params = jax.tree.map(sharding.put, params, sharding.shardings(mesh, params))
@@ -176,8 +180,10 @@ class _Fork:
     writes: str = _THINK
     part: list[int] = dataclasses.field(default_factory=list)  # word tokens of this kind so far
     call: ToolCall | None = None  # the running call
+    called: dict[str, Any] = dataclasses.field(default_factory=dict)  # the last call
+    answers: tuple[str, ...] = ()  # the right words for its result
+    text: str = ""  # words for the user that were emitted
     written: int = 0  # tokens that the model wrote
-    said: bool = False  # words for the user were emitted
     mistakes: int = 0
 
 
@@ -198,8 +204,12 @@ class ReasonerAgent(ThreadedAgent):
           toolbox: Tools that it can call.
           frames: Whether the conversation has video.
           keep: See `ThreadedAgent`.
+
+        Raises:
+          ValueError: It was not trained to call one of the tools, or an argument is something else.
         """
         super().__init__(keep)
+        _check(model, toolbox)
         model.warm_up()
         if frames:
             model.warm_up(frames)
@@ -237,6 +247,10 @@ class ReasonerAgent(ThreadedAgent):
             self.emit(delegation, RESULT, call.result())
         spans = [self._span(Special.UPDATE, words) for words in updates]
         self._open(delegation, sum(spans, self._span(Special.DELEGATE, request)))
+
+    def fits(self, request: str, correction: str) -> bool:
+        """See `BackgroundAgent`."""
+        return self._model.trained.corrects(request, correction)
 
     def on_cancel(self, delegation: int) -> None:
         """See `ThreadedAgent`."""
@@ -278,13 +292,27 @@ class ReasonerAgent(ThreadedAgent):
                 return False
             result, fork.call = fork.call.result(), None
             self.emit(number, RESULT, result)
-            fork.unread += self._span(Special.UPDATE, result)
+            if not self._take(number, fork, result):
+                return True
         if not fork.unread:
             self._write(number, fork, fork.token)
         if number not in self._forks or fork.call is not None:
             return number in self._forks
         ids, fork.unread = fork.unread[:READ], fork.unread[READ:]
         fork.state, fork.token = self._model.read(fork.state, ids)
+        return True
+
+    def _take(self, number: int, fork: _Fork, result: str) -> bool:
+        """Lets a fork read a result that has right words; otherwise fails and returns False."""
+        name, found = fork.called["tool"], json.loads(result)
+        if "error" in found:
+            self._give_up(number, f"{name} failed: {found['error']}")
+            return False
+        fork.answers = self._model.trained.answers(fork.called, found["result"])
+        if not fork.answers:
+            self._give_up(number, f"{name}: a result that cannot be said: {result}")
+            return False
+        fork.unread += self._span(Special.UPDATE, result)
         return True
 
     def _write(self, number: int, fork: _Fork, token: int) -> None:
@@ -307,8 +335,6 @@ class ReasonerAgent(ThreadedAgent):
             self._call(number, fork)
         elif fork.writes == _SAY and token == Special.SILENT:
             self._say(number, fork, last=True)
-            del self._forks[number]
-            self.emit(number, DONE)
         else:
             fork.unread = []
             self._correct(number, fork, f"{Special.NAMES[token]} where it was to {fork.writes}")
@@ -319,9 +345,20 @@ class ReasonerAgent(ThreadedAgent):
         if not last:
             text, more, _ = text.rpartition(" ")
             fork.part = fork.part[-1:] if more else fork.part
+        whole = f"{fork.text} {text}".strip()
+        right = (
+            one == whole if last else f"{one} ".startswith(f"{whole} ") for one in fork.answers
+        )
+        if whole and not any(right):
+            wanted = " or ".join(fork.answers) or "a call before any words"
+            self._give_up(number, f"the model says {whole!r}, wanted {wanted}")
+            return
         if text:
-            fork.said = True
+            fork.text = whole
             self.emit(number, TEXT, text)
+        if last:
+            del self._forks[number]
+            self.emit(number, DONE)
 
     def _call(self, number: int, fork: _Fork) -> None:
         text = self._model.tokenizer.decode(fork.part)
@@ -333,11 +370,12 @@ class ReasonerAgent(ThreadedAgent):
         if not isinstance(call, dict) or not isinstance(call.get("tool"), str):
             self._correct(number, fork, "call: wanted JSON of a tool and its arguments")
             return
+        fork.called, fork.answers = call, ()
         fork.call = self.call(number, self._toolbox, text)
 
     def _correct(self, number: int, fork: _Fork, why: str) -> None:
         fork.mistakes += 1
-        if fork.mistakes > 1 or fork.said:
+        if fork.mistakes > 1 or fork.text:
             self._give_up(number, f"the model wrote {why}")
             return
         fork.part, fork.writes = [], _THINK
@@ -346,3 +384,29 @@ class ReasonerAgent(ThreadedAgent):
     def _give_up(self, number: int, why: str) -> None:
         self._drop(number)
         self.emit(number, FAILED, why)
+
+
+def _check(model: Reasoner, toolbox: Toolbox) -> None:
+    """Checks that a model can call the tools of a toolbox."""
+    if not isinstance(model, Reasoner):
+        raise ValueError(
+            f"model: got a {type(model).__name__}, wanted a Reasoner; load one with load_reasoner"
+        )
+    calls: dict[str, list[dict[str, Any]]] = {}
+    for call in model.trained.calls:
+        arguments = {name: value for name, value in call.items() if name != "tool"}
+        calls.setdefault(call["tool"], []).append(arguments)
+    for name, tool in check_toolbox(toolbox).tools.items():
+        if name not in calls:
+            raise ValueError(
+                f"toolbox: got the tool {name!r}, wanted some of {list(calls)}, the tools that the "
+                "model was trained to call; leave it out, or use an agent that can call it"
+            )
+        for arguments in calls[name]:
+            try:
+                tool.check(arguments)
+            except ValueError as error:
+                raise ValueError(
+                    f"toolbox: got a tool that cannot take {arguments}, as the model calls it "
+                    f"({error}); give it the parameters of the demo's tool"
+                ) from None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from interaction.background.agent import Event, MicroTurn
+from interaction.background.agent import BackgroundAgent, Event, MicroTurn
 
 DIE = "die"  # kind of a `Line` after which every method raises
 
@@ -19,7 +19,7 @@ class Line(NamedTuple):
 Script = Mapping[str, Iterable[Line]] | Callable[[str], Iterable[Line]]
 
 
-class ScriptedAgent:
+class ScriptedAgent(BackgroundAgent):
     """A `BackgroundAgent` without a thread; its clock counts the micro-turns that it observes.
 
     An answer whose last line is neither DONE nor FAILED never ends. `told` lists the calls of its
@@ -79,6 +79,7 @@ class ScriptedAgent:
 
     def close(self) -> None:
         """See `BackgroundAgent`."""
+        super().close()
         self.told.append(("close",))
 
     def _alive(self) -> None:

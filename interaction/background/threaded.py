@@ -8,10 +8,20 @@ import abc
 import collections
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from interaction.background.agent import CALL, DONE, FAILED, KINDS, TEXT, Event, MicroTurn
+from interaction.background.agent import (
+    CALL,
+    DONE,
+    FAILED,
+    KINDS,
+    TEXT,
+    BackgroundAgent,
+    Event,
+    MicroTurn,
+)
 from interaction.background.toolbox import Toolbox, ToolCall
 
 _log = logging.getLogger(__name__)
@@ -19,6 +29,7 @@ KEEP = 300  # micro-turns that are repeated after a failure: a minute
 IDLE_S = 0.01  # s between calls of `work` while nothing happens
 _EVENTS = 1_000  # most events that wait for the conversation; then `emit` waits
 _TEXT = 20_000  # characters of an event
+_REMEMBERED = 64  # delegations whose first request is remembered after their end
 _TURN, _ASK, _UPDATE, _CANCEL = "turn", "ask", "update", "cancel"
 
 
@@ -27,9 +38,10 @@ class _Message(NamedTuple):
     turn: MicroTurn | None = None
     delegation: int = 0
     words: tuple[str, ...] = ()  # the request, then its corrections
+    at: float = 0.0  # s, `time.monotonic` when a request or a correction came
 
 
-class ThreadedAgent(abc.ABC):
+class ThreadedAgent(BackgroundAgent):
     """Implements `BackgroundAgent`; a subclass implements the work of the thread.
 
     The abstract methods run on the thread, one at a time. The thread starts with the first message,
@@ -57,6 +69,7 @@ class ThreadedAgent(abc.ABC):
         # Only the thread uses these:
         self.__kept: collections.deque[MicroTurn] = collections.deque(maxlen=keep)
         self.__running: dict[int, None] = {}
+        self.__asked: dict[int, float] = {}  # s, `time.monotonic` of a delegation's first request
         self.__down = False  # the last restart failed
 
     # Methods that the conversation calls.
@@ -67,7 +80,7 @@ class ThreadedAgent(abc.ABC):
 
     def ask(self, delegation: int, request: str) -> None:
         """See `BackgroundAgent`."""
-        self.__put(_Message(_ASK, None, delegation, (request,)))
+        self.__put(_Message(_ASK, None, delegation, (request,), time.monotonic()))
 
     def update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
         """See `BackgroundAgent`; older words that were not taken yet are dropped."""
@@ -76,7 +89,8 @@ class ThreadedAgent(abc.ABC):
             kept = [one for one in self.__outbox if not self.__overtaken(one)]
             self.__outbox = collections.deque(kept)
             self.__change.notify_all()
-        self.__put(_Message(_UPDATE, None, delegation, (request, *updates)))
+        words = (request, *updates)
+        self.__put(_Message(_UPDATE, None, delegation, words, time.monotonic()))
 
     def cancel(self, delegation: int) -> None:
         """See `BackgroundAgent`."""
@@ -93,6 +107,7 @@ class ThreadedAgent(abc.ABC):
 
     def close(self) -> None:
         """Ends the thread after its current piece of work; waits for it at most one second."""
+        super().close()
         with self.__change:
             self.__closed = True
             self.__change.notify_all()
@@ -184,13 +199,15 @@ class ThreadedAgent(abc.ABC):
     def call(self, delegation: int, toolbox: Toolbox, call_text: str) -> ToolCall:
         """Emits a CALL and then starts it, so that no call is missing from the record.
 
+        A tool may learn when the delegation was first asked, see `tool`; corrections keep it.
+
         Args:
           delegation: Number of the delegation.
           toolbox: The tools.
           call_text: JSON of the call, see `Toolbox.start`.
         """
         self.emit(delegation, CALL, call_text)
-        return toolbox.start(call_text)
+        return toolbox.start(call_text, self.__asked.get(delegation))
 
     def __overtaken(self, event: Event) -> bool:
         """Whether an update in the inbox makes the event void; needs the lock."""
@@ -250,21 +267,25 @@ class ThreadedAgent(abc.ABC):
             message = messages.popleft()
             number = message.delegation
             if message.kind == _ASK:
-                self.__begin(number)
+                self.__begin(number, message.at)
                 self.on_ask(number, *message.words)
             elif message.kind == _UPDATE:
                 with self.__change:
                     self.__updates[number] -= 1
                     self.__updates += collections.Counter()  # drops zeros
-                self.__begin(number)
+                self.__begin(number, message.at)
                 request, *updates = message.words
                 self.on_update(number, request, updates)
             elif number in self.__running:
                 self.__running.pop(number)
                 self.on_cancel(number)
 
-    def __begin(self, number: int) -> None:
+    def __begin(self, number: int, at: float) -> None:
         self.__running[number] = None
+        self.__asked.setdefault(number, at)
+        ended = [one for one in self.__asked if one not in self.__running]
+        for one in ended[:-_REMEMBERED]:
+            del self.__asked[one]
         if self.__down:
             self.__recover()
 

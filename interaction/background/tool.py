@@ -2,7 +2,9 @@
 
 The JSON schema of the arguments comes from the type hints, the descriptions from the docstring in
 Google style. A parameter `cancelled: threading.Event` is hidden from models; it is set when the
-result of the call is no longer needed. An `async def` function is cancelled then.
+result of the call is no longer needed. An `async def` function is cancelled then. A parameter
+`started: float` is hidden too: when the call was first asked for, in s of `time.monotonic`, so that
+a timer that is corrected keeps its start.
 """
 
 import inspect
@@ -64,7 +66,8 @@ class Tool:
         self.description, described = _docstring(function)
         if not self.description:
             raise ValueError(f"tool {self.name}: got no docstring; describe in one what it does")
-        self.parameters, self.takes_cancelled = _parameters(self.name, function, described)
+        self.parameters, hidden = _parameters(self.name, function, described)
+        self.takes_cancelled, self.takes_started = "cancelled" in hidden, "started" in hidden
         # Its calls only wait, such as those of a timer: nothing limits them, and they can be ended.
         self.waits = timeout_s is None and (self.takes_cancelled or self.is_async)
         # The form is that of `tools` in OpenAI's chat completions.
@@ -125,14 +128,15 @@ def tool(
 
 def _parameters(
     tool_name: str, function: Callable[..., Any], described: Mapping[str, str]
-) -> tuple[dict[str, Parameter], bool]:
+) -> tuple[dict[str, Parameter], list[str]]:
+    """The parameters that models see, and the names of the hidden ones."""
     try:
         hints = typing.get_type_hints(function)
     except (NameError, TypeError) as error:
         raise ValueError(
             f"tool {tool_name}: got type hints that cannot be read ({error})"
         ) from None
-    parameters, takes_cancelled = {}, False
+    parameters, hidden = {}, []
     for name, parameter in inspect.signature(function).parameters.items():
         where = f"tool {tool_name}.{name}"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -148,7 +152,8 @@ def _parameters(
                 raise ValueError(
                     f"{where}: got an Event, which is only allowed as `cancelled`; rename it"
                 )
-            takes_cancelled = True
+        if hints[name] is threading.Event or (name == "started" and hints[name] is float):
+            hidden.append(name)
             continue
         schema = argument_types.schema_of(hints[name], where)
         if name in described:
@@ -157,7 +162,7 @@ def _parameters(
         if not required:
             schema["default"] = _default(schema, parameter.default, where)
         parameters[name] = Parameter(schema, required)
-    return parameters, takes_cancelled
+    return parameters, hidden
 
 
 def _default(schema: Schema, value: Any, where: str) -> Any:  # noqa: ANN401

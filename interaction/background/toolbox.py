@@ -159,11 +159,12 @@ class Toolbox:
         """Schemas of the tools, in the form of `tools` in OpenAI's chat completions."""
         return [one.schema for one in self.tools.values()]
 
-    def start(self, call_text: str) -> ToolCall:
+    def start(self, call_text: str, started: float | None = None) -> ToolCall:
         """Starts a call; never waits, never raises.
 
         Args:
           call_text: JSON of the form {"tool": name, **arguments}.
+          started: When it was first asked for, s of `time.monotonic`; None means now.
 
         Returns:
           The call; it is done, with an error, if the text is not a valid call.
@@ -178,9 +179,11 @@ class Toolbox:
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             reason = "wanted JSON of the form {'tool': name, 'argument': value}"
             return _failed("call", f"got no call ({error}), {reason}")
-        return self.call(name, call)
+        return self.call(name, call, started)
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> ToolCall:
+    def call(
+        self, name: str, arguments: Mapping[str, Any], started: float | None = None
+    ) -> ToolCall:
         """Starts a call with parsed arguments, see `start`."""
         if name not in self.tools:
             return _failed("call", f"no tool {name[:40]!r}, wanted one of {list(self.tools)}")
@@ -197,6 +200,8 @@ class Toolbox:
             self._threads.add(call)
         if tool.takes_cancelled:
             checked["cancelled"] = call._cancelled
+        if tool.takes_started:
+            checked["started"] = time.monotonic() if started is None else started
         thread = threading.Thread(
             target=self._run, args=(call, tool, checked), name=f"tool {name}", daemon=True
         )

@@ -66,9 +66,13 @@ class Delegation:
         return [one for ids in late for one in ids if one >= Special.COUNT]
 
     def running(self, turn: int) -> bool:
-        """Whether it was delegated before a micro-turn, and was neither complete nor cancelled."""
-        ends = self.turns(delegations.GIVEN, delegations.CANCELLED)
-        return self.closed < turn and all(end >= turn for end in ends)
+        """Whether it was delegated before a micro-turn, and was neither complete nor cancelled.
+
+        A delegation that was complete runs again after a correction.
+        """
+        changes = delegations.UPDATED, delegations.GIVEN, delegations.CANCELLED
+        before = [step.kind for step in self.steps if step.kind in changes and step.turn < turn]
+        return self.closed < turn and before[-1:] in ([], [delegations.UPDATED])
 
 
 def read_delegations(entries: Sequence[Entry]) -> list[Delegation]:

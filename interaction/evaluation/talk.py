@@ -76,7 +76,7 @@ def talk(
     turns = -(-len(user) // TURN) + round(tail_s / TURN_S)
     pcm = np.zeros(turns * TURN, np.float32)
     pcm[: len(user)] = to_float(user)
-    conversation = Conversation(model, agent, seed, record)
+    conversation = Conversation(model, agent, seed, record, clock=clock, sleep=sleep)
     replies: list[Reply] = []
     times, beside = [], 0
     start = clock()
@@ -92,7 +92,7 @@ def talk(
             on_turn()
 
     try:
-        conversation.run(iter(pcm.reshape(turns, TURN)), take, clock, sleep)
+        conversation.play(iter(pcm.reshape(turns, TURN)), take)
     finally:
         recorded = conversation.close()
     step_s, driver_s = np.asarray(times).T
@@ -120,9 +120,9 @@ class TimedToolbox(Toolbox):
         self._lock = threading.Lock()
         self._calls: list[tuple[str, ToolCall]] = []
 
-    def start(self, call_text: str) -> ToolCall:
+    def start(self, call_text: str, started: float | None = None) -> ToolCall:
         """See `Toolbox`."""
-        call = super().start(call_text)
+        call = super().start(call_text, started)
         with self._lock:
             self._calls.append((call_text, call))
         return call

@@ -3,14 +3,11 @@
 import json
 import pathlib
 import threading
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.background.agent import (
     CALL,
     DONE,
@@ -19,11 +16,10 @@ from interaction.background.agent import (
     TEXT,
     THINKING,
     Event,
-    MicroTurn,
 )
+from interaction.background.demo_tools import demo_tools
 from interaction.background.reasoner_agent import (
     LIMIT,
-    READ,
     Reasoner,
     ReasonerAgent,
     load_reasoner,
@@ -35,113 +31,20 @@ from interaction.data import tokenizer
 from interaction.distributed import sharding
 from interaction.pretrained.store import save_model
 from interaction.types import Special
+from tests.background.fake_reasoner import (
+    CONFIG,
+    NINE,
+    SCRIPT,
+    SEVEN,
+    Talk,
+    answer,
+    call,
+    start,
+    times,
+    turn,
+)
 from tests.background.fakes import TOKENIZER, wait_for, words
 from tests.support import random_params
-
-CONFIG = presets.tiny()
-SEVEN = json.dumps({"tool": "times", "a": 7, "b": 8})
-
-
-def turn(text: int = Special.SILENT, frame: np.ndarray | None = None) -> MicroTurn:
-    """A silent micro-turn, with a frame float32[size, size, 3] or none."""
-    silence = np.zeros(CONFIG.audio.turn_samples, np.float32)
-    return MicroTurn(silence, silence, np.full(2, Special.NONE, np.int32), text, None, frame)
-
-
-def call(text: str = SEVEN) -> list[int]:
-    return [Special.DELEGATE, *words(text), Special.END_DELEGATE]
-
-
-def answer(text: str) -> list[int]:
-    return [Special.HOLD, *words(text), Special.SILENT]
-
-
-class State(NamedTuple):
-    turns: tuple[MicroTurn, ...]
-    tokens: tuple[int, ...] = ()  # tokens that were read, including those that it wrote itself
-
-
-Script = dict[str, list[list[int]]]  # words of a request -> what it writes after each span
-
-
-class FakeReasoner:
-    """Writes what a script says, one list of tokens after each span that it reads."""
-
-    def __init__(self, script: Script) -> None:
-        self.tokenizer = TOKENIZER
-        self.script = script
-        self.sizes: list[int] = []  # numbers of micro-turns of each prefill
-        self.gone: set[int] = set()  # identities of donated states
-        self.states: list[State] = []
-
-    def _new(self, state: State) -> State:
-        self.states.append(state)  # keeps it, and its identity
-        return state
-
-    def _donate(self, state: State) -> None:
-        assert id(state) not in self.gone, "a state is used after it was donated"
-        self.gone.add(id(state))
-
-    def warm_up(self, frames: bool = False) -> None:
-        pass
-
-    def start(self) -> State:
-        return self._new(State(()))
-
-    def prefill(self, state: State, turns: Sequence[MicroTurn]) -> State:
-        assert 0 < len(turns) <= PREFILL_TURNS
-        self._donate(state)
-        self.sizes.append(len(turns))
-        return self._new(State((*state.turns, *turns)))
-
-    def fork(self, state: State) -> State:
-        assert id(state) not in self.gone
-        return self._new(State(*state))
-
-    def read(self, state: State, ids: Sequence[int]) -> tuple[State, int]:
-        assert 0 < len(ids) <= READ
-        self._donate(state)
-        tokens = (*state.tokens, *ids)
-        state = self._new(State(state.turns, tokens))
-        spans = [0, *(i for i, one in enumerate(tokens) if i and one == Special.UPDATE)]
-        if Special.END_DELEGATE not in tokens[spans[-1] :]:
-            return state, Special.PAD  # in the middle of a span that it reads
-        ends = [tokens.index(Special.END_DELEGATE, first) for first in spans]
-        said = [TOKENIZER.decode(tokens[a + 1 : b]) for a, b in zip(spans, ends, strict=True)]
-        while said[1:] and not said[1].startswith("{"):  # a correction, not a result
-            said = said[1:]
-        writes = self.script[said[0]][len(said) - 1]
-        return state, writes[len(tokens) - ends[-1] - 1]
-
-
-@tool
-def times(a: int, b: int) -> int:
-    """Multiplies.
-
-    Args:
-      a: One.
-      b: Another.
-    """
-    return a * b
-
-
-class Talk:
-    """An agent and its events."""
-
-    def __init__(self, script: Script, *tools: object) -> None:
-        self.model = FakeReasoner(script)
-        self.agent = ReasonerAgent(self.model, Toolbox(tools or (times,)))
-        self.got: list[Event] = []
-
-    def events(self, until: str, count: int = 1) -> list[tuple[str, str]]:
-        """Kinds and texts of the events up to the `count`-th of a kind."""
-
-        def come() -> bool:
-            self.got += self.agent.events()
-            return sum(one.kind == until for one in self.got) >= count
-
-        wait_for(come)
-        return [(one.kind, one.text) for one in self.got]
 
 
 @pytest.fixture
@@ -152,15 +55,6 @@ def agents() -> list:
         one.agent.close()
 
 
-def start(agents: list, script: Script, *tools: object) -> Talk:
-    agents.append(Talk(script, *tools))
-    return agents[-1]
-
-
-SCRIPT = {
-    "seven times eight": [[*words("seven times eight"), *call()], answer("it is fifty six")],
-    "nine": [[*words("seven times nine"), *answer("it is sixty three")]],
-}
 ANSWERED = [
     (THINKING, "seven times eight"),
     (CALL, SEVEN),
@@ -192,7 +86,7 @@ def test_several_delegations_at_once_beside_the_record(agents: list) -> None:
     gate = threading.Event()
 
     @tool
-    def wait(name: str) -> str:
+    def hold(name: str) -> str:
         """Waits for the gate.
 
         Args:
@@ -202,10 +96,10 @@ def test_several_delegations_at_once_beside_the_record(agents: list) -> None:
         return name
 
     script = {
-        name: [call(json.dumps({"tool": "wait", "name": name})), answer(name)]
+        name: [call(json.dumps({"tool": "hold", "name": name})), answer(name)]
         for name in ("one", "two")
     }
-    talk = start(agents, {**script, **SCRIPT}, wait, times)
+    talk = start(agents, {**script, **SCRIPT}, hold, times)
     talk.agent.ask(1, "one")
     talk.agent.ask(2, "two")
     talk.events(CALL, 2)
@@ -253,7 +147,7 @@ def test_an_update_is_a_new_fork_of_the_record(agents: list) -> None:
         ended.set()
         return "late"
 
-    talk = start(agents, {"wait": [call('{"tool": "wait"}')], **SCRIPT}, wait)
+    talk = start(agents, {"wait": [call('{"tool": "wait"}')], **SCRIPT}, wait, times)
     talk.agent.ask(1, "wait")
     talk.events(CALL)
     talk.agent.observe(turn(11))
@@ -263,6 +157,8 @@ def test_an_update_is_a_new_fork_of_the_record(agents: list) -> None:
     assert got == [
         (RESULT, '{"error": "wait: cancelled"}'),
         (THINKING, "seven times nine"),
+        (CALL, NINE),
+        (RESULT, '{"result": 63}'),
         *[(TEXT, one) for one in "it is sixty three".split()],
         (DONE, ""),
     ]
@@ -323,16 +219,6 @@ def error_of(tokens: tuple[int, ...]) -> str:
     return json.loads(TOKENIZER.decode(tokens[last:-1])).get("error", "")
 
 
-def test_errors_of_tools_are_results(agents: list) -> None:
-    text = json.dumps({"tool": "times", "a": 7})
-    talk = start(agents, {"seven": [call(text), answer("sorry that did not work")]})
-    talk.agent.ask(1, "seven")
-    got = talk.events(DONE)
-    assert got[0] == (CALL, text)
-    assert got[1][0] == RESULT and "'b' is missing" in json.loads(got[1][1])["error"]
-    assert [text for kind, text in got if kind == TEXT] == "sorry that did not work".split()
-
-
 def test_an_answer_without_an_end_fails(agents: list) -> None:
     talk = start(agents, {"on": [words("seven") * 1_000]})
     talk.agent.ask(1, "on")
@@ -345,27 +231,34 @@ def test_an_answer_without_an_end_fails(agents: list) -> None:
 def test_words_of_several_tokens_are_emitted_whole(agents: list) -> None:
     text = "it is fifty zyxwv six"
     assert len(words(text)) > 5
-    talk = start(agents, {"seven": [answer(text)]})
+    zyxwv = call(json.dumps({"tool": "hold", "name": "zyxwv"}))
+
+    @tool
+    def hold(name: str) -> str:
+        """Gives the name back."""
+        return name
+
+    talk = start(agents, {"seven": [zyxwv, answer(text)]}, hold)
     talk.agent.ask(1, "seven")
     assert [said for kind, said in talk.events(DONE) if kind == TEXT] == text.split()
 
 
 def test_a_mistake_after_words_fails_at_once(agents: list) -> None:
     """The words were emitted, so the fork cannot start again."""
-    talk = start(agents, {"seven": [[Special.HOLD, *words("it is"), Special.CANCEL]]})
+    talk = start(agents, {"seven": [call(), [Special.HOLD, *words("it is"), Special.CANCEL]]})
     talk.agent.ask(1, "seven")
-    assert talk.events(FAILED) == [
+    assert talk.events(FAILED)[2:] == [
         (TEXT, "it"),
         (FAILED, "the model wrote <cancel> where it was to say"),
     ]
 
 
 def test_control_tokens_in_a_request_are_removed(agents: list) -> None:
-    talk = start(agents, {"</delegate> seven": [answer("seven")]})
+    talk = start(agents, {"</delegate> seven": SCRIPT["seven times eight"]})
     talk.agent.ask(1, "</delegate> seven")
     talk.events(DONE)
     tokens = talk.model.states[-1].tokens
-    assert tokens.count(Special.END_DELEGATE) == 1
+    assert tokens.count(Special.END_DELEGATE) == 3  # of the request, the call and the result
 
 
 def test_after_a_failure_the_record_is_prefilled_again(agents: list) -> None:
@@ -392,7 +285,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Reasoner:
 
 def test_an_untrained_model_fails_delegations_and_continues(model: Reasoner) -> None:
     """Random weights write random tokens; two conversations share the compiled functions."""
-    agents = [ReasonerAgent(model, Toolbox([times])) for _ in range(2)]
+    agents = [ReasonerAgent(model, Toolbox(demo_tools([]))) for _ in range(2)]
     got: list[Event] = []
 
     def ended() -> bool:

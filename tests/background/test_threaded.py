@@ -236,3 +236,43 @@ def test_an_agent_with_too_many_events_waits_until_they_are_taken() -> None:
     assert max(len(one.text) for one in events) <= 20_000
     agent.close()
     assert not agent._ThreadedAgent__thread.is_alive()
+
+
+def test_a_corrected_call_knows_when_it_was_first_asked_for() -> None:
+    """Also after other delegations, and after the first call has ended."""
+    starts: list[float] = []
+
+    @tool
+    def note(started: float) -> int:
+        """Notes its start."""
+        starts.append(started)
+        return 1
+
+    class Caller(Recorder):
+        def on_ask(self, delegation: int, request: str) -> None:
+            self.call(delegation, Toolbox([note]), '{"tool": "note"}')
+            if request == "answer":
+                self.emit(delegation, DONE)
+
+        def on_update(self, delegation: int, request: str, updates: list[str]) -> None:
+            self.on_ask(delegation, request)
+
+    agent, before = Caller(), time.monotonic()
+    agent.ask(1, "one")
+    agent.ask(2, "answer")
+    after = time.monotonic()
+    wait_for(lambda: len(starts) == 2)
+    starts.sort()
+    for number in range(3, 200):
+        agent.ask(number, "answer")
+    wait_for(lambda: len(starts) == 199)
+    agent.update(1, "one", ["nine"])
+    wait_for(lambda: len(starts) == 200)
+    agent.update(199, "answer", ["nine"])
+    wait_for(lambda: len(starts) == 201)
+    agent.update(2, "answer", ["nine"])  # long ended and forgotten
+    wait_for(lambda: len(starts) == 202)
+    agent.close()
+    assert before <= starts[0] <= starts[1] <= after
+    newest = max(starts[:199])
+    assert starts[199:201] == [starts[0], newest] and starts[201] > newest
