@@ -2,20 +2,16 @@
 
 import dataclasses
 import os
-import pathlib
 
-import jax
 import numpy as np
 
+from interaction.config import ModelConfig
+from interaction.engine.chunk_checks import checked
+from interaction.engine.rows import BatchModel, RowInput, Rows
 from interaction.engine.session_file import unpack_state
-from interaction.engine.session_record import (
-    Model,
-    check_alone,
-    check_identity,
-    make_chunk,
-    read,
-)
+from interaction.engine.session_record import Entry, SessionReader, check_alone, check_identity
 from interaction.pretrained.fingerprints import fingerprint
+from interaction.types import Reply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Replay:
     problem: str  # see `Record.problem`
 
 
-def replay(path: str | os.PathLike, model: Model) -> Replay:
+def replay(path: str | os.PathLike, model: BatchModel) -> Replay:
     """Runs a session again from its recorded inputs, without agent and tools.
 
     Args:
@@ -40,28 +36,50 @@ def replay(path: str | os.PathLike, model: Model) -> Replay:
       Whether all outputs are equal bit for bit.
 
     Raises:
-      ValueError: See `read` and `check_alone`; or the record is of another model.
+      ValueError: The record is missing, damaged, or of another model; or see `check_alone`.
     """
     check_alone(model)
-    place, record = pathlib.Path(path), read(path)
-    check_identity(place, record.header.model, fingerprint(model.config, model.params))
-    state = model.init_state(1, record.header.seed)
-    if record.header.state is not None:
-        state = unpack_state(record.header.state, state, place)
-    difference = ""
-    for entry in record.entries:
-        state, reply = model.step(state, make_chunk(entry.audio, entry.arrived, entry.frame))
-        reply = jax.device_get(reply)
-        wrong = [
-            name
-            for name, got, wanted in (
-                ("text", reply.text[0], np.int32(entry.text)),
-                ("user_transcript", reply.user_transcript[0], entry.user_transcript),
-                ("audio", reply.audio[0], entry.speech),
-            )
-            if np.asarray(got).tobytes() != wanted.tobytes()
-        ]
-        if wrong and not difference:
-            difference = f"{' and '.join(wrong)} of micro-turn {entry.turn}"
-    problem = record.problem
-    return Replay(len(record.entries), not difference, difference, record.complete, problem)
+    with SessionReader(path) as record:
+        header, place = record.header, record.path
+        check_identity(place, header.model, fingerprint(model.config, model.params))
+        rows = Rows(model, 1)
+        if header.state is None:
+            row = rows.allocate(header.seed)
+        else:
+            row = rows.restore(unpack_state(header.state, model.init_row(header.seed), place))
+        turns, difference = 0, ""
+        for entry in record:
+            try:
+                reply = rows.step({row: _inputs(model.config, entry)})[row]
+            except ValueError as error:
+                raise ValueError(f"{place}: micro-turn {entry.turn}: {error}") from error
+            turns += 1
+            difference = difference or _difference(reply, entry)
+    return Replay(turns, not difference, difference, not record.problem, record.problem)
+
+
+def _inputs(config: ModelConfig, entry: Entry) -> RowInput:
+    """The inputs of a recorded micro-turn.
+
+    Raises:
+      ValueError: They are none of the model.
+    """
+    arrived, frame, wanted = entry.arrived, entry.frame, (config.text_slots,)
+    if arrived is not None and arrived.shape != wanted:
+        raise ValueError(f"arrived: got int32{list(arrived.shape)}, wanted int32{list(wanted)}")
+    audio = checked(config, "audio", entry.audio)
+    return RowInput(audio, arrived, None if frame is None else checked(config, "frame", frame))
+
+
+def _difference(reply: Reply, entry: Entry) -> str:
+    """The outputs that differ from the recorded ones, in words; "" if there are none."""
+    wrong = [
+        name
+        for name, got, wanted in (
+            ("text", reply.text, np.int32(entry.text)),
+            ("user_transcript", reply.user_transcript, entry.user_transcript),
+            ("audio", reply.audio, entry.speech),
+        )
+        if np.asarray(got).tobytes() != wanted.tobytes()
+    ]
+    return f"{' and '.join(wrong)} of micro-turn {entry.turn}" if wrong else ""

@@ -1,8 +1,8 @@
 """The record of a session: all inputs and outputs, enough to run it again bit for bit.
 
-A record is a file of frames, see `session_file`, to which each micro-turn is appended. The first
-frame is the header, then there is one frame for each micro-turn, and a last one if the record was
-closed.
+A record is a file of maps, see `session_file`, to which each micro-turn is appended. The first map
+is the header, then there is one for each micro-turn, and a last one if the record was closed. A
+record of hours is read entry by entry, see `SessionReader`.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import pathlib
 import queue
 import threading
 import time
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -20,20 +21,23 @@ from interaction import logs
 from interaction.config import ModelConfig
 from interaction.engine.session_file import (
     VERSION,
+    MapReader,
     check_version,
     pack_array,
-    pack_frame,
+    pack_map,
     pack_scaled,
-    read_frames,
     unpack_array,
     unpack_scaled,
 )
+from interaction.engine.typed_values import Fields
 from interaction.types import Chunk, Note, Params, Reply
 
 _log = logging.getLogger(__name__)
 MAGIC = b"session1"
 _QUEUE = 300  # micro-turns that may wait for the disk: one minute
 _CLOSE_S = 5.0  # s that `close` waits for the disk
+_PCM, _PIXEL = 32_768, 255  # integers that stand for 1.0
+_MOST_OF_ENTRY, _MOST_OF_ARRAY = 1 << 25, 1 << 24  # most bytes, compressed and not
 
 
 class Model(Protocol):
@@ -102,21 +106,19 @@ class Record(NamedTuple):
 # Writing.
 
 
-def pack_header(header: Header) -> bytes:
-    """The first bytes of a record: magic number and header."""
-    return MAGIC + pack_frame({"version": VERSION, **header._asdict()})
+def _header_fields(header: Header) -> dict[str, Any]:
+    return {"version": VERSION, **header._asdict()}
 
 
-def pack_entry(entry: Entry) -> bytes:
-    """Packs one micro-turn as a frame."""
+def _entry_fields(entry: Entry) -> dict[str, Any]:
     fields = entry._asdict()
-    fields["audio"] = pack_scaled(entry.audio, np.int16, 32_768)
-    fields["frame"] = [] if entry.frame is None else pack_scaled(entry.frame, np.uint8, 255)
-    fields["arrived"] = [] if entry.arrived is None else pack_array(entry.arrived)
+    fields["audio"] = pack_scaled(entry.audio, np.int16, _PCM)
+    fields["frame"] = None if entry.frame is None else pack_scaled(entry.frame, np.uint8, _PIXEL)
+    fields["arrived"] = None if entry.arrived is None else pack_array(entry.arrived)
     fields["user_transcript"] = pack_array(entry.user_transcript)
     fields["speech"] = pack_array(entry.speech)
     fields["notes"] = [list(note) for note in entry.notes]
-    return pack_frame(fields)
+    return fields
 
 
 class SessionWriter:
@@ -181,17 +183,23 @@ class SessionWriter:
 
     def _run(self) -> None:
         try:
+            self._write(MAGIC)
             while not isinstance(item := self._queue.get(), list):
-                self._write(pack_header(item) if isinstance(item, Header) else pack_entry(item))
-                self._written += isinstance(item, Entry)
+                first = isinstance(item, Header)
+                self._put_on_disk(_header_fields(item) if first else _entry_fields(item))
+                self._written += not first
             end = {"end": self._written, "dropped": self.dropped}
-            self._write(pack_frame({**end, "notes": [list(note) for note in item]}))
+            self._put_on_disk({**end, "notes": [list(note) for note in item]})
             os.fsync(self._file.fileno())
         except Exception:
             self._failed = True
             _log.warning("the record ends: writing to the disk failed", exc_info=True)
         finally:
             self._file.close()
+
+    def _put_on_disk(self, fields: dict[str, Any]) -> None:
+        for data in pack_map(fields):
+            self._write(data)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -202,48 +210,148 @@ class SessionWriter:
 # Reading.
 
 
+class SessionReader:
+    """Reads a record entry by entry; a `with` block closes it.
+
+    `notes` and `problem` are those of `Record` when the last entry was read. A record without an
+    end is read as far as it goes.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        """Opens a record and reads its header.
+
+        Args:
+          path: Path of the record.
+
+        Raises:
+          ValueError: The file is missing, not a record, of another version, or damaged.
+        """
+        self._file = MapReader(path, MAGIC)
+        self.path = self._file.path
+        self.notes: list[Note] = []
+        self.problem = "it was not closed"
+        try:
+            self.header = self._read_header()
+        except ValueError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Returns the reader."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _read_header(self) -> Header:
+        try:
+            fields = self._file.read()
+        except EOFError:
+            fields = None
+        if fields is None:
+            raise ValueError(
+                f"{self.path}: got a record that is cut off in its header; copy it again"
+            )
+        check_version(self.path, fields)
+        return Header(
+            fields.take("model", str),
+            fields.take("config", dict[str, Any]),
+            fields.take("seed", int, -(1 << 31), (1 << 31) - 1),
+            fields.take("turn", int, 0),
+            fields.take("state", dict[str, Any] | None),
+            fields.take("time", float),
+        )
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The entries that follow.
+
+        Raises:
+          ValueError: The record is damaged, or a micro-turn is missing.
+        """
+        turn = self.header.turn
+        while True:
+            try:
+                fields = self._file.read(_MOST_OF_ENTRY)
+            except EOFError:
+                return
+            if fields is None:
+                start = self._file.start
+                self.problem = f"it is cut off in the middle of an entry, at byte {start}"
+                return
+            if "end" in fields:
+                self._end(fields, turn - self.header.turn)
+                return
+            entry = _entry(fields)
+            if entry.turn != turn:
+                raise ValueError(
+                    f"{fields.where}: micro-turn {turn} is missing; copy the file again"
+                )
+            turn += 1
+            yield entry
+
+    def _end(self, fields: Fields, read: int) -> None:
+        """Takes the last map of a record of which some entries were read."""
+        written, lost = fields.take("end", int, 0), fields.take("dropped", int, 0)
+        self.notes = fields.take("notes", list[Note])
+        if written != read:
+            raise ValueError(
+                f"{fields.where}: got {read} micro-turns, wanted the {written} that were written; "
+                "copy the file again"
+            )
+        self.problem = f"the last {lost} micro-turns were lost: the disk was stuck" if lost else ""
+        try:
+            self._file.read(_MOST_OF_ENTRY)
+        except EOFError:
+            return
+        raise ValueError(f"{self.path}: goes on after its end; copy the file again")
+
+
 def read(path: str | os.PathLike) -> Record:
-    """Reads a record.
+    """Reads a whole record into memory.
 
     A record without an end is read as far as it goes, see `Record.problem`.
 
     Raises:
       ValueError: The file is missing, not a record, of another version, or damaged.
     """
-    place = pathlib.Path(path)
-    header, entries, problem = None, [], "it was not closed"
-    notes: list[Note] = []
-    for fields, start in read_frames(place, MAGIC):
-        if fields is None:
-            problem = f"it is cut off in the middle of an entry, at byte {start}"
-        elif header is None:
-            check_version(place, fields)
-            header = Header(**{name: fields[name] for name in Header._fields})
-        elif "end" in fields:
-            notes = [Note(*note) for note in fields["notes"]]
-            lost = fields["dropped"]
-            problem = f"the last {lost} micro-turns were lost: the disk was stuck" if lost else ""
+    with SessionReader(path) as reader:
+        entries = list(reader)
+        problem = reader.problem
+    return Record(reader.header, entries, not problem, problem, reader.notes)
+
+
+def _entry(fields: Fields) -> Entry:
+    def array(name: str, dtype: type, rank: int, scale: int = 0) -> np.ndarray:
+        where = f"{fields.where}: {name}"
+        if scale:
+            value = unpack_scaled(fields[name], scale, where, _MOST_OF_ARRAY)
         else:
-            entries.append(_entry(fields))
-    if header is None:
-        raise ValueError(f"{place}: got a record that is cut off in its header; copy it again")
-    for index, entry in enumerate(entries):
-        if entry.turn != header.turn + index:
+            value = unpack_array(fields[name], where, _MOST_OF_ARRAY)
+        if value.dtype != dtype or value.ndim != rank:
             raise ValueError(
-                f"{place}: micro-turn {header.turn + index} is missing; copy the file again"
+                f"{where}: got {value.dtype.name}{list(value.shape)}, wanted {dtype.__name__} of "
+                f"{rank} dimensions; copy the file again"
             )
-    return Record(header, entries, not problem, problem, notes)
+        if not np.all(np.isfinite(value)):
+            raise ValueError(f"{where}: got NaN or Inf, wanted finite numbers; record it again")
+        return value
 
-
-def _entry(fields: dict[str, Any]) -> Entry:
-    fields = dict(fields)
-    fields["audio"] = unpack_scaled(fields["audio"], 32_768)
-    fields["frame"] = unpack_scaled(fields["frame"], 255) if fields["frame"] else None
-    fields["arrived"] = unpack_array(fields["arrived"]) if fields["arrived"] else None
-    fields["user_transcript"] = unpack_array(fields["user_transcript"])
-    fields["speech"] = unpack_array(fields["speech"])
-    fields["notes"] = [Note(*note) for note in fields["notes"]]
-    return Entry(**fields)
+    return Entry(
+        fields.take("turn", int, 0),
+        fields.take("time", float),
+        array("audio", np.float32, 1, _PCM),
+        None if fields["arrived"] is None else array("arrived", np.int32, 1),
+        None if fields["frame"] is None else array("frame", np.float32, 3, _PIXEL),
+        fields.take("text", int, 0, (1 << 31) - 1),
+        array("user_transcript", np.int32, 1),
+        array("speech", np.float32, 1),
+        fields.take("notes", list[Note]),
+    )
 
 
 def check_identity(path: pathlib.Path, got: str, wanted: str) -> None:
@@ -262,25 +370,6 @@ def check_identity(path: pathlib.Path, got: str, wanted: str) -> None:
             f"{path}: got a file of model {got[:8]}, wanted {wanted[:8]}; load the model of the "
             "file"
         )
-
-
-def make_chunk(audio: np.ndarray, arrived: np.ndarray | None, frame: np.ndarray | None) -> Chunk:
-    """A chunk of one session.
-
-    Args:
-      audio: float32[turn_samples], PCM in [-1, 1].
-      arrived: int32[text_slots], PAD where empty; None without text.
-      frame: float32[size, size, 3], RGB in [0, 1]; None without a frame.
-
-    Returns:
-      The inputs with a leading axis of one session.
-    """
-    fields: dict[str, Any] = {"audio": audio[None]}
-    if arrived is not None:
-        fields["text"] = arrived[None]
-    if frame is not None:
-        fields |= {"frame": frame[None], "has_frame": np.ones(1, bool)}
-    return Chunk(**fields)
 
 
 def new_header(
