@@ -22,8 +22,11 @@ scored is excluded, with the reason. The measures are
 - answers_while_waiting_exact: share of the other requests, with answers due while a delegation
   runs, whose answer has exactly the annotated words and is audible.
 - cancel_rate: share of the cancellations after which `<cancel>` drops the delegation of the tool
-  request within 3 s, and its result is not said. It is wrong if the request was not delegated.
-- update_exact: share of the corrections whose corrected result the model says exactly, as above.
+  request within 3 s, and its result is not said. If its result had arrived before, nothing may be
+  dropped, and the model has to say that this did not work. It is wrong if the request was not
+  delegated.
+- update_exact: share of the corrections whose corrected result the model says exactly, as above,
+  also if it had said the result before the correction.
 - result_over_user_speech_rate: share of the results whose first sound plays while the user speaks,
   to the model or to somebody else; pauses inside the user's sentence count as speech.
 
@@ -39,6 +42,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from interaction.background.delegations import SORRY
 from interaction.evaluation.delegation_history import Delegation
 from interaction.evaluation.events import (
     INTERRUPTIONS,
@@ -281,13 +285,13 @@ def _timing(recording: Recording, case: _Case, said: Sequence[Said]) -> list[Jud
 
 
 def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said]) -> Judged:
-    """Whether the model passed a cancellation on, and did not say the result."""
+    """Whether a cancellation dropped the right delegation, or was answered as too late."""
     turns = np.flatnonzero(recording.text == Special.CANCEL).tolist()
     since, until = event.end_s - TEXT_BEFORE_S, event.end_s + CANCELS_WITHIN_S
     turns = [turn for turn in turns if since - 1e-9 <= reply_time(turn) <= until + 1e-9]
     passed_on = bool(turns)
     number = -1 if case.delegation is None else case.delegation.number
-    dropped = case.delegation is not None and case.delegation.cancelled in turns
+    dropped = [one.number for one in recording.delegations if one.cancelled in turns]
     results = [case.note["said"]]
     if case.delegation is not None:
         # The result that arrived differs from the true one if the request was misunderstood.
@@ -298,11 +302,24 @@ def _cancel(recording: Recording, case: _Case, event: Event, said: Sequence[Said
         if one.utterance.start_s >= event.end_s
         and (one.delegation == number or (one.stray and one.utterance.text in results))
     ]
-    late = ENDED if not passed_on and until > recording.spoken.duration_s else ""
-    text = " ".join([*(["<cancel>"] if passed_on else []), *told])
-    ok = passed_on and dropped and not told
+    missing = ENDED if not passed_on and until > recording.spoken.duration_s else ""
+    late = passed_on and case.delegation is not None and case.delegation.given(turns[0])
+    sorry = [
+        one.utterance.text
+        for one in said
+        if late and one.utterance.start_s >= event.end_s and one.utterance.text == SORRY
+    ]
+    wanted = ["<cancel>", *([SORRY] if late else [])]
+    text = [*(["<cancel>"] if passed_on else []), *told, *sorry]
+    ok = text == wanted and dropped == ([] if late else [number])
     found = Judged(
-        "cancel", ok, case.note["tool_request"], event.text, "<cancel>", text, excluded=late
+        "cancel",
+        ok,
+        case.note["tool_request"],
+        event.text,
+        " ".join(wanted),
+        " ".join(text),
+        excluded=missing,
     )
     return found._replace(place=_place(recording, event))
 

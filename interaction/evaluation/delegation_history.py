@@ -74,6 +74,12 @@ class Delegation:
         before = [step.kind for step in self.steps if step.kind in changes and step.turn < turn]
         return self.closed < turn and before[-1:] in ([], [delegations.UPDATED])
 
+    def given(self, turn: int) -> bool:
+        """Whether all words of its result had arrived before a micro-turn."""
+        changes = delegations.UPDATED, delegations.GIVEN
+        before = [step.kind for step in self.steps if step.kind in changes and step.turn < turn]
+        return before[-1:] == [delegations.GIVEN]
+
 
 def read_delegations(entries: Sequence[Entry]) -> list[Delegation]:
     """The delegations of a record, in the order of their spans.

@@ -65,3 +65,19 @@ def test_an_update_and_a_cancel_in_a_record() -> None:
     assert WORDS.decode(product.result) == "it is sixty"
     assert time.cancelled == 3 and time.arrived == -1 and not time.running(4)
     assert dataclasses.replace(product, steps=[]).running(9)
+
+
+def test_a_result_that_was_told_and_is_corrected_runs_again() -> None:
+    entries = [
+        entry(0, None, [(1, "asked", "seven times eight")]),
+        entry(1, "it is fifty .", [(1, "text", "it is fifty"), (1, "done", ""), (1, "given", "")]),
+        entry(2, None, [(2, "cancelled", ""), (2, "failed", "told already")]),  # too late
+        entry(3, "sorry .", [(2, "given", "")]),
+        entry(4, None, [(1, "updated", "nine")]),
+        entry(5, "it is sixty .", [(1, "text", "it is sixty"), (1, "done", ""), (1, "given", "")]),
+    ]
+    (product,) = read_delegations(entries)
+    assert (product.settled, product.arrived, product.cancelled) == (4, 5, -1)
+    assert WORDS.decode(product.result) == "it is sixty"
+    assert [product.running(turn) for turn in range(7)] == [0, 1, 0, 0, 0, 1, 0]
+    assert [product.given(turn) for turn in range(7)] == [0, 0, 1, 1, 1, 0, 1]
