@@ -87,11 +87,12 @@ class ToolCall:
                 value = asyncio.run(self._await(tool, arguments))
             else:
                 value = tool.function(**arguments)
-            self._finish(result_json(value))
+            result = result_json(value)
         except BaseException as error:  # even SystemExit ends only the call
-            if not self.done():  # the time limit ends an async function, and has its own error
-                _log.info("tool %s failed", tool.name, exc_info=True)
-                self._finish(error_json(_describe(error)))
+            _log.info("tool %s failed", tool.name, exc_info=True)
+            result = error_json(_describe(error))
+        if not self.done():  # in time
+            self._finish(result)
 
     async def _await(self, tool: Tool, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         loop = asyncio.get_running_loop()
