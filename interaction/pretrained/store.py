@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -27,6 +28,7 @@ from interaction.types import Params
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 RELEASED = pathlib.Path(__file__).parent / "models"
+_BACKGROUND = "_background"  # end of the names of background models
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _CODES = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}  # names in safetensors
 _PIECE = 1 << 30  # most bytes of a stored array that are read at once
@@ -118,8 +120,11 @@ def find_released(name: str | os.PathLike) -> pathlib.Path:
     names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
     folder = RELEASED / name if str(name) in names else pathlib.Path(name)
     if not str(name) or not folder.is_dir():
+        behind = [one for one in names if one.endswith(_BACKGROUND)]
+        live = [one for one in names if one not in behind]
         raise ValueError(
-            f"name: got {str(name)!r}, wanted one of {names} or a folder; check the spelling"
+            f"name: got {str(name)!r}, wanted a folder, or one of {live} for a live model, or of "
+            f"{behind} for a background model; check the spelling"
         )
     return folder
 
@@ -139,13 +144,22 @@ def load_model(
 
     Raises:
       ValueError: The folder or a file is missing, cut off, of another format, or does not fit the
-        config.
+        config; or, as a part of an array is read, it is not finite.
     """
     place = pathlib.Path(folder)
     config = load_config(place)
     flat = load_weights(place)
     if abstract is not None:
-        wrong = differences(flat, flatten(abstract(config)))
+        wanted = flatten(abstract(config))
+        speaks, must = (any(name.startswith("speech/") for name in one) for one in (flat, wanted))
+        if speaks != must:
+            got, other, fix = ("live", "background", "interaction.load")
+            if must:
+                got, other, fix = (other, got, "interaction.background.load_reasoner")
+            raise ValueError(
+                f"{place}: got a {got} model, wanted a {other} model; load it with {fix}"
+            )
+        wrong = differences(flat, wanted)
         if wrong:
             raise ValueError(
                 f"{place / WEIGHTS}: does not fit {CONFIG} in the same folder: {'; '.join(wrong)}; "
@@ -175,7 +189,8 @@ def load_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:
     """The weights in a released folder as float32, a flat dict by path.
 
     Raises:
-      ValueError: The file is missing, cut off, or contains arrays of other dtypes.
+      ValueError: The file is missing, cut off, or contains arrays of other dtypes; or, as a part of
+        an array is read, it is not finite.
     """
     path = _existing(pathlib.Path(folder), WEIGHTS)
     try:
@@ -193,10 +208,22 @@ def load_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:
             )
     float32 = _DTYPES["float32"]
     return {
-        name: LazyArray(shape, float32, _layers(shape), leaf.__getitem__)
+        name: LazyArray(shape, float32, _layers(shape), partial(_read_finite, path, name, leaf))
         for name, leaf in flat.items()
         for shape in [tuple(leaf.get_shape())]
     }
+
+
+def _read_finite(path: pathlib.Path, name: str, leaf: Any, index: Index) -> np.ndarray:  # noqa: ANN401
+    """Reads a part of a stored array; refuses NaN and Inf."""
+    part = leaf[index]
+    bad = part.size - np.count_nonzero(np.isfinite(part))
+    if bad:
+        raise ValueError(
+            f"{path}: {name} has NaN or Inf in {bad} of {part.size} places, wanted finite numbers; "
+            "copy the folder again"
+        )
+    return part
 
 
 def _layers(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,14 +2,24 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import interaction
+from interaction.background import load_reasoner
 from interaction.config import ModelConfig, TransformerConfig
 from interaction.pretrained.lazy_array import Index, LazyArray
-from interaction.pretrained.store import CONFIG, TOKENIZER, WEIGHTS, load_model, save_model
+from interaction.pretrained.store import (
+    CONFIG,
+    RELEASED,
+    TOKENIZER,
+    WEIGHTS,
+    load_model,
+    save_model,
+)
 from interaction.types import Params
 
 MODEL = ModelConfig(transformer=TransformerConfig(expert_ffn=40, rope_base=5e3))
@@ -161,3 +171,41 @@ def test_bad_weights_are_not_saved(tmp_path: pathlib.Path, released: pathlib.Pat
         save_model(released, MODEL, params, tmp_path / "words.json")
     with pytest.raises(ValueError, match="dtype: got 'int8'"):
         save_model(released, MODEL, _params(), tmp_path / "words.json", "int8")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_damaged_weights_are_named_when_they_are_read(
+    released: pathlib.Path, dtype: str, value: float
+) -> None:
+    save_model(released, MODEL, _params(), released.parent / "words.json", dtype)
+    tensors = load_file(released / WEIGHTS)
+    tensors["backbone/table"][1, 4] = value
+    save_file(tensors, released / WEIGHTS)
+    _, params = load_model(released, _abstract)
+    table = params["backbone"]["table"]
+    np.testing.assert_array_equal(params["router_bias"], np.zeros((2, 4)))
+    assert table[0:1, 0:5].shape == (1, 5)  # of a part that is not damaged
+    with pytest.raises(ValueError, match=r"backbone/table has NaN or Inf in 1 of 15 places"):
+        np.asarray(table)
+    with pytest.raises(ValueError, match=r"backbone/table has NaN or Inf in 1 of 2 places"):
+        table.astype("bfloat16")[1:2, 3:5]
+
+
+def test_damaged_weights_are_refused_by_load(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "demo"
+    shutil.copytree(RELEASED / "demo", folder)
+    tensors = load_file(folder / WEIGHTS)
+    tensors["speech/condition/table"].reshape(-1)[-1] = np.inf
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"model\.safetensors: speech/condition/table has NaN"):
+        interaction.load(str(folder))
+
+
+def test_names_that_are_suggested_are_taken() -> None:
+    with pytest.raises(ValueError, match=r"of \['demo'\] for a live model, or of \['demo_back"):
+        interaction.load("typo")
+    with pytest.raises(ValueError, match="got a background model, wanted a live model; load it"):
+        interaction.load("demo_background")
+    with pytest.raises(ValueError, match="got a live model, wanted a background model; load"):
+        load_reasoner("demo")
