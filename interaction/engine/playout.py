@@ -10,6 +10,7 @@ pitch period. A sender that is exactly in time is heard bit for bit.
 
 import collections
 import math
+import operator
 import threading
 import time
 from collections.abc import Callable
@@ -112,9 +113,10 @@ class PlayoutBuffer:
             now = self._time()
             if index is None:
                 return self._accept(self._newest + 1, pcm, now)
+            index = operator.index(index)  # a Python integer, which does not overflow
             if self._offset is None:
-                self._offset, self._newest_time = -int(index), now
-            self._place(int(index), pcm, now)
+                self._offset, self._newest_time = -index, now
+            self._place(index, pcm, now)
 
     def close(self) -> None:
         """Ends the source: `take` gives what is left, then `ended` is True."""

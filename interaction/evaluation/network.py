@@ -21,6 +21,7 @@ PAUSE_EVERY_S = 60.0  # s, mean time between pauses
 STALL_S = 6.0  # s of sound that arrives at once
 _CODES = 8_000  # serial numbers are coded modulo this
 _LOUD, _LOUD_STEP, _QUIET_STEP = 0.1, 1e-5, 1e-7
+_OLDEST = 40  # chunks behind the newest one; older ones are not read by chance
 _TALK, _CYCLE = 12, 17  # chunks of speech in each cycle of speech and silence
 
 
@@ -66,7 +67,8 @@ def _pauses(rng: np.random.Generator, count: int, jump: bool) -> _Sender:
     time, number = _steady(count)
     starts = np.flatnonzero(rng.random(count) < TURN_S / PAUSE_EVERY_S)
     gaps = np.zeros(count)
-    gaps[starts] = np.exp(rng.uniform(*np.log(PAUSES_S), len(starts)))
+    shortest, longest = np.log(PAUSES_S)
+    gaps[starts] = np.exp(rng.uniform(shortest, longest, len(starts)))
     gaps[0] = 0.0
     passed = np.cumsum(gaps)
     return _Sender(time + passed, number + jump * np.round(passed / TURN_S).astype(np.int64))
@@ -186,15 +188,16 @@ def simulate(trace: Trace, phase_s: float = 0.1) -> Figures:
                 waiting.append((serial, clock[0]))
             at += 1
         clock[0] = now
-        serials = read_serials(buffer.take()[::40], newest)
-        serials = serials[(serials >= 0) & (serials > newest - 40)]
-        seen[serials] = True
-        if len(serials):
-            last = max(last, int(serials[-1]))
+        serials = read_serials(buffer.take()[39::40], newest)
+        told = serials[(serials >= 0) & (serials > newest - _OLDEST)]
+        seen[told] = True
+        last = max(last, int(told.max(initial=-1)))
+        if serials[-1] == last:  # no sound in place of a loss
+            behind = max(behind, (newest - last) * TURN_S)
         longest = max(longest, now - waiting[0][1] if waiting else 0.0)
         while waiting and waiting[0][0] <= last:
             waiting.popleft()
-        behind = max(behind, buffer.behind_s, (newest - last - 1) * TURN_S if last >= 0 else 0.0)
+        behind = max(behind, buffer.behind_s)
     return Figures(
         heard_again_s_max=round(longest, 3),
         behind_s_max=round(behind, 3),
