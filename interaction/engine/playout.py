@@ -28,7 +28,8 @@ _RECENT = 10  # chunks among which one is taken to have come without jitter
 _AHEAD = 5  # numbers that may be missing beyond those of the time that has passed
 _STRANGERS, _MOST_STRANGERS = 3, 64  # chunks in a row that begin another numbering; most kept
 _PATIENCE = 50  # micro-turns to wait for silence before a splice in sound
-_REMEMBERED = 256  # numbers that were passed without a chunk, to tell late chunks from doubled ones
+# Most chunks kept, and most numbers that were passed without one (to tell late from doubled ones).
+_REMEMBERED = 256
 _QUIET = 1e-3  # root mean square that is always silence
 
 
@@ -182,6 +183,8 @@ class PlayoutBuffer:
         self._newest = max(self._newest, place)
         self._newest_time = now
         self._note_lag(now - place)
+        if len(self._chunks) > _REMEMBERED:
+            self._limit()  # nobody takes
 
     def _note_lag(self, lag: float) -> None:
         """Remembers a lag, unless no allowed delay serves it."""

@@ -201,6 +201,16 @@ def test_what_arrives_at_once_after_a_stall_is_cut_to_600_ms() -> None:
         assert bench.take() == number - 3
 
 
+def test_memory_is_bounded_if_nobody_takes() -> None:
+    bench, pcm = Bench(), np.zeros(TURN, np.float32)
+    for _ in range(5_000):
+        bench.buffer.put(None, pcm)
+    assert len(bench.buffer._chunks) <= 256
+    for number in range(10_000, 20_000):
+        bench.buffer.put(number, pcm)
+    assert len(bench.buffer._chunks) + len(bench.buffer._strangers) <= 320
+
+
 def test_the_delay_after_a_stall_goes_away_within_two_minutes() -> None:
     bench = Bench()
     for number in range(700):
