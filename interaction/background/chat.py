@@ -1,21 +1,26 @@
 """`ChatAgent`: a background agent that reasons with a chat endpoint of OpenAI's protocol.
 
 It keeps a transcript of both sides of the conversation. Each response of the endpoint streams on
-its own thread; the thread of `ThreadedAgent` collects the pieces.
+its own thread; the thread of `ThreadedAgent` collects the pieces, and watches the time.
 """
 
+import contextlib
 import dataclasses
-import json
+import itertools
 import queue
-import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from interaction.background.agent import DONE, FAILED, RESULT, TEXT, THINKING, MicroTurn
+from interaction.background.chat_calls import ChatCall
+from interaction.background.chat_stream import ANSWER, ENDING, Answer, ResponseReader, read_events
+from interaction.background.chat_transcript import Transcript
+from interaction.background.spoken import complete, speakable
 from interaction.background.threaded import KEEP, ThreadedAgent
 from interaction.background.toolbox import Toolbox, ToolCall
-from interaction.types import Special
 
 try:
     import openai
@@ -30,21 +35,31 @@ PROMPT = (
     "short sentence that is read aloud: plain lower case words, numbers spelled out, no "
     "punctuation, no formatting."
 )
-_TRANSCRIPT = 4_000  # most characters of the transcript
-_ANSWER = 2_000  # most characters of a response
-_REQUESTS = 8  # most requests to the endpoint for one delegation
-_CALLS = 8  # most calls of one response
-_ARGUMENTS = 10_000  # most characters of a call's arguments
+_REQUESTS = 8  # most requests to the endpoint for one delegation, without retries
+_RETRIES = 3  # most retries of one request
+_RETRY_S = 0.25  # s before the first retry, if the endpoint asks for no other time; then doubled
+_RETRIED = (408, 409, 425, 429)  # and all from 500: statuses of requests that may succeed later
+_GRACE_S = 1.0  # longest silence after a reason for the end, s
 _AT_ONCE = 16  # most threads at once, including those that wait for a silent endpoint
 _REMEMBERED = 32  # delegations; beyond these the oldest that are done are forgotten
+_ERROR = "error"  # kind of a piece: the response failed
 
 
 @dataclasses.dataclass
 class _Response:
-    """A streamed response; its thread adds the pieces."""
+    """A response that streams; its thread adds the pieces."""
 
-    pieces: queue.SimpleQueue  # (kind, text or calls)
-    dropped: threading.Event  # the response is not needed any more
+    until: float  # when its silence is too long, s of time.monotonic
+    pieces: queue.SimpleQueue = dataclasses.field(default_factory=queue.SimpleQueue)
+    dropped: threading.Event = dataclasses.field(default_factory=threading.Event)
+    connection: Any = None  # its socket
+    trouble: str = ""  # why the last try failed
+    ending: bool = False
+
+    def hang_up(self) -> None:
+        """Ends the reading, however long the endpoint would go on."""
+        with contextlib.suppress(AttributeError, OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
 
 @dataclasses.dataclass
@@ -55,16 +70,13 @@ class _Work:
     updates: list[str] = dataclasses.field(default_factory=list)
     made: list[str] = dataclasses.field(default_factory=list)  # finished calls with results, JSON
     messages: list[Any] = dataclasses.field(default_factory=list)
+    ids: set[str] = dataclasses.field(default_factory=set)  # of all calls in the messages
     requests: int = 0  # requests to the endpoint so far
     response: _Response | None = None  # the response that streams
     # Running calls: id, JSON of the call, call.
     calls: list[tuple[str, str, ToolCall]] = dataclasses.field(default_factory=list)
-    rest: str = ""  # beginning of an incomplete word
-    said: int = 0  # characters of the answer so far
-
-
-# Kinds of pieces beside TEXT and THINKING.
-_CALL, _FINISHED, _ERROR = "calls", "finished", "error"
+    rest: str = ""  # words of the response that later ones may change
+    said: bool = False  # whether the response had words
 
 
 class ChatAgent(ThreadedAgent):
@@ -91,16 +103,27 @@ class ChatAgent(ThreadedAgent):
           base_url: Address of the endpoint; None takes OPENAI_BASE_URL, or else OpenAI's.
           api_key: Key of the endpoint; None takes OPENAI_API_KEY.
           prompt: System prompt.
-          timeout_s: Longest silence of the endpoint, s.
+          timeout_s: Longest silence of the endpoint, s: without words, thoughts or calls, whatever
+            else it sends. Retries of a request that failed count as silence.
           keep: Micro-turns that the transcript covers.
 
         Raises:
+          ValueError: The longest silence is not a positive number.
           openai.OpenAIError: There is no key.
         """
+        if not 0 < timeout_s < float("inf"):
+            raise ValueError(f"timeout_s: got {timeout_s}, wanted a positive number of s; pass one")
         super().__init__(keep)
+        hooks = {"response": [self._on_headers]}
         self._client = openai.OpenAI(
-            base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0
+            base_url=base_url,
+            api_key=api_key,
+            timeout=timeout_s,
+            max_retries=0,  # the client's own waits cannot be ended
+            http_client=openai.DefaultHttpxClient(timeout=timeout_s, event_hooks=hooks),
         )
+        self._timeout_s = timeout_s
+        self._local = threading.local()  # `response` of a response's thread
         self._model = model
         self._toolbox = toolbox
         self._prompt = prompt
@@ -154,15 +177,29 @@ class ChatAgent(ThreadedAgent):
         """See `ThreadedAgent`."""
         for number in self.running:
             work = self._works[number]
-            while work.response is not None:
+            while (response := work.response) is not None:
                 try:
-                    kind, value = work.response.pieces.get_nowait()
+                    kind, value = response.pieces.get_nowait()
                 except queue.Empty:
+                    self._watch(number, work, response)
                     break
-                self._take(number, work, kind, value)
+                response.until = time.monotonic() + self._timeout_s
+                self._take(number, work, response, kind, value)
             if work.calls and all(call.done() for _, _, call in work.calls):
                 self._answer_calls(number, work)
         return False
+
+    def _watch(self, number: int, work: _Work, response: _Response) -> None:
+        """Ends a silence that is too long."""
+        if time.monotonic() < response.until:
+            return
+        if response.ending:  # complete, but the endpoint does not say so
+            response.ending = False
+            response.until = time.monotonic() + self._timeout_s
+            response.hang_up()
+            return
+        silence = f"the endpoint said nothing for {self._timeout_s:g} s"
+        self._fail(number, work, response.trouble or silence)
 
     def _begin(self, number: int, work: _Work) -> None:
         lines = ["Transcript:", self._transcript.text() or "(nothing yet)", ""]
@@ -182,7 +219,8 @@ class ChatAgent(ThreadedAgent):
             why = "too many calls" if work.requests > _REQUESTS else "too many requests at once"
             self._fail(number, work, why)
             return
-        work.response = _Response(queue.SimpleQueue(), threading.Event())
+        work.rest, work.said = "", False
+        work.response = _Response(time.monotonic() + self._timeout_s)
         threading.Thread(
             target=self._request,
             args=(work.response, list(work.messages)),
@@ -190,49 +228,44 @@ class ChatAgent(ThreadedAgent):
             daemon=True,
         ).start()
 
-    def _take(self, number: int, work: _Work, kind: str, value: Any) -> None:  # noqa: ANN401
+    def _take(self, number: int, work: _Work, response: _Response, kind: str, value: Any) -> None:  # noqa: ANN401
         if kind == TEXT:
-            self._say(number, work, value)
+            words, work.rest = complete(work.rest + value)
+            self._say(number, work, words)
         elif kind == THINKING:
             self.emit(number, THINKING, value)
-        elif kind == _ERROR:
-            self._fail(number, work, value)
-        elif kind == _CALL:
+        elif kind == ENDING:
+            response.ending = True
+            response.until = time.monotonic() + min(_GRACE_S, self._timeout_s)
+        elif kind == ANSWER:
             work.response = None
-            self._start_calls(number, work, value)
-        else:
-            work.response = None
-            self._say(number, work, " ")
-            if work.said:
+            self._say(number, work, work.rest)
+            if value.calls:
+                self._start_calls(number, work, value)
+            elif work.said:
                 self.emit(number, DONE)
             else:
                 self._fail(number, work, "the endpoint said nothing")
+        elif kind == _ERROR:
+            self._fail(number, work, value)
 
     def _say(self, number: int, work: _Work, text: str) -> None:
-        """Emits complete words at once."""
-        *whole, work.rest = re.split(r"\s", work.rest + text)
-        words = speakable(" ".join(whole))
+        words = speakable(text)
         if words:
-            work.said += len(words)
+            work.said = True
             self.emit(number, TEXT, words)
 
     def _fail(self, number: int, work: _Work, why: str) -> None:
         _stop(work)
         self.emit(number, FAILED, why)
 
-    def _start_calls(self, number: int, work: _Work, calls: list[tuple[str, str, str]]) -> None:
-        work.messages.append(
-            {
-                "role": "assistant",
-                "tool_calls": [
-                    {"id": one, "type": "function", "function": {"name": name, "arguments": given}}
-                    for one, name, given in calls
-                ],
-            }
-        )
-        for one, name, given in calls:
-            text = _call_text(name, given)
-            work.calls.append((one, text, self.call(number, self._toolbox, text)))
+    def _start_calls(self, number: int, work: _Work, answer: Answer) -> None:
+        for one in answer.calls:
+            one.id = _new_id(one, work.ids)
+        work.messages.append(answer.to_json())
+        for one in answer.calls:
+            text = one.to_text()
+            work.calls.append((one.id, text, self.call(number, self._toolbox, text)))
 
     def _answer_calls(self, number: int, work: _Work) -> None:
         for one, text, call in work.calls:
@@ -244,124 +277,77 @@ class ChatAgent(ThreadedAgent):
 
     def _request(self, response: _Response, messages: list[Any]) -> None:
         """Receives a response, on its own thread."""
+        self._local.response = response
         try:
-            schemas: list[Any] = self._toolbox.schemas()
-            stream = self._client.chat.completions.create(
-                model=self._model,
-                messages=messages,
-                tools=schemas or openai.omit,
-                stream=True,
-            )
-            with stream:
-                _read(stream, response)
+            with contextlib.ExitStack() as stack:
+                parts = self._open(response, messages, stack).iter_bytes()
+                wanted = itertools.takewhile(lambda _: not response.dropped.is_set(), parts)
+                reader = ResponseReader(lambda *piece: response.pieces.put(piece))
+                reader.read(read_events(wanted))
         except Exception as error:  # an endpoint may send anything
-            response.pieces.put((_ERROR, f"{type(error).__name__}: {str(error)[:150]}"))
+            response.pieces.put((_ERROR, _reason(error)))
         finally:
+            response.connection = None  # another response may use it
             self._room.release()
 
+    def _open(self, response: _Response, messages: list[Any], stack: contextlib.ExitStack) -> Any:  # noqa: ANN401
+        """Sends the messages until they are taken; gives the response once it has begun."""
+        request: dict[str, Any] = {"model": self._model, "messages": messages, "stream": True}
+        if schemas := self._toolbox.schemas():
+            request["tools"] = schemas
+        create = self._client.chat.completions.with_streaming_response.create
+        for retry in itertools.count():
+            try:
+                begun = stack.enter_context(create(**request))
+                response.trouble = ""
+                return begun
+            except (openai.APIConnectionError, openai.APIStatusError) as error:
+                response.trouble = _reason(error)
+                wait = _wait_s(error, retry, response.until - time.monotonic())
+                if wait is None or response.dropped.wait(wait):
+                    raise
 
-def _read(stream: Any, response: _Response) -> None:  # noqa: ANN401
-    """Splits a stream into the pieces of a response.
-
-    Raises:
-      ValueError: The stream is not a response, or is cut off.
-    """
-    calls: dict[int, list[str]] = {}
-    length, reason = 0, None
-    for chunk in stream:
+    def _on_headers(self, arrived: Any) -> None:  # noqa: ANN401
+        """Notes the connection of a response that begins, an error's or a redirection's too."""
+        response: _Response = self._local.response
+        stream = arrived.extensions.get("network_stream")
+        response.connection = stream and stream.get_extra_info("socket")
         if response.dropped.is_set():
-            return
-        choices = getattr(chunk, "choices", None)
-        if not choices:
-            continue
-        delta = choices[0].delta
-        content, reasoning = delta.content, getattr(delta, "reasoning_content", None)
-        for kind, text in ((TEXT, content), (THINKING, reasoning)):
-            if isinstance(text, str) and text:
-                response.pieces.put((kind, text[: _ANSWER - length]))
-                length += len(text)
-        for part in delta.tool_calls or ():
-            _add_call(calls, part)
-        reason = choices[0].finish_reason or reason
-        if reason or length >= _ANSWER:
-            break
-    if reason not in ("stop", "length", "tool_calls", "function_call") and length < _ANSWER:
-        raise ValueError("the stream ended early" if reason is None else f"ended by {reason}")
-    made = [(one, name, given) for one, name, given in calls.values()]
-    response.pieces.put((_CALL, made) if made else (_FINISHED, ""))
+            response.hang_up()
 
 
-def _add_call(calls: dict[int, list[str]], part: Any) -> None:  # noqa: ANN401
-    call = calls.setdefault(int(part.index), [f"call_{part.index}", "", ""])
-    call[0] = part.id or call[0]
-    if part.function is not None:
-        call[1] += part.function.name or ""
-        call[2] += part.function.arguments or ""
-    if len(calls) > _CALLS or len(call[2]) > _ARGUMENTS:
-        raise ValueError("too many calls, or too long ones")
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, openai.APIStatusError):
+        text = f"{error.status_code} {error.response.text}"  # the client leaves some texts out
+    return f"{type(error).__name__}: {text[:150]}"
 
 
-def _call_text(name: str, arguments: str) -> str:
-    """JSON of a call for `Toolbox.start`, which refuses arguments that are not a JSON object."""
-    try:
-        return json.dumps({"tool": name} | json.loads(arguments or "{}") | {"tool": name})
-    except (ValueError, TypeError, RecursionError):
-        return arguments
+def _wait_s(error: openai.APIError, retry: int, left_s: float) -> float | None:
+    """Seconds before the next retry; None if there is none, or no time for it."""
+    if retry >= _RETRIES or isinstance(error, openai.APITimeoutError):
+        return None
+    wait = _RETRY_S * 2**retry
+    if isinstance(error, openai.APIStatusError):
+        if error.status_code not in _RETRIED and error.status_code < 500:
+            return None
+        with contextlib.suppress(ValueError):  # a date
+            wait = max(float(error.response.headers.get("retry-after", "")), 0.0)
+    return wait if wait < left_s else None
+
+
+def _new_id(call: ChatCall, used: set[str]) -> str:
+    """The endpoint's id of a call if it is new, or else one that every endpoint takes."""
+    numbered = (f"call{number:05}" for number in itertools.count(len(used)))
+    new = next(one for one in itertools.chain([call.id], numbered) if one and one not in used)
+    used.add(new)
+    return new
 
 
 def _stop(work: _Work) -> None:
     if work.response is not None:
         work.response.dropped.set()
+        work.response.hang_up()
         work.response = None
     for _, _, call in work.calls:
         call.cancel()
-
-
-def speakable(text: str) -> str:
-    """The words of a text as the live model reads them: lower case, without punctuation."""
-    return " ".join(re.sub(r"[^\w']|_", " ", text.lower()).split())
-
-
-class Transcript:
-    """The words of both sides: the user transcript, and what the model said aloud."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], keep: int) -> None:
-        """Makes an empty transcript.
-
-        Args:
-          decode: Decodes token ids.
-          keep: Micro-turns that it covers.
-        """
-        self._decode = decode
-        self._keep = keep
-        self._turn = 0
-        self._words: list[tuple[int, str, int]] = []  # micro-turn, speaker, id
-        self._inside = False
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self._words, self._inside = [], False
-
-    def add(self, turn: MicroTurn) -> None:
-        """Adds one micro-turn; words between control tokens are not said aloud and left out."""
-        self._turn += 1
-        for token in turn.user_transcript:
-            if token >= Special.COUNT:
-                self._words.append((self._turn, "user", int(token)))
-        word = turn.text >= Special.COUNT
-        if word and not self._inside:
-            self._words.append((self._turn, "assistant", int(turn.text)))
-        opens = turn.text in (Special.DELEGATE, Special.UPDATE)
-        self._inside = opens or (self._inside and word)
-        while self._words and self._words[0][0] <= self._turn - self._keep:
-            self._words.pop(0)
-
-    def text(self) -> str:
-        """A line for each change of the speaker, cut to the last `_TRANSCRIPT` characters."""
-        lines: list[tuple[str, list[int]]] = []
-        for _, speaker, token in self._words:
-            if not lines or lines[-1][0] != speaker:
-                lines.append((speaker, []))
-            lines[-1][1].append(token)
-        text = "\n".join(f"{speaker}: {self._decode(ids)}" for speaker, ids in lines)
-        return text[-_TRANSCRIPT:]

@@ -1,10 +1,8 @@
 """The chat agent with a local endpoint that answers, refuses, hangs and sends garbage."""
 
-import http.server
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,77 +18,13 @@ from interaction.background.agent import (
     Event,
     MicroTurn,
 )
-from interaction.background.chat import ChatAgent, Transcript, speakable
+from interaction.background.chat import ChatAgent
+from interaction.background.chat_transcript import Transcript
 from interaction.background.tool import tool
 from interaction.background.toolbox import Toolbox
 from interaction.types import Special
+from tests.background.chat_endpoint import Endpoint, calling, chunk, kinds, saying, until_over
 from tests.background.fakes import SILENCE, TOKENIZER, delegate, wait_for, words
-
-
-def chunk(delta: dict, reason: str | None = None) -> str:
-    choice = {"index": 0, "delta": delta, "finish_reason": reason}
-    body = {"id": "a", "object": "chat.completion.chunk", "created": 0, "model": "m"}
-    return f"data: {json.dumps({**body, 'choices': [choice]})}\n\n"
-
-
-def saying(*pieces: str) -> list[str]:
-    return [*(chunk({"content": one}) for one in pieces), chunk({}, "stop"), "data: [DONE]\n\n"]
-
-
-def calling(name: str, *arguments: str, index: int = 0) -> list[str]:
-    first = {"index": index, "id": f"c{index}", "function": {"name": name, "arguments": ""}}
-    parts = [{"index": index, "function": {"arguments": one}} for one in arguments]
-    return [chunk({"tool_calls": [one]}) for one in (first, *parts)]
-
-
-class Endpoint:
-    """A server on this machine; each request takes the next answer of its script."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict] = []
-        self.answers: list[object] = []
-        self.release = threading.Event()
-        endpoint = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                endpoint.requests.append(json.loads(self.rfile.read(length)))
-                answer = endpoint.answers.pop(0)
-                if isinstance(answer, int):
-                    self.send_error(answer)
-                    return
-                self.send_response(200)
-                self.send_header("Content-Type", "text/event-stream")
-                self.end_headers()
-                try:
-                    for piece in answer:
-                        if piece is None:
-                            endpoint.release.wait(5)
-                        else:
-                            self.wfile.write(piece.encode())
-                            self.wfile.flush()
-                except OSError:
-                    pass
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    one = Endpoint()
-    yield one
-    one.release.set()
-    one.server.shutdown()
-    one.server.server_close()
-
 
 RUNS: list[int] = []
 
@@ -123,20 +57,6 @@ def agent(endpoint: Endpoint) -> Iterator[ChatAgent]:
     )
     yield one
     one.close()
-
-
-def until_over(agent: ChatAgent, overs: int = 1) -> list[Event]:
-    events: list[Event] = []
-    end = time.monotonic() + 10
-    while sum(one.kind in (DONE, FAILED) for one in events) < overs:
-        assert time.monotonic() < end, events
-        events += agent.events()
-        time.sleep(0.005)
-    return events
-
-
-def kinds(events: list[Event]) -> list[tuple[str, str]]:
-    return [(one.kind, one.text) for one in events]
 
 
 def observe(agent: ChatAgent, text: list[int], user_transcript: str = "") -> None:
@@ -208,7 +128,6 @@ GARBAGE = {
     "many calls": [one for i in range(20) for one in calling("times", "{}", index=i)],
     "long arguments": calling("times", "x" * 20_000),
     "refused": 401,
-    "overloaded": 503,
     "hangs": [None],
     "hangs in the middle": [*saying("it is ")[:1], None],
 }
@@ -318,10 +237,6 @@ def test_two_delegations_at_once(endpoint: Endpoint, agent: ChatAgent) -> None:
     assert events[-1] == Event(2, DONE)
     endpoint.release.set()
     assert until_over(agent)[-1] == Event(1, DONE)
-
-
-def test_words_that_are_read_aloud() -> None:
-    assert speakable("It's **fifty-six**, e.g.\n- one_two") == "it's fifty six e g one two"
 
 
 def test_the_transcript_is_bounded_and_has_no_requests() -> None:
