@@ -1,6 +1,8 @@
 """Reads audio files as 16 kHz mono, and writes them."""
 
+import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import soxr
 
 SAMPLE_RATE = 16_000  # Hz, of all audio that models read and write
 SHORTEST_S = 0.02  # s; shorter files are refused
+LOUDEST = 2.0  # largest magnitude of a float file: PCM in [-1, 1] may overshoot up to this
+_UNKNOWN = 0x7FFF0000  # sizes from here on are what a program writes that writes to a pipe
 
 
 def _refuse(path: object, got: str, wanted: str, fix: str) -> None:
@@ -24,10 +28,11 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
 
     Returns:
       float32[n] in [-1, 1]: the mean of the channels, resampled by soxr (very high quality),
-      clipped.
+      clipped. A WAV file from a pipe, which does not know its size, is read to its end.
 
     Raises:
-      ValueError: The file is missing, empty, no audio, cut off, or has NaN or Inf in it.
+      ValueError: The file is missing, empty, no audio, cut off, or has NaN, Inf or samples beyond
+        `LOUDEST` in it.
     """
     path = Path(path)
     if not path.is_file():
@@ -35,9 +40,9 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
     size = path.stat().st_size
     if size == 0:
         _refuse(path, "an empty file (0 bytes)", "a WAV or FLAC file", "record or copy it again")
-    _check_complete(path, size)
+    streamed = _check_complete(path, size)
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(streamed or str(path)) as file:
             promised, rate = file.frames, file.samplerate
             pcm = file.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -55,25 +60,40 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
     if bad:
         got = f"{bad} samples that are NaN or Inf"
         _refuse(path, got, "finite PCM in [-1, 1]", "export it again as 16-bit PCM")
+    if np.abs(pcm).max() > LOUDEST:
+        got = f"samples up to {np.abs(pcm).max():.6g}"
+        _refuse(path, got, "PCM in [-1, 1]", "divide int16 by 32768, or export it as 16-bit PCM")
     mono = pcm.mean(axis=1)
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate, quality="VHQ")
     return np.clip(mono, -1.0, 1.0).astype(np.float32)
 
 
-def _check_complete(path: Path, size: int) -> None:
-    """Refuses a WAV file that is shorter than its header says; libsndfile would accept it."""
+def _check_complete(path: Path, size: int) -> io.BytesIO | None:
+    """Refuses a WAV file that is shorter than its header says; libsndfile would accept it.
+
+    Returns:
+      The file with its true size if it does not know its size, otherwise None.
+    """
     with path.open("rb") as file:
         header = file.read(12)
         if header[:4] != b"RIFF" or header[8:12] != b"WAVE":
-            return
+            return None
+        whole = int.from_bytes(header[4:8], "little") == size - 8
         while len(chunk := file.read(8)) == 8:
-            length = int.from_bytes(chunk[4:], "little")
-            left = size - file.tell()
-            if chunk[:4] == b"data" and left < length < 0xFFFFFFFF - 64:
-                got = f"{left} of the {length} bytes of PCM that its header announces"
-                _refuse(path, got, "a complete file", "it is cut off: copy it again")
+            length, start = int.from_bytes(chunk[4:], "little"), file.tell()
+            left = size - start
+            if chunk[:4] == b"data" and (length > left or (length == 0 and not whole)):
+                if 0 < length < _UNKNOWN:
+                    got = f"{left} of the {length} bytes of PCM that its header announces"
+                    _refuse(path, got, "a complete file", "it is cut off: copy it again")
+                file.seek(0)
+                data = bytearray(file.read())
+                struct.pack_into("<I", data, 4, size - 8)
+                struct.pack_into("<I", data, start - 4, left)
+                return io.BytesIO(data)
             file.seek(length + length % 2, os.SEEK_CUR)
+    return None
 
 
 def write_audio(path: str | os.PathLike, pcm: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:

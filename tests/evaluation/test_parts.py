@@ -1,6 +1,7 @@
 """Intervals, statistics, annotations and audio files."""
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,35 @@ def test_nan_is_refused(tmp_path: Path) -> None:
         audio_file.read_audio(tmp_path / "nan.wav")
     with pytest.raises(ValueError, match="NaN"):
         audio_file.write_audio(tmp_path / "out.wav", pcm)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0x7FFFF024, 0x7FFFF000), (0xFFFFFFFF, 0xFFFFFFFF)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_wav_file_from_a_pipe_is_read_to_its_end(
+    tmp_path: Path, sizes: tuple[int, int], channels: int
+) -> None:
+    pcm = np.random.default_rng(0).integers(-9_000, 9_000, (4_800, channels)).astype("<i2")
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, 16_000, 32_000, 2 * channels, 16)
+    note = struct.pack("<4sI4s", b"LIST", 4, b"INFO")
+    path = tmp_path / "a.wav"
+    for tail in (b"", b"\1"):  # a sample that was cut through
+        body = b"WAVE" + form + note + struct.pack("<4sI", b"data", sizes[1]) + pcm.tobytes() + tail
+        path.write_bytes(struct.pack("<4sI", b"RIFF", sizes[0]) + body)
+        wanted = pcm.mean(axis=1) / 32_768
+        np.testing.assert_allclose(audio_file.read_audio(path), wanted, atol=1e-7)
+    body = b"WAVE" + form + struct.pack("<4sI4sI", b"data", 0, b"LIST", 4_000) + bytes(4_000)
+    path.write_bytes(struct.pack("<4sI", b"RIFF", len(body)) + body)  # knows that it is empty
+    with pytest.raises(ValueError, match="got 0 samples"):
+        audio_file.read_audio(path)
+
+
+def test_a_float_file_with_values_of_int16_is_refused(tmp_path: Path) -> None:
+    pcm = np.sin(np.arange(16_000) / 9).astype(np.float32)
+    soundfile.write(tmp_path / "loud.wav", 8_000 * pcm, 16_000, subtype="FLOAT")
+    with pytest.raises(
+        ValueError, match=r"loud\.wav: got samples up to 8000, .*divide int16 by 3276"
+    ):
+        audio_file.read_audio(tmp_path / "loud.wav")
+    soundfile.write(tmp_path / "high.wav", 1.5 * pcm, 16_000, subtype="FLOAT")
+    got = audio_file.read_audio(tmp_path / "high.wav")
+    np.testing.assert_array_equal(got, np.clip(np.float32(1.5) * pcm, -1, 1))
