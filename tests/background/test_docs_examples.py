@@ -91,7 +91,7 @@ def test_the_examples_run_and_do_what_the_docs_say(
     ]
 
     exec(talk, names)
-    assert len(replies) == TURNS and replies[0].audio.shape == SILENCE.shape
+    assert len(replies) >= TURNS and replies[0].audio.shape == SILENCE.shape
     assert pathlib.Path("talk.session").stat().st_size > 0
 
     exec(chat, names)
