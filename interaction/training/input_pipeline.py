@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from interaction.data import records
+from interaction.pretrained.tree_paths import differences
 
 _NEEDED = {"user", "model", "text", "user_transcript"}  # fields of a session
 
@@ -96,7 +97,8 @@ def make_input_pipeline(
       threads: Threads that read and parse.
 
     Raises:
-      ValueError: There are no data, or fewer sessions than `batch`.
+      ValueError: There are no data, or fewer sessions than `batch`. The iterator raises it for a
+        session that is damaged or unlike the first one, with its file and its number in the file.
     """
     source = records.source(path)
     if len(source) < batch:
@@ -104,18 +106,31 @@ def make_input_pipeline(
             f"batch: got {batch}, wanted at most the {len(source)} sessions in {path!r}; "
             "make more sessions or lower it"
         )
-    missing = sorted(_NEEDED - set(records.arrays(source[0])))
+    first = source.arrays(0)
+    missing = sorted(_NEEDED - set(first))
     if missing:
         raise ValueError(
             f"data: got sessions without {missing} in {path!r}, wanted {sorted(_NEEDED)}; make "
             "them again with `python -m experiments.make_sessions`"
         )
+
+    def read(index: int) -> dict[str, np.ndarray]:
+        found = source.arrays(index)
+        wrong = differences(found, first)
+        if wrong:
+            raise ValueError(
+                f"{source.place(index)}: does not fit {source.place(0)}: {'; '.join(wrong)}; all "
+                "sessions of a data set are equally long: make them together with `python -m "
+                "experiments.make_sessions`"
+            )
+        return found
+
     mine = range(batch) if rows is None else rows
-    sessions = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map(records.arrays)
+    sessions = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat().map(read)
     places = grain.MapDataset.range(sys.maxsize // batch)  # numbers the rows that are read here
-    read = places.map(lambda at: sessions[at // len(mine) * batch + mine[at % len(mine)]])
+    rows_here = places.map(lambda at: sessions[at // len(mine) * batch + mine[at % len(mine)]])
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    batches = read.batch(len(mine), drop_remainder=True).to_iter_dataset(options)
-    first = hashlib.sha256(source[0]).hexdigest()[:16]
-    identity = {"sessions": len(source), "first": first, "batch": batch, "seed": seed}
+    batches = rows_here.batch(len(mine), drop_remainder=True).to_iter_dataset(options)
+    name = hashlib.sha256(source[0]).hexdigest()[:16]
+    identity = {"sessions": len(source), "first": name, "batch": batch, "seed": seed}
     return InputPipeline(iter(batches), mine, identity)

@@ -4,7 +4,9 @@ import pathlib
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
+from interaction.data import records
 from interaction.distributed.sharding import make_mesh, session_sharding
 from interaction.training.input_pipeline import InputPipeline, local_rows, make_input_pipeline
 from tests.training import toy
@@ -55,6 +57,60 @@ def test_bad_data_is_named(tmp_path: pathlib.Path) -> None:
         make_input_pipeline(str(tmp_path / "none"), 4, 0)
     with pytest.raises(ValueError, match="batch: got 9, wanted at most the 8"):
         make_input_pipeline(str(toy.write_sessions(tmp_path, count=8)), 9, 0)
+
+
+def _write(path: pathlib.Path, sessions: list[bytes]) -> str:
+    path.parent.mkdir(exist_ok=True)
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for session in sessions:
+        writer.write(session)
+    writer.close()
+    return str(path)
+
+
+def test_one_bad_session_is_named_with_its_file_and_number(tmp_path: pathlib.Path) -> None:
+    source = records.source(toy.write_sessions(tmp_path / "good"))
+    good = [source[at] for at in range(24)]
+    half = {name: leaf[: len(leaf) // 2] for name, leaf in source.arrays(5).items()}
+    for name, bad, message in (
+        ("garbage", b"\xc1garbage", "got 8 bytes that are no MessagePack, .* make it again"),
+        ("text", records.encode({**half, "user": "hello"}), "got .'user'. that are no arrays"),
+        ("half", records.encode(half), r"user is int16\[6400\], wanted int16\[12800\].*equally"),
+        ("less", records.encode({"user": half["user"]}), "model is missing"),
+    ):
+        _write(tmp_path / name / "a.arrayrecord", good[:10])
+        _write(tmp_path / name / "b.arrayrecord", [*good[10:17], bad, *good[18:]])
+        pipeline = make_input_pipeline(str(tmp_path / name), 4, 0)
+        with pytest.raises(ValueError, match=rf"{name}/b\.arrayrecord: session 7: .*{message}"):
+            _next(pipeline, 6)
+
+
+def test_damaged_files_are_named(tmp_path: pathlib.Path) -> None:
+    path = toy.write_sessions(tmp_path / "good") / "sessions.arrayrecord"
+    data = path.read_bytes()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 0x40  # the sessions are equally long
+    (tmp_path / "flipped").write_bytes(flipped)
+    pipeline = make_input_pipeline(str(tmp_path / "flipped"), 4, 0)
+    with pytest.raises(ValueError, match=r"flipped: session 1[12]: damaged .*copy the file again"):
+        _next(pipeline, 6)
+    for name, bad in (("cut", data[:-70_000]), ("none", b"none" * 9_999), ("empty", b"")):
+        (tmp_path / name).write_bytes(bad)
+        with pytest.raises(ValueError, match=rf"{name}: no complete ArrayRecord file .*copy it"):
+            make_input_pipeline(str(tmp_path / name), 4, 0)
+
+
+def test_the_order_is_that_of_all_files_as_one(tmp_path: pathlib.Path) -> None:
+    whole = records.source(toy.write_sessions(tmp_path / "one"))
+    sessions = [whole[at] for at in range(len(whole))]
+    for name, part in (("a", sessions[:5]), ("b", sessions[5:6]), ("c", sessions[6:])):
+        _write(tmp_path / "many" / f"{name}.arrayrecord", part)
+    many = records.source(tmp_path / "many")
+    assert [many[at] for at in range(len(many))] == sessions
+    assert many.place(5).endswith("b.arrayrecord: session 0")
+    paths = (str(tmp_path / name) for name in ("one", "many"))
+    one, other = (_next(make_input_pipeline(path, 4, 3), 12) for path in paths)
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
