@@ -245,12 +245,13 @@ class ReasonerAgent(ThreadedAgent):
         call = self._drop(delegation)
         if call is not None:
             self.emit(delegation, RESULT, call.result())
-        spans = [self._span(Special.UPDATE, words) for words in updates]
+        known = self._model.trained.corrections(request, updates) or updates
+        spans = [self._span(Special.UPDATE, words) for words in known]
         self._open(delegation, sum(spans, self._span(Special.DELEGATE, request)))
 
     def fits(self, request: str, correction: str) -> bool:
         """See `BackgroundAgent`."""
-        return self._model.trained.corrects(request, correction)
+        return self._model.trained.corrections(request, [correction]) is not None
 
     def on_cancel(self, delegation: int) -> None:
         """See `ThreadedAgent`."""

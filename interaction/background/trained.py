@@ -6,12 +6,19 @@ background model cannot call is refused, a result or an answer without a form he
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from interaction.data import domain
 from interaction.data.domain import tool_requests
-from interaction.data.domain.tool_requests import CONVERSIONS, UNITS, VALUE, Call, number_words
+from interaction.data.domain.tool_requests import (
+    CONVERSIONS,
+    UNITS,
+    VALUE,
+    Call,
+    ToolRequest,
+    number_words,
+)
 from interaction.data.domain.words import ROOMS
 
 _REQUESTS = {request.name: request for request in tool_requests.TOOL_REQUESTS}
@@ -24,12 +31,13 @@ class Trained(NamedTuple):
     calls: tuple[Call, ...]  # an example of each form of a call
     # The right answers for a call and its result; () if the result has no form that it knows.
     answers: Callable[[Call, Any], tuple[str, ...]]
-    corrects: Callable[[str, str], bool]  # whether a correction can be one of a request
+    # The corrections of a request in words that it knows; None if one cannot be of this request.
+    corrections: Callable[[str, Sequence[str]], Sequence[str] | None]
 
 
 def _answers(call: Call, result: Any) -> tuple[str, ...]:  # noqa: ANN401
     """The right answer for a call of the demo's tools and its result, () without one."""
-    number = type(result) is int and result in VALUE.values()
+    number = type(result) is int and 0 < result <= max(VALUE.values())
     match call:
         case {"tool": "calculate"} if number:
             return (_REQUESTS["times"].answer({}, result),)
@@ -43,9 +51,8 @@ def _answers(call: Call, result: Any) -> tuple[str, ...]:  # noqa: ANN401
             return (_REQUESTS["timer_for" if item else "timer"].answer(slots, result),)
         case {"tool": "lookup", "field": "price"} if number:
             return (_REQUESTS["price"].answer({}, result),)
-        case {"tool": "lookup", "field": "place"} if isinstance(result, str):
-            said = _REQUESTS["place"].answer({}, result.removeprefix("in the "))
-            return (said,) if says(said) else ()
+        case {"tool": "lookup", "field": "place"} if isinstance(result, str) and result in ROOMS:
+            return (_REQUESTS["place"].answer({}, result),)
         case {"tool": "convert", "unit": str(unit), "to": to} if (
             number and (unit, to) in CONVERSIONS
         ):
@@ -68,26 +75,39 @@ def _number() -> str:
 _NUMBER = _number()
 
 
-def _requests() -> list[tuple[re.Pattern[str], re.Pattern[str]]]:
-    """Patterns of each kind of request, as it is delegated, and of its corrections."""
-    values = dict.fromkeys(("n", "a", "b"), _NUMBER)
-    values |= {"unit": _any(tool_requests.TIMER_UNITS), "item": rf"(?!{_NUMBER}\b)[a-z]+"}
+def _kinds() -> list[tuple[ToolRequest, re.Pattern[str], re.Pattern[str]]]:
+    """Each kind of request, with patterns of its words as delegated, and of its corrections."""
+    units = _any(tool_requests.TIMER_UNITS)
+    values = {name: f"(?P<{name}>{_NUMBER})" for name in ("n", "a", "b")}
+    values |= {"unit": f"(?P<unit>{units})", "item": rf"(?P<item>(?!{_NUMBER}\b)[a-z]+)"}
     found = []
     for request in tool_requests.TOOL_REQUESTS:
-        fix = request.fix.format(**values).replace("the ", "(?:the )?")
-        if fix.startswith(f"{_NUMBER} "):  # users leave the unit out: "no, fifteen"
-            fix = f"{_NUMBER}(?: {fix.removeprefix(_NUMBER + ' ')})?"
-        found.append((re.compile(request.delegated.format(**values)), re.compile(fix)))
+        fix = request.fix.replace("the ", "(?:the )?")
+        if fix.startswith("{n} "):  # users leave the unit out: "no, fifteen"
+            fix = f"{{n}}(?: {fix.removeprefix('{n} ')})?"
+        delegated, fix = (text.format(**values) for text in (request.delegated, fix))
+        found.append((request, re.compile(delegated), re.compile(fix)))
     return found
 
 
-_PATTERNS = _requests()
+_KINDS = _kinds()
 
 
-def _corrects(request: str, correction: str) -> bool:
-    """Whether a correction has the form of those of a request; True for an unknown request."""
-    fixes = [fix for delegated, fix in _PATTERNS if delegated.fullmatch(request)]
-    return not fixes or any(fix.fullmatch(correction) for fix in fixes)
+def _corrections(request: str, said: Sequence[str]) -> Sequence[str] | None:
+    """See `Trained`; what is left out comes from the request. An unknown request fits all words."""
+    for kind, delegated, fix in _KINDS:
+        found = delegated.fullmatch(request)
+        if found is None:
+            continue
+        slots, whole = found.groupdict(), []
+        for words in said:
+            change = fix.fullmatch(words)
+            if change is None:
+                return None
+            slots |= {name: value for name, value in change.groupdict().items() if value}
+            whole.append(kind.fix.format(**slots))
+        return whole
+    return said
 
 
 def _calls() -> tuple[Call, ...]:
@@ -99,7 +119,7 @@ def _calls() -> tuple[Call, ...]:
     return tuple(found)
 
 
-DEMO = Trained(_calls(), _answers, _corrects)
+DEMO = Trained(_calls(), _answers, _corrections)
 
 
 @functools.cache

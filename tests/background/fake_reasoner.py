@@ -53,6 +53,11 @@ class State(NamedTuple):
     tokens: tuple[int, ...] = ()  # tokens that were read, including those that it wrote itself
 
 
+def corrections(request: str, said: Sequence[str]) -> Sequence[str] | None:
+    """A "ten" is none; "and nine" is known as "nine"."""
+    return None if "ten" in said else [words.removeprefix("and ") for words in said]
+
+
 Script = dict[str, list[list[int]]]  # words of a request -> what it writes after each span
 
 
@@ -61,7 +66,7 @@ class FakeReasoner(Reasoner):
 
     def __init__(self, script: Script) -> None:
         self.tokenizer = TOKENIZER
-        self.trained = Trained(CALLS, answers, lambda request, words: words == request)
+        self.trained = Trained(CALLS, answers, corrections)
         self.script = script
         self.sizes: list[int] = []  # numbers of micro-turns of each prefill
         self.gone: set[int] = set()  # identities of donated states

@@ -135,7 +135,13 @@ def test_words_without_their_result_fail(agents: list, writes: list[list[int]]) 
 
 def test_which_corrections_fit_is_what_the_model_was_trained_on(agents: list) -> None:
     talk = start(agents, SCRIPT)
-    assert talk.agent.fits("nine", "nine") and not talk.agent.fits("nine", "ten")
+    assert talk.agent.fits("seven", "nine") and not talk.agent.fits("seven", "ten")
+
+
+def test_the_model_reads_corrections_in_words_that_it_knows(agents: list) -> None:
+    talk = start(agents, SCRIPT)
+    talk.agent.update(1, "seven times eight", ["and nine"])
+    assert talk.events(DONE)[-4:-1] == [(TEXT, "is"), (TEXT, "sixty"), (TEXT, "three")]
 
 
 def test_tools_that_the_model_cannot_call_are_refused() -> None:
