@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
     item: str
     price: int  # dollars
-    place: str  # such as "in the kitchen"
+    place: str  # such as "kitchen"; the demo pair says "it is in the kitchen"
 
 
 def demo_tools(

@@ -14,7 +14,7 @@ from interaction.background.tool import Tool
 from interaction.background.toolbox import Toolbox
 from tests.background.fakes import wait_for
 
-ROWS = [Row("milk", 4, "in the kitchen"), Row("Lamp", 20, "in the hallway")]
+ROWS = [Row("milk", 4, "kitchen"), Row("Lamp", 20, "hallway")]
 
 
 def run(tools: list[Tool], name: str, **arguments: object) -> object:
@@ -133,7 +133,7 @@ def test_lookup(tmp_path: Path, stored: bool) -> None:
         make_database(ROWS, path).close()
     tools = demo_tools(path if stored else ROWS)
     assert run(tools, "lookup", item="milk", field="price") == 4
-    assert run(tools, "lookup", item=" LAMP ", field="place") == "in the hallway"
+    assert run(tools, "lookup", item=" LAMP ", field="place") == "hallway"
     assert "no 'tea'" in run(tools, "lookup", item="tea", field="price")
     assert "no \"' or" in run(tools, "lookup", item="' or 1=1 --", field="price")
     assert "wanted ('price', 'place')" in run(tools, "lookup", item="milk", field="name")
