@@ -22,7 +22,7 @@ from interaction.distributed import sharding
 from interaction.pretrained.config_json import config_to_json
 from interaction.pretrained.lazy_array import LazyArray
 from interaction.pretrained.tree_paths import differences, flatten
-from interaction.training import hosts
+from interaction.training import hosts, run_lock
 from interaction.training.checkpoints import Checkpoints, load_part
 from interaction.training.finite import (
     GRADIENTS,
@@ -57,14 +57,20 @@ def train(
       stop: Ends the training when it is set; None means never.
 
     Raises:
-      ValueError: There are no data, the devices do not form the mesh, or the checkpoints are
-        damaged or belong to another run.
+      ValueError: There are no data, the devices do not form the mesh, another run trains in the
+        folder, or the checkpoints are damaged or belong to another run.
       NotFiniteError: Training diverged; the message names the first non-finite values.
     """
-    began = time.monotonic()
-    stop = stop or threading.Event()
     run_dir = pathlib.Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    with run_lock.hold(run_dir):
+        return _train(config, objective, stop or threading.Event(), run_dir)
+
+
+def _train(
+    config: TrainConfig, objective: Objective, stop: threading.Event, run_dir: pathlib.Path
+) -> TrainState:
+    began = time.monotonic()
     mesh = sharding.make_mesh(config.mesh)
     hosts.check_mesh(mesh)
     where = sharding.session_sharding(mesh)
