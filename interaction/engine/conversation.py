@@ -6,7 +6,7 @@ tool, the disk, the network or a log.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from interaction.background import delegations
 from interaction.background.agent import BackgroundAgent
 from interaction.engine.engine import Engine
+from interaction.engine.live_sound import Loudspeaker, Microphone
 from interaction.engine.rows import BatchModel
 from interaction.engine.session import Session, Stats
 from interaction.engine.session_events import SessionEvent
@@ -40,6 +41,8 @@ class Conversation:
         frames: bool = False,
         limit_s: float = delegations.LIMIT_S,
         calls_limit_s: float = delegations.CALLS_LIMIT_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         """Starts a fresh session and compiles all variants of the step.
 
@@ -52,13 +55,20 @@ class Conversation:
           frames: Whether micro-turns may have video frames.
           limit_s: Time limit in s of a delegation without its tool calls, after which it fails.
           calls_limit_s: Time limit in s of a delegation's tool calls, timers included.
+          clock: Function that returns the time in s from any origin.
+          sleep: Function that waits for a time in s.
 
         Raises:
           ValueError: The model's mesh spans processes, or the record cannot be created.
         """
-        self._engine = Engine(model, frames=frames)
+        self._start(Engine(model, frames=frames, clock=clock, sleep=sleep))
         limits = {"limit_s": limit_s, "calls_limit_s": calls_limit_s}
         self._session = self._engine.open(agent, seed, record, **limits)
+
+    def _start(self, engine: Engine) -> None:
+        audio = engine.model.config.audio
+        self._engine, self._clock, self._sleep = engine, engine.clock, engine.sleep
+        self._samples, self._turn_s = audio.turn_samples, audio.turn_samples / audio.sample_rate
 
     @property
     def stats(self) -> Stats:
@@ -100,16 +110,12 @@ class Conversation:
         self._session.give(audio)
         return self._take(text, frame)
 
-    def receive(self, index: int, pcm: np.ndarray) -> None:
-        """Takes a chunk from the network for `tick`; may be called from another thread.
+    def receive(self, index: int | None, pcm: np.ndarray) -> None:
+        """Takes a chunk from the network for `tick`, from any thread; see `Session.receive`.
 
         Args:
-          index: Number of the chunk's micro-turn, counted from 0.
+          index: Number of the chunk in the sender's order; None: the next one.
           pcm: float32[turn_samples] in [-1, 1].
-
-        Raises:
-          ValueError: The index is not an integer or too far ahead, or the PCM is unusable; the
-            conversation has not changed.
         """
         self._session.receive(index, pcm)
 
@@ -154,38 +160,65 @@ class Conversation:
 
     # The loop.
 
-    def run(
-        self,
-        source: Iterator[np.ndarray | None],
-        sink: Callable[[Reply], object],
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
-    ) -> None:
+    def play(self, source: Iterable[np.ndarray | None], sink: Callable[[Reply], object]) -> None:
         """Takes a micro-turn every 200 ms until the source ends.
 
         A reply is due when the next micro-turn begins. A later reply is counted as missed and
-        logged, and the loop catches up.
+        logged, and the loop catches up. A chunk that is unusable is refused alone, counted and
+        logged, and silence is heard in its place.
 
         Args:
-          source: Iterator of the PCM of each micro-turn, float32[turn_samples] in [-1, 1], without
-            waits; None stands for a `tick`.
+          source: PCM of each micro-turn, float32[turn_samples] in [-1, 1], which is at hand, such
+            as that of a file; None stands for a `tick`. For a source that waits, see `run`.
           sink: Function that takes each reply, without waits.
-          clock: Function that returns the time in s from any origin.
-          sleep: Function that waits for a time in s.
         """
-        config = self._engine.model.config.audio
-        length = config.turn_samples / config.sample_rate
-        due = clock()
+        due = self._clock()
         for audio in source:
-            sink(self.tick() if audio is None else self.step(audio))
-            due += length
-            early = due - clock()
-            if early > 0:
-                sleep(early)
-            else:
-                self._engine.miss(-early)
-                if -early > _AGAIN_S:
-                    due = clock()
+            self._hear(audio)
+            sink(self.tick())
+            due += self._turn_s
+            due = self._wait_until(due)
+
+    def _hear(self, audio: np.ndarray | None) -> None:
+        if audio is None:
+            return
+        try:
+            self._session.give(audio)
+        except ValueError as error:
+            self._session.refuse(error)
+            self._session.give(np.zeros(self._samples, np.float32))
+
+    def _wait_until(self, due: float) -> float:
+        """Waits for the end of a micro-turn, or counts it as missed; returns when it is."""
+        early = due - self._clock()
+        if early > 0:
+            self._sleep(early)
+            return due
+        self._engine.miss(-early)
+        return due if -early <= _AGAIN_S else self._clock()
+
+    def run(self, source: Iterable[np.ndarray], sink: Callable[[Reply], object]) -> None:
+        """Takes a micro-turn every 200 ms with a source and a sink that may wait: a sound card.
+
+        Each has a thread of its own, and its clock may differ from this machine's: the playout
+        buffer follows the source, and silence is left out for a slow sink. Errors of the source
+        and the sink are raised at the end.
+
+        Args:
+          source: PCM float32[turn_samples] in [-1, 1] of each 200 ms, as it is recorded. A chunk
+            that is unusable is refused alone, counted and logged.
+          sink: Function that takes each reply, and waits while its device has no room.
+        """
+        microphone, loudspeaker = Microphone(self._session, source), Loudspeaker(sink)
+        due = self._clock()
+        while not self._session.ended and loudspeaker.error is None:
+            loudspeaker.put(self.tick())
+            due += self._turn_s
+            due = self._wait_until(due)
+        loudspeaker.close()
+        for error in (microphone.error, loudspeaker.error):
+            if error is not None:
+                raise error
 
     # A conversation as a file.
 
@@ -234,7 +267,7 @@ class Conversation:
           ValueError: The file is missing, damaged, or of another model or version.
         """
         self = cls.__new__(cls)
-        self._engine = Engine(model, frames=frames)
+        self._start(Engine(model, frames=frames))
         limits = {"limit_s": limit_s, "calls_limit_s": calls_limit_s}
         self._session = self._engine.restore(path, agent, record, **limits)
         return self

@@ -19,7 +19,7 @@ import numpy as np
 from interaction import logs
 from interaction.background import delegations
 from interaction.background.agent import BackgroundAgent
-from interaction.engine import session_file, session_record
+from interaction.engine import saved_session, session_file, session_record
 from interaction.engine.rows import BatchModel, Rows
 from interaction.engine.session import Session
 from interaction.pretrained import fingerprints
@@ -65,7 +65,7 @@ class Engine:
         self._rows = Rows(model, rows, frames=frames, rewind=rewind)
         model.tokenizer.encode(delegations.SORRY)
         self._sessions: dict[int, Session] = {}  # by row
-        self._clock, self._sleep = clock, sleep
+        self.clock, self.sleep = clock, sleep
         self._identity: str | None = None
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
@@ -113,7 +113,7 @@ class Engine:
     def _make(
         self, agent: BackgroundAgent | None, seed: int, limit_s: float, calls_limit_s: float
     ) -> Session:
-        limits = {"limit_s": limit_s, "calls_limit_s": calls_limit_s}
+        limits = {"limit_s": limit_s, "calls_limit_s": calls_limit_s, "clock": self.clock}
         return Session(self.model, agent, seed, frames=self.frames, **limits)
 
     def _join(
@@ -171,6 +171,14 @@ class Engine:
                 return row
         raise ValueError("session: got a closed one; restore it from a saved file")
 
+    def type(self, session: Session, text: str) -> None:
+        """Takes text that the model reads in the session's next micro-turns.
+
+        Raises:
+          ValueError: The text is too long, or too much text waits.
+        """
+        self._do(lambda: session.type(text))
+
     def snapshot(self, session: Session) -> tuple[dict[str, Any], Any]:
         """A session as it is between two steps: the fields of its file but the state; the state.
 
@@ -196,6 +204,7 @@ class Engine:
             "model": self.fingerprint(),
             "frames": self.frames,
             "state": session_file.pack_state(state),
+            "kept": saved_session.pack_turns(fields["kept"]),
         }
         session_file.write_file(path, MAGIC, fields)
 
@@ -226,18 +235,23 @@ class Engine:
           ValueError: The file is missing, damaged, or of another model or version.
         """
         fields, place = session_file.read_file(path, MAGIC), pathlib.Path(path)
-        session_record.check_identity(place, fields["model"], self.fingerprint())
-        if fields["frames"] and not self.frames:
+        session_record.check_identity(place, fields.take("model", str), self.fingerprint())
+        if fields.take("frames", bool) and not self.frames:
             raise ValueError(
                 f"{place}: got a session with video, wanted one without; make the engine with "
                 "frames=True"
             )
-        like = self.model.init_row(fields["seed"])
-        state = session_file.unpack_state(fields["state"], like, place)
-        session = self._make(agent, fields["seed"], limit_s, calls_limit_s)
+        seed = fields.take("seed", int, -(1 << 31), (1 << 31) - 1)
+        state = session_file.unpack_state(fields["state"], self.model.init_row(seed), place)
+        known = {
+            "turns": fields.take("turns", int, 0),
+            "kept": saved_session.kept_turns(fields, self.model.config),
+            "talk": saved_session.saved_talk(fields),
+        }
+        session = self._make(agent, seed, limit_s, calls_limit_s)
 
         def join() -> Session:
-            session.resume(fields)
+            session.resume(known)
             return self._join(session, lambda: self._rows.restore(state), record, state)
 
         return self._do(join)
@@ -303,6 +317,8 @@ class Engine:
                 session.observe(inputs[row], reply, step_s)
             except Exception as error:
                 self._end_broken(session, error)
+            if session.ended and self._thread is not None:
+                self.close(session, "the source ended")
 
     def _end_broken(self, session: Session, error: Exception) -> None:
         """Ends one session whose bookkeeping failed, so that the others go on."""
@@ -341,16 +357,16 @@ class Engine:
     def _loop(self) -> None:
         config = self.model.config.audio
         length = config.turn_samples / config.sample_rate
-        due = self._clock() + length
+        due = self.clock() + length
         while not self._ending.is_set():
             self._between()
             self.tick()
-            early = due - self._clock()
+            early = due - self.clock()
             if early > 0:
-                self._sleep(early)
+                self.sleep(early)
             else:
                 self.miss(-early)
-            due = due + length if early > -_AGAIN_S else self._clock() + length
+            due = due + length if early > -_AGAIN_S else self.clock() + length
         with self._gate:  # afterwards nothing is queued
             self._thread = None
         self._between()

@@ -11,17 +11,23 @@ from typing import Any
 
 import numpy as np
 
+from interaction import logs
 from interaction.background.agent import BackgroundAgent, MicroTurn
 from interaction.background.delegations import Delegations
-from interaction.engine import session_events, session_file, session_record
+from interaction.engine import session_events, session_record
 from interaction.engine.chunk_checks import checked
-from interaction.engine.reorder_buffer import ReorderBuffer
+from interaction.engine.level import LevelControl
+from interaction.engine.playout import PlayoutBuffer
 from interaction.engine.rows import BatchModel, RowInput
 from interaction.engine.session_events import EventReader, SessionEvent
 from interaction.engine.session_record import Entry, SessionWriter
 from interaction.types import Reply
 
 _log = logging.getLogger(__name__)
+_OF_NETWORK = (
+    "late", "lost", "doubled", "reordered", "reanchored",
+    "inserted_s", "dropped_s", "delay_s", "behind_s",
+)  # fmt: skip
 KEEP = 300  # micro-turns in a file for the agent of a restored conversation: one minute
 
 
@@ -30,10 +36,17 @@ class Stats:
     """Counts and times of a session."""
 
     turns: int = 0  # micro-turns taken
-    late: int = 0  # chunks that arrived after their micro-turn
-    lost: int = 0  # micro-turns without a chunk, which took silence
+    refused: int = 0  # chunks that were unusable
+    late: int = 0  # chunks that arrived after they were needed, see `PlayoutBuffer`
+    lost: int = 0  # chunks that were needed and not there
     doubled: int = 0  # chunks that had arrived before
     reordered: int = 0  # chunks that arrived after later ones
+    reanchored: int = 0  # how often the sender began another numbering
+    inserted_s: float = 0.0  # s of sound that was put in beside what was sent
+    dropped_s: float = 0.0  # s of sound that arrived and was left out
+    delay_s: float = 0.0  # s, delay of the playout buffer
+    behind_s: float = 0.0  # s of sound that had arrived and was not played yet
+    microphone: str = ""  # what is wrong with the level of received sound, see `LevelControl`
     missed: int = 0  # replies that were not ready when the next micro-turn began
     step_s: float = 0.0  # s of the model's step in the last micro-turn
     driver_s: float = 0.0  # s of everything else of this session in the last micro-turn
@@ -58,6 +71,7 @@ class Session:
         frames: bool,
         limit_s: float,
         calls_limit_s: float,
+        clock: Callable[[], float],
     ) -> None:
         """Starts without a record; see `Engine.open` for the arguments."""
         self.seed, self.limits = int(seed), (limit_s, calls_limit_s)
@@ -68,7 +82,9 @@ class Session:
         self.frames = frames
         self._config = model.config
         self.talk = Delegations(agent, model.tokenizer, limit_s, calls_limit_s)
-        self._network = ReorderBuffer(model.config.audio.turn_samples)
+        audio = model.config.audio
+        self._network = PlayoutBuffer(audio.turn_samples, audio.sample_rate, clock)
+        self._level = LevelControl(audio.sample_rate)
         self._frame: np.ndarray | None = None
         self._given: np.ndarray | None = None
         self._kept: collections.deque[MicroTurn] = collections.deque(maxlen=KEEP)
@@ -79,18 +95,42 @@ class Session:
 
     # From any thread.
 
-    def receive(self, index: int, pcm: np.ndarray) -> None:
-        """Takes a chunk of the user's PCM from a network.
+    def receive(self, index: int | None, pcm: np.ndarray) -> None:
+        """Takes a chunk of the user's PCM from a network or a sound card, see `PlayoutBuffer`.
 
         Args:
-          index: Number of the chunk's micro-turn, counted from 0.
+          index: Number of the chunk in the sender's order; None: the next one.
           pcm: float32[turn_samples] in [-1, 1].
 
         Raises:
-          ValueError: The index is not an integer or too far ahead, or the PCM is unusable; the
-            session has not changed.
+          ValueError: The index is no number, or the PCM is unusable; the session has not changed.
         """
         self._network.put(index, checked(self._config, "audio", pcm))
+
+    def hear(self, pcm: np.ndarray) -> None:
+        """Takes the next chunk; one that is unusable is counted and logged.
+
+        Args:
+          pcm: float32[turn_samples] in [-1, 1].
+        """
+        try:
+            self.receive(None, pcm)
+        except ValueError as error:
+            self.refuse(error)
+
+    def refuse(self, error: ValueError) -> None:
+        """Counts and logs a chunk that was unusable."""
+        self.stats.refused += 1
+        logs.warn(_log, "a chunk is refused: %s", str(error))
+
+    def end_audio(self) -> None:
+        """Says that no more chunks come; the engine closes the session when all are played."""
+        self._network.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of a source that ended was played."""
+        return self._network.ended
 
     def show(self, frame: np.ndarray) -> None:
         """Takes a video frame for the next micro-turn; a newer one replaces it.
@@ -146,11 +186,11 @@ class Session:
         began = time.perf_counter()
         self.talk.collect()
         arrived = self.talk.take(self._config.text_slots)
+        received = self._network.take()
         audio, self._given = self._given, None
         if audio is None:
-            audio = self._network.take()
-        else:
-            self._network.skip()
+            audio = self._level(received)
+            self._read_level()
         frame, self._frame = self._frame, None
         self.stats.driver_s = time.perf_counter() - began
         return RowInput(audio, arrived, frame)
@@ -180,15 +220,27 @@ class Session:
             stats.unrecorded = self._writer.dropped
         for event in self._events.read(stats.turns, reply, notes):
             self.tell(event)
-        network = self._network
-        if network.lost > stats.lost:
-            self.tell(SessionEvent(stats.turns, session_events.AUDIO_LOST, "a chunk did not come"))
-        stats.late, stats.lost = network.late, network.lost
-        stats.doubled, stats.reordered = network.doubled, network.reordered
+        self._read_network()
         stats.turns += 1
         stats.step_s, stats.driver_s = step_s, stats.driver_s + time.perf_counter() - began
         stats.slowest_step_s = max(stats.slowest_step_s, step_s)
         stats.slowest_driver_s = max(stats.slowest_driver_s, stats.driver_s)
+
+    def _read_level(self) -> None:
+        if self._level.problem != self.stats.microphone:
+            self.stats.microphone = self._level.problem
+            text = self._level.problem or "good"
+            self.tell(SessionEvent(self.stats.turns, session_events.MICROPHONE, text))
+
+    def _read_network(self) -> None:
+        stats, network = self.stats, self._network
+        what = ["a chunk did not come"] * (network.lost > stats.lost)
+        what += ["sound was left out to catch up"] * (network.dropped_s > stats.dropped_s)
+        what += ["the sender counts anew"] * (network.reanchored > stats.reanchored)
+        for name in _OF_NETWORK:
+            setattr(stats, name, getattr(network, name))
+        if what:
+            self.tell(SessionEvent(stats.turns, session_events.AUDIO_LOST, "; ".join(what)))
 
     def miss(self, late_s: float) -> None:
         """Counts a reply that was `late_s` seconds late."""
@@ -228,26 +280,19 @@ class Session:
         return self.complete
 
     def saved(self) -> dict[str, Any]:
-        """All but the model's state, in types that MessagePack has."""
+        """All but the model's state: what `resume` takes."""
         self.talk.collect(every=True)
         return {
             "seed": self.seed,
             "turns": self.stats.turns,
             "talk": self.talk.saved(),
-            "kept": [
-                [[] if leaf is None else session_file.pack_array(np.asarray(leaf)) for leaf in turn]
-                for turn in self._kept
-            ],
+            "kept": list(self._kept),
         }
 
     def resume(self, fields: dict[str, Any]) -> None:
         """Goes on from what `saved` returned; the agent observes the kept micro-turns again."""
         self.stats.turns = fields["turns"]
-        self._network = ReorderBuffer(self._config.audio.turn_samples, self.stats.turns)
-        for packed in fields["kept"]:
-            leaves: list[Any] = [session_file.unpack_array(one) if one else None for one in packed]
-            turn = MicroTurn(*leaves)
-            turn = turn._replace(text=int(turn.text))
+        for turn in fields["kept"]:
             self._kept.append(turn)
             self.talk.observe(turn)
         self.talk.restore(fields["talk"])

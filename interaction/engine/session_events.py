@@ -18,6 +18,7 @@ DONE = "delegation done"  # the model has read the whole answer
 FAILED = "delegation failed"  # text: the reason
 CANCELLED = "delegation cancelled"
 DEADLINE_MISSED = "deadline missed"  # the reply was not ready when the next micro-turn began
+MICROPHONE = "microphone"  # text: what is wrong with its level, or "good"
 AUDIO_LOST = "audio lost"  # text: what the network or the microphone did
 CLOSED = "closed"  # text: the reason; the last event
 
