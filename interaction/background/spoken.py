@@ -233,7 +233,7 @@ _RULES: list[tuple[str, _Replacement]] = [
     (r"(?<=[\w)])\s?>\s?(?=[-\d])", " greater than "),
     # Amounts.
     (
-        rf"(?:\b[A-Z]{{1,2}}(?=\$))?(?P<currency>{_SIGN}|\b{_CODE}(?=\s?\d))\s?{_AMOUNT}{_SCALE}"
+        rf"(?:\b[A-Z]{{1,2}}(?=\$))?(?P<currency>{_SIGN}|\b(?:{_CODE})(?=\s?\d))\s?{_AMOUNT}{_SCALE}"
         rf"(?:\s(?:dollars|euros|pounds)\b)?{_PER}",
         _price,
     ),
@@ -245,13 +245,16 @@ _RULES: list[tuple[str, _Replacement]] = [
         rf"{_NEW}({_NUMBER})({_any(_SCALES)})\b",
         lambda found: f" {n.decimal(found[1])} {_SCALES[found[2]]} ",
     ),
-    (r"(?i)(\d+)(?:st|[nr]d|th)\b", lambda found: f" {n.ordinal(found[1])} "),
+    (
+        r"(?i)(?<![\d,])(\d{1,3}(?:,\d{3})+|\d+)(?:st|[nr]d|th)\b",
+        lambda found: f" {n.ordinal(found[1].replace(',', ''))} ",
+    ),
     (
         rf"(?i)\b((?:in|since|year|by|until|before|after|from|of)\s){_YEAR}\b(?![,.:]\d)",
         lambda found: f"{found[1]}{n.year(found[2])} ",
     ),
     # Other numbers and signs.
-    (r"\d+(?:\.\d+){2,}", lambda f: f" {' point '.join(map(n.cardinal, f[0].split('.')))} "),
+    (r"(?<!\d)\d+(?:\.\d+){2,}", lambda f: f" {' point '.join(map(n.cardinal, f[0].split('.')))} "),
     (_NUMBER, lambda found: f" {n.decimal(found[0])} "),
     (f"[{''.join(_SIGNS)}]", lambda found: f" {_SIGNS[found[0]]} "),
     (r"[^\w\s']|_", " "),

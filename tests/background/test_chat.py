@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,7 +24,7 @@ from interaction.background.chat_transcript import Transcript
 from interaction.background.tool import tool
 from interaction.background.toolbox import Toolbox
 from interaction.types import Special
-from tests.background.chat_endpoint import Endpoint, calling, chunk, kinds, saying, until_over
+from tests.background.chat_endpoint import Endpoint, Http, calling, chunk, kinds, saying, until_over
 from tests.background.fakes import SILENCE, TOKENIZER, delegate, wait_for, words
 
 RUNS: list[int] = []
@@ -156,6 +157,37 @@ def test_without_an_endpoint_a_delegation_fails(monkeypatch: pytest.MonkeyPatch)
     agent.ask(1, "one")
     assert "APIConnectionError" in until_over(agent)[-1].text
     agent.close()
+
+
+def patient(endpoint: Endpoint) -> ChatAgent:
+    return ChatAgent("m", Toolbox([]), TOKENIZER.decode, base_url=endpoint.url, api_key="none")
+
+
+def test_a_busy_endpoint_is_asked_again_when_it_says(endpoint: Endpoint) -> None:
+    endpoint.answers = [Http(429, [], {"Retry-After": "0.7", "Content-Length": "0"}), saying("two")]
+    agent = patient(endpoint)
+    start = time.monotonic()
+    agent.ask(1, "one")
+    assert kinds(until_over(agent)) == [(TEXT, "two"), (DONE, "")]
+    assert time.monotonic() - start >= 0.7 and len(endpoint.requests) == 2
+    agent.close()
+
+
+def test_a_cancelled_delegation_is_not_asked_again(endpoint: Endpoint) -> None:
+    endpoint.answers = [Http(503, [], {"Retry-After": "9", "Content-Length": "0"}), saying("two")]
+    agent = patient(endpoint)
+    agent.ask(1, "one")
+    wait_for(lambda: endpoint.requests)
+    agent.cancel(1)
+    wait_for(lambda: all(one.name != "chat 1" for one in threading.enumerate()))
+    assert len(endpoint.requests) == 1
+    agent.close()
+
+
+def test_a_limit_that_is_no_time_is_refused() -> None:
+    for timeout_s in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"timeout_s: got .* pass one"):
+            ChatAgent("m", Toolbox([]), TOKENIZER.decode, api_key="none", timeout_s=timeout_s)
 
 
 def test_a_long_answer_is_cut(endpoint: Endpoint, agent: ChatAgent) -> None:

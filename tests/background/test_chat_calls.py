@@ -380,7 +380,7 @@ def test_a_long_call_is_not_a_silence(endpoint: Endpoint) -> None:
     RUNS.clear()
     pieces: list[Any] = [chunk({"tool_calls": [part("times", "", index=0, id="x")]})]
     for one in re.findall("..", SEVEN):
-        pieces += [0.12, chunk({"tool_calls": [part(None, one, index=0)]})]
+        pieces += [0.2, chunk({"tool_calls": [part(None, one, index=0)]})]
     endpoint.answers = [[*pieces, *calls()], saying("It is fifty-six.")]
     agent = ChatAgent(
         "m",
@@ -388,7 +388,7 @@ def test_a_long_call_is_not_a_silence(endpoint: Endpoint) -> None:
         TOKENIZER.decode,
         base_url=endpoint.url,
         api_key="none",
-        timeout_s=0.6,
+        timeout_s=1.0,
     )
     assert over(agent)[-1].kind == DONE and RUNS == [A]
     agent.close()

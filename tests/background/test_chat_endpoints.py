@@ -286,39 +286,39 @@ WORDS = {
     "a circle": Case([Http(307, [], LOOP)] * 100, fails="APIConnectionError"),
     # Time.
     "slow words": one(
-        *itertools.chain(*([text, 0.25] for text in saying(*"a b c d e f g h".split(" ")))),
+        *itertools.chain(*([text, 0.3] for text in saying(*"a b c d e f g h".split(" ")))),
         says="abcdefgh",
-        timeout_s=0.6,
+        timeout_s=1.0,
     ),
-    "silence before the headers": Case([3.0], fails=SILENT, timeout_s=0.5, within_s=1.5),
-    "silence": one(None, fails=SILENT, timeout_s=0.5, within_s=1.5),
+    "silence before the headers": Case([3.0], fails=SILENT, timeout_s=0.5, within_s=2.5),
+    "silence": one(None, fails=SILENT, timeout_s=0.5, within_s=2.5),
     "silence in the middle": one(
-        RIGHT[0], None, says="it is", fails=SILENT, timeout_s=0.5, within_s=1.5
+        RIGHT[0], None, says="it is", fails=SILENT, timeout_s=0.5, within_s=2.5
     ),
     "comments for ever": Case(
         [Http(200, itertools.cycle([": PROCESSING\n\n", 0.05]))],
         fails="said nothing for 0.5 s",
         timeout_s=0.5,
-        within_s=1.5,
+        within_s=2.5,
     ),
     "empty words for ever": Case(
         [Http(200, itertools.cycle([chunk({"content": ""}), 0.05]))],
         fails="said nothing for",
         timeout_s=0.5,
-        within_s=1.5,
+        within_s=2.5,
     ),
     "comments in the middle for ever": Case(
         [Http(200, itertools.chain([RIGHT[0]], itertools.cycle([": PROCESSING\n\n", 0.05])))],
         says="it is",
         fails="said nothing for",
         timeout_s=0.5,
-        within_s=1.5,
+        within_s=2.5,
     ),
     "an error's text for ever": Case(
         [Http(400, itertools.cycle(["oops", 0.05]))],
         fails="said nothing for",
         timeout_s=0.5,
-        within_s=1.5,
+        within_s=2.5,
     ),
 }
 

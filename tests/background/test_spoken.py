@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 
 import pytest
 
@@ -25,6 +26,7 @@ SPOKEN = {
     "1,2,3": "one two three",
     "1st 2nd 3rd 4th 12th 21st 30th 100th": "first second third fourth twelfth twenty first "
     "thirtieth one hundredth",
+    "the 1,000th": "the one thousandth",
     "1/2 3/4 2/3 5/8 3 1/2 1½ ¾": "one half three quarters two thirds five eighths three and one "
     "half one and one half three quarters",
     "open 24/7": "open twenty four over seven",
@@ -53,6 +55,7 @@ SPOKEN = {
     "5 €, 5,99 €, €1.5": "five euros five euros and ninety nine cents one point five euros",
     "£1.01, ¥500, ₹20": "one pound and one penny five hundred yen twenty rupees",
     "US$20, 20 USD, USD 20": "twenty dollars twenty dollars twenty dollars",
+    "EUR 5, a CAD file": "five euros a cad file",
     "$1,234.56": "one thousand two hundred thirty four dollars and fifty six cents",
     "$1.2 billion, $50K, $5M": "one point two billion dollars fifty thousand dollars five million "
     "dollars",
@@ -128,6 +131,14 @@ def test_any_text_becomes_plain_words() -> None:
     for _ in range(2_000):
         text = "".join(draw.choice(signs) for _ in range(draw.randrange(40)))
         assert plain.fullmatch(speakable(text)), text
+
+
+def test_long_texts_take_no_time() -> None:
+    """A pattern holds the interpreter's lock while it searches."""
+    for text in ("1", "1,", "1.", "1-", "1/1 ", "1 ", "+1 ", "$1", "a", "<a ", "](", "http://"):
+        start = time.thread_time()
+        speakable(text * (2_000 // len(text)))
+        assert time.thread_time() - start < 0.15, text  # 0.02 measured
 
 
 def test_numbers_have_the_words_of_the_training() -> None:
