@@ -13,6 +13,6 @@ def use_compilation_cache() -> None:
     JAX takes one from JAX_COMPILATION_CACHE_DIR or `jax_compilation_cache_dir`, and none at all
     with JAX_ENABLE_COMPILATION_CACHE=false.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyrefly: ignore[missing-attribute]
         jax.config.update("jax_compilation_cache_dir", str(FOLDER.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

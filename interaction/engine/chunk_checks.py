@@ -51,6 +51,11 @@ def _fields(config: ModelConfig, sessions: int) -> dict[str, _Field]:
     }
 
 
+def chunk_forms(config: ModelConfig, sessions: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each field of a chunk of `sessions` rows, by its name."""
+    return {name: (one.shape, one.dtype) for name, one in _fields(config, sessions).items()}
+
+
 def _check_form(name: str, value: Any, wanted: _Field) -> None:  # noqa: ANN401
     got = (tuple(np.shape(value)), getattr(value, "dtype", type(value).__name__))
     if got != (wanted.shape, wanted.dtype):

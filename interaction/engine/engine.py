@@ -65,6 +65,7 @@ class Engine:
         self._rows = Rows(model, rows, frames=frames, rewind=rewind)
         model.tokenizer.encode(delegations.SORRY)
         self._sessions: dict[int, Session] = {}  # by row
+        self.ticks = self.missed = 0  # micro-turns, and those whose replies were late
         self.clock, self.sleep = clock, sleep
         self._identity: str | None = None
         self._thread: threading.Thread | None = None
@@ -127,11 +128,9 @@ class Engine:
         try:
             if record is not None:
                 packed = None if state is None else session_file.pack_state(state)
-                identity, turns = self.fingerprint(), session.stats.turns
-                session.record(
-                    record,
-                    session_record.new_header(self.model, identity, session.seed, turns, packed),
-                )
+                known = self.fingerprint(), session.seed, session.stats.turns, packed
+                header = session_record.new_header(self.model, *known, self._rows.count)
+                session.record(record, header)
         except BaseException:
             self._rows.release(row)
             raise
@@ -302,6 +301,7 @@ class Engine:
 
     def tick(self) -> None:
         """Takes one micro-turn of all open sessions, whose `reply` it sets."""
+        self.ticks += 1
         inputs = {}
         for row, session in list(self._sessions.items()):
             try:
@@ -382,6 +382,7 @@ class Engine:
 
     def miss(self, late_s: float) -> None:
         """Counts a micro-turn whose replies were `late_s` seconds late."""
+        self.missed += 1
         for session in self.sessions:
             session.miss(late_s)
         stats = [session.stats for session in self.sessions]

@@ -17,7 +17,12 @@ from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.distributed import sharding
 from interaction.distributed.local_rows import LocalRows
 from interaction.distributed.packing import LIMITS, Packing
-from interaction.engine.chunk_checks import check_chunk, check_form, unusable_chunk
+from interaction.engine.chunk_checks import (
+    check_chunk,
+    check_form,
+    chunk_forms,
+    unusable_chunk,
+)
 from interaction.model import session_rows, session_state, streaming
 from interaction.model.backbone import separate_layers
 from interaction.model.parameters import init_model_params
@@ -109,7 +114,9 @@ class InteractionModel:
             "before_step": (state,),
             "take_back": (state, undo, row),
         }
-        work = {(sessions, name): (self._jitted[name], args) for name, args in known.items()}
+        work: dict[tuple, tuple[Any, tuple]] = {
+            (sessions, name): (self._jitted[name], args) for name, args in known.items()
+        }
         for chunk in _variants(self.config, sessions, frames):
             work[sessions, _fields(chunk)] = (self._step, (self._packed, state, chunk))
         with ThreadPoolExecutor() as pool:
@@ -277,15 +284,14 @@ def _fields(chunk: Chunk) -> tuple[str, ...]:
 
 def _variants(config: ModelConfig, sessions: int, frames: bool) -> list[Chunk]:
     """A chunk of every variant that a batch of sessions which come and go needs."""
-    rows, seeds = np.zeros(sessions, bool), np.zeros(sessions, np.int32)
-    audio = np.zeros((sessions, config.audio.turn_samples), np.float32)
-    plain = Chunk(audio, active=rows, reset=rows, seed=seeds)
-    found = [plain, plain._replace(text=np.zeros((sessions, config.text_slots), np.int32))]
-    if frames:
-        size = config.frame_size
-        picture = np.zeros((sessions, size, size, 3), np.float32)
-        found += [one._replace(frame=picture, has_frame=rows) for one in found]
-    return found
+    given: dict[str, Any] = {
+        name: np.zeros(shape, dtype)
+        for name, (shape, dtype) in chunk_forms(config, sessions).items()
+    }
+    names = [("audio", "active", "reset", "seed")]
+    names += [(*one, "text") for one in names]
+    names += [(*one, "frame", "has_frame") for one in names] if frames else []
+    return [Chunk(**{name: given[name] for name in one}) for one in names]
 
 
 @jax.jit

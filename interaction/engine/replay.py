@@ -42,7 +42,7 @@ def replay(path: str | os.PathLike, model: BatchModel) -> Replay:
     with SessionReader(path) as record:
         header, place = record.header, record.path
         check_identity(place, header.model, fingerprint(model.config, model.params))
-        rows = Rows(model, 1)
+        rows = Rows(model, header.rows)
         if header.state is None:
             row = rows.allocate(header.seed)
         else:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from interaction.config import ModelConfig
-from interaction.types import Chunk, Params, Reply, Special
+from interaction.engine.chunk_checks import chunk_forms
+from interaction.types import Chunk, Params, Reply
 
 
 class BatchModel(Protocol):
@@ -177,23 +178,25 @@ class Rows:
         return {row: Reply(*(np.asarray(leaf)[row] for leaf in reply)) for row in inputs}
 
     def _chunk(self, inputs: Mapping[int, RowInput]) -> Chunk:
-        config, b = self.model.config, self.count
-        audio = np.zeros((b, config.audio.turn_samples), np.float32)
-        active, reset = np.zeros(b, bool), np.zeros(b, bool)
-        seed = np.zeros(b, np.int32)
-        fields: dict[str, Any] = {}
-        if any(one.arrived is not None for one in inputs.values()):
-            fields["text"] = np.full((b, config.text_slots), Special.PAD, np.int32)
-        if any(one.frame is not None for one in inputs.values()):
-            size = config.frame_size
-            fields["frame"] = np.zeros((b, size, size, 3), np.float32)
-            fields["has_frame"] = np.zeros(b, bool)
+        fields: dict[str, Any] = {
+            name: np.zeros(*form)
+            for name, form in chunk_forms(self.model.config, self.count).items()
+            if name in _ALWAYS or any(_has(one, name) for one in inputs.values())
+        }  # PAD is 0
         for row, one in inputs.items():
-            audio[row], active[row] = one.audio, True
+            fields["audio"][row], fields["active"][row] = one.audio, True
             if row in self._fresh:
-                reset[row], seed[row] = True, self._fresh[row]
+                fields["reset"][row], fields["seed"][row] = True, self._fresh[row]
             if one.arrived is not None:
                 fields["text"][row] = one.arrived
             if one.frame is not None:
                 fields["frame"][row], fields["has_frame"][row] = one.frame, True
-        return Chunk(audio, active=active, reset=reset, seed=seed, **fields)
+        return Chunk(**fields)
+
+
+_ALWAYS = ("audio", "active", "reset", "seed")
+
+
+def _has(one: RowInput, name: str) -> bool:
+    """Whether an input needs a field of the chunk beside `_ALWAYS`."""
+    return one.arrived is not None if name == "text" else one.frame is not None

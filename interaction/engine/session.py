@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -75,6 +76,7 @@ class Session:
     ) -> None:
         """Starts without a record; see `Engine.open` for the arguments."""
         self.seed, self.limits = int(seed), (limit_s, calls_limit_s)
+        self.name = secrets.token_hex(8)  # of files that belong to it
         self.stats = Stats()
         self.reply: Reply | None = None  # of the last micro-turn
         self.closed = ""  # the reason, in words; "" while it is open

@@ -13,12 +13,12 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from interaction import logs
-from interaction.config import ModelConfig
+from interaction.engine.rows import BatchModel
 from interaction.engine.session_file import (
     VERSION,
     MapReader,
@@ -30,31 +30,18 @@ from interaction.engine.session_file import (
     unpack_scaled,
 )
 from interaction.engine.typed_values import Fields
-from interaction.types import Chunk, Note, Params, Reply
+from interaction.types import Note
 
 _log = logging.getLogger(__name__)
 MAGIC = b"session1"
 _QUEUE = 300  # micro-turns that may wait for the disk: one minute
 _CLOSE_S = 5.0  # s that `close` waits for the disk
+_MOST_ROWS = 1 << 16  # sessions of a batch
 _PCM, _PIXEL = 32_768, 255  # integers that stand for 1.0
 _MOST_OF_ENTRY, _MOST_OF_ARRAY = 1 << 25, 1 << 24  # most bytes, compressed and not
 
 
-class Model(Protocol):
-    """The interface of a model in a conversation; `live_model.InteractionModel` has it."""
-
-    config: ModelConfig
-    params: Params
-    tokenizer: Any
-
-    def init_state(self, sessions: int, seed: int = 0) -> Any:  # noqa: ANN401
-        """A fresh state of `sessions` sessions."""
-
-    def step(self, state: Any, chunk: Chunk) -> tuple[Any, Reply]:  # noqa: ANN401
-        """Takes one micro-turn of every session."""
-
-
-def check_alone(model: Model) -> None:
+def check_alone(model: BatchModel) -> None:
     """Refuses a model of several processes, since only one of them would have the live inputs.
 
     Raises:
@@ -91,6 +78,7 @@ class Header(NamedTuple):
     turn: int  # number of the first micro-turn, not 0 if the conversation was restored
     state: dict[str, Any] | None  # packed state; None for a fresh session
     time: float  # s since the epoch
+    rows: int = 1  # sessions of its batch, on which the bits of outputs depend
 
 
 class Record(NamedTuple):
@@ -265,6 +253,7 @@ class SessionReader:
             fields.take("turn", int, 0),
             fields.take("state", dict[str, Any] | None),
             fields.take("time", float),
+            fields.take("rows", int, 1, _MOST_ROWS),
         )
 
     def __iter__(self) -> Iterator[Entry]:
@@ -373,7 +362,12 @@ def check_identity(path: pathlib.Path, got: str, wanted: str) -> None:
 
 
 def new_header(
-    model: Model, identity: str, seed: int, turn: int = 0, state: dict[str, Any] | None = None
+    model: BatchModel,
+    identity: str,
+    seed: int,
+    turn: int = 0,
+    state: dict[str, Any] | None = None,
+    rows: int = 1,
 ) -> Header:
     """The header of a record that begins now.
 
@@ -383,5 +377,7 @@ def new_header(
       seed: Seed of the session.
       turn: Number of the first micro-turn.
       state: Packed state before the first micro-turn; None for a fresh session.
+      rows: Sessions of the session's batch.
     """
-    return Header(identity, dataclasses.asdict(model.config), seed, turn, state, time.time())
+    config = dataclasses.asdict(model.config)
+    return Header(identity, config, seed, turn, state, time.time(), rows)

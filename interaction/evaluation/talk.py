@@ -19,7 +19,7 @@ from interaction.background.tool import Tool
 from interaction.background.toolbox import Toolbox, ToolCall
 from interaction.engine import replay, session_record
 from interaction.engine.conversation import Conversation
-from interaction.engine.session_record import Model
+from interaction.engine.rows import BatchModel
 from interaction.evaluation.delegation import Recording
 from interaction.evaluation.delegation_history import Delegation, read_delegations
 from interaction.evaluation.events import TURN_S, parse_events
@@ -47,7 +47,7 @@ class Talk(NamedTuple):
 
 
 def talk(
-    model: Model,
+    model: BatchModel,
     agent: BackgroundAgent | None,
     user: np.ndarray,
     seed: int,
@@ -202,7 +202,7 @@ class TurnCount:
 
 
 def run_sessions(
-    model: Model,
+    model: BatchModel,
     make_agent: MakeAgent,
     sessions: Sequence[tuple[np.ndarray, str]],
     seed: int,
@@ -326,7 +326,7 @@ def tool_seconds(
 # Figures of the run.
 
 
-def run_figures(paths: Sequence[pathlib.Path], model: Model, replays: int) -> dict[str, Any]:
+def run_figures(paths: Sequence[pathlib.Path], model: BatchModel, replays: int) -> dict[str, Any]:
     """Figures of the timing and the records of a run.
 
     Args:

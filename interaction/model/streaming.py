@@ -239,7 +239,7 @@ def step(
         kept, refused = kept & chunk.active, refused & chunk.active
     chunk = blank_rows(chunk, kept)._replace(active=kept)
     start = state
-    if chunk.reset is not None:
+    if chunk.reset is not None and chunk.seed is not None:
         fresh, again = init_state(config, session_keys(chunk.seed)), chunk.reset & kept
         start = select_sessions(again, fresh, state, caches=state.caches)
     keys = jax.vmap(jax.random.wrap_key_data)(start.key)

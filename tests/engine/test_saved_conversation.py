@@ -191,6 +191,7 @@ def test_the_record_has_what_happened(tmp_path: pathlib.Path) -> None:
         (asked + 3, "text"),
         (asked + 3, "done"),
         (asked + 3, "given"),
-        (len(script) - 1, "ignored"),
+        (len(script) - 1, "cancelled"),  # what was told a moment ago, so it comes too late
+        (len(script) - 1, "failed"),
     ]
     assert isinstance(conversation.session._kept[0], MicroTurn)

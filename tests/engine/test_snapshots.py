@@ -1,0 +1,40 @@
+"""Sessions whose process may be killed: there is a readable file of each at any moment."""
+
+import pathlib
+import time
+
+import numpy as np
+
+from interaction.engine.engine import Engine
+from interaction.engine.snapshots import SUFFIX, Snapshots
+from tests.background.fakes import FakeModel, wait_for
+
+
+def test_open_sessions_have_a_file_that_goes_on_and_closed_ones_have_none(
+    tmp_path: pathlib.Path,
+) -> None:
+    engine = Engine(FakeModel())
+    session = engine.open(seed=7)
+    path = tmp_path / "a" / f"{session.name}{SUFFIX}"
+    with engine, Snapshots(engine, tmp_path / "a", every_s=0.05):
+        wait_for(path.is_file)
+        turns = session.stats.turns
+        wait_for(lambda: session.stats.turns > turns + 1)
+        time.sleep(0.2)
+        taken = session.stats.turns
+        wait_for(path.is_file)
+        other = Engine(FakeModel())
+        there = other.restore(path)
+        assert 0 <= taken - there.stats.turns <= 2 and there.seed == 7
+        np.testing.assert_array_equal(other.snapshot(there)[1]["seed"], [7])
+        engine.close(session)
+        wait_for(lambda: not path.exists())
+
+
+def test_a_full_disk_ends_nothing(tmp_path: pathlib.Path) -> None:
+    engine = Engine(FakeModel())
+    session = engine.open()
+    (tmp_path / f"{session.name}{SUFFIX}.part").mkdir()  # so that the file cannot be written
+    with engine, Snapshots(engine, tmp_path, every_s=0.05):
+        wait_for(lambda: session.stats.turns > 3)
+        assert not session.closed
