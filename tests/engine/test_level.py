@@ -88,8 +88,9 @@ def test_the_gain_returns_to_exactly_one() -> None:
     assert control.gain_db > 13.0
     for chunk in speech(-20.0, 60):
         control(chunk)
-    chunk = speech(-20.0, 1)[0]
-    assert control.gain_db == 0.0 and control(chunk) is chunk
+    # The edge of what passes: it was not brought there, so it passes again.
+    for chunk in speech(-29.0, 60):
+        assert control(chunk) is chunk
 
 
 def test_a_clipped_microphone_is_reported_while_it_clips() -> None:

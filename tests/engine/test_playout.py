@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from interaction.engine import splices
 from interaction.engine.playout import PlayoutBuffer
 
 TURN, RATE = 3_200, 16_000
@@ -158,6 +159,35 @@ def test_numbers_that_jump_are_heard_within_a_second(jump: int) -> None:
     assert 500 in heard[:5] and heard[6:] == [500] * 34
 
 
+def test_a_jump_of_five_numbers_is_heard_at_once() -> None:
+    # Six chunks seem to wait and three may, but those that never came need no time.
+    bench = Bench()
+    for number in (*range(20), *range(25, 40)):
+        bench.put(number)
+        assert bench.take() == number
+
+
+def test_late_chunks_of_an_older_numbering_are_not_counted_as_late() -> None:
+    bench = Bench()
+    for number in (0, *range(2, 20), *range(20)):
+        bench.put(number)
+        bench.take()
+    assert bench.counts() == (1, 0, 0, 0, 1)
+
+
+def test_two_stragglers_in_a_pause_do_not_begin_another_numbering() -> None:
+    bench = Bench()
+    for number in range(20):
+        bench.put(number, value=500)
+        bench.take()
+    for straggler in (10, 11):
+        bench.put(straggler, value=9)
+        bench.take()
+        bench.take()
+    bench.put(20, value=500)
+    assert bench.take() == 500 and bench.counts() == (0, 0, 2, 0, 0)
+
+
 def test_stragglers_and_wild_numbers_do_not_begin_another_numbering() -> None:
     bench = Bench()
     strange = itertools.cycle([3, 4, 5, 70, 10**12, 71, 0, 1, 2, 3, 2**70])
@@ -278,6 +308,27 @@ def test_a_loss_is_filled_with_the_last_period_and_fades() -> None:
     assert not heard[gap + 1_920 : after].any()
     np.testing.assert_array_equal(heard[after + 80 :], whole[after + 80 :])
     assert np.abs(np.diff(heard)).max() <= 1.05 * np.abs(np.diff(whole)).max()
+
+
+def test_a_cut_in_sound_makes_no_click() -> None:
+    bench = Bench()
+    bench.buffer.put(0, sine(20, TURN))  # it ends at a peak
+    out = [bench.buffer.take()]
+    for number in range(1, 11):
+        bench.buffer.put(number, sine(20 + number * TURN + 33 * (number > 6), TURN))
+    out.append(bench.buffer.take())  # seven chunks are waiting too many: 7 is next
+    heard, step = np.concatenate(out), np.abs(np.diff(sine(0, TURN))).max()
+    np.testing.assert_array_equal(heard[TURN + 80 :], sine(7 * TURN + 53, TURN)[80:])
+    assert np.abs(np.diff(heard)).max() <= 1.5 * step
+
+
+def test_the_pitch_is_that_of_the_sound_on_the_side_of_the_splice() -> None:
+    place = np.arange(3_200)
+    low = np.where(place < 1_600, np.sin(2 * np.pi * place / 80), np.sin(2 * np.pi * place / 100))
+    tone = low.astype(np.float32)
+    assert splices.pitch_shift(tone, 1_600, 1, RATE) in (100, 200)
+    before = tone[::-1].copy()  # a period of 100 samples, then one of 80
+    assert splices.pitch_shift(before, 1_440, -1, RATE) in (-100, -200)
 
 
 @pytest.mark.parametrize("ppm", [-2_000, 2_000])
