@@ -64,9 +64,9 @@ def test_a_cancellation_of_what_was_just_told_is_too_late_and_touches_nothing() 
     talk.wait(4)
     assert talk.said == f"{NINE} {END} {SORRY} {END}"
     assert talk.notes[-3:] == [(3, "cancelled"), (3, "failed"), (3, "given")]
-    talk.turns([Special.CANCEL])  # again; the answer to the first one is not what it means
-    talk.wait(4)
-    assert talk.said == f"{NINE} {END} {SORRY} {END} {SORRY} {END}"
+    talk.turns([Special.CANCEL, Special.CANCEL])  # they do not mean the answer to the ones before
+    talk.wait(6)
+    assert talk.said == f"{NINE} {END}" + 3 * f" {SORRY} {END}"
     assert len(talk.agent.told) == 2 and talk.core.running == [1]
 
 
