@@ -5,15 +5,15 @@ import numpy as np
 PERIODS_S = (0.0025, 0.015)  # pitch periods from 400 Hz down to 67 Hz
 FADE_S = 0.005  # length of a cross-fade
 _MATCH_S = 0.01  # sound that is compared to find a pitch period
-_FULL_S, _SILENT_S = (
-    0.02,
-    0.12,
-)  # a continuation keeps its level until the first, and is silent after
+_FULL_S, _SILENT_S = 0.02, 0.22  # s; full level until the first, and silence from the second on
 PAST_S = PERIODS_S[1] + _MATCH_S  # sound that a continuation needs
 
 
 class Continuation:
-    """Sound in place of a loss: the last pitch period, repeated and faded within 120 ms."""
+    """Sound in place of a loss: the last pitch period, repeated and faded within 220 ms.
+
+    A fade that ends within the lost chunk splits words: a recogniser then puts in more of them.
+    """
 
     def __init__(self, past: np.ndarray, rate: int) -> None:
         """Finds the period.
