@@ -236,6 +236,8 @@ class ModelConfig:
     self_audio: bool = True  # whether the step reads the model's last speech, or blanks it
     text_temperature: float = 0.0  # of text sampling, >= 0; 0 takes the most likely token
     frame_dim: int = 128  # width of the bag of embeddings of one dMel frame
+    trained_on_text: bool = True  # whether it reads typed text; results it reads in any case
+    trained_on_frames: bool = True  # whether it sees video frames
 
     def __post_init__(self) -> None:
         """Checks that the parts fit each other."""

@@ -44,7 +44,7 @@ def tiny() -> ModelConfig:
 
 def demo() -> ModelConfig:
     """12M parameters: the trained model that is released; runs on two CPU cores."""
-    return ModelConfig()
+    return ModelConfig(trained_on_text=False, trained_on_frames=False)
 
 
 def base() -> ModelConfig:

@@ -70,6 +70,19 @@ def _usable_rows(value: np.ndarray, span: tuple[float, float]) -> np.ndarray:
     return np.all((value >= span[0]) & (value <= span[1]), axis=tuple(range(1, value.ndim)))
 
 
+def check_trained_on_frames(config: ModelConfig) -> None:
+    """Refuses video for a model that was not trained on it.
+
+    Raises:
+      ValueError: The model's `trained_on_frames` is false.
+    """
+    if not config.trained_on_frames:
+        raise ValueError(
+            "frame: got video, wanted none: this model was not trained on it and would say "
+            "anything; leave frames out, or load a model that was"
+        )
+
+
 def check_form(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
     """Refuses fields of wrong shapes and dtypes.
 
@@ -85,6 +98,8 @@ def check_form(config: ModelConfig, chunk: Chunk, sessions: int) -> None:
         value = getattr(chunk, name)
         if value is not None or name == "audio":
             _check_form(f"chunk.{name}", value, wanted)
+    if chunk.frame is not None:
+        check_trained_on_frames(config)
     if (chunk.frame is None) != (chunk.has_frame is None):
         raise ValueError(
             "chunk.has_frame: got only one of frame and has_frame, wanted both or neither; set "

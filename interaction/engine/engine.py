@@ -20,6 +20,7 @@ from interaction import logs
 from interaction.background import delegations
 from interaction.background.agent import BackgroundAgent
 from interaction.engine import saved_session, session_file, session_record
+from interaction.engine.chunk_checks import check_trained_on_frames
 from interaction.engine.rows import BatchModel, Rows
 from interaction.engine.session import Session
 from interaction.pretrained import fingerprints
@@ -58,9 +59,11 @@ class Engine:
           sleep: Function that waits for a time in s.
 
         Raises:
-          ValueError: The model's mesh spans processes.
+          ValueError: The model's mesh spans processes, or it was not trained on frames.
         """
         session_record.check_alone(model)
+        if frames:
+            check_trained_on_frames(model.config)
         self.model, self.frames = model, frames
         self._rows = Rows(model, rows, frames=frames, rewind=rewind)
         model.tokenizer.encode(delegations.SORRY)

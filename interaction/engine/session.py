@@ -179,8 +179,13 @@ class Session:
         """Takes text that the model reads in the next micro-turns.
 
         Raises:
-          ValueError: The text is too long, or too much text waits.
+          ValueError: The text is too long, too much text waits, or the model was not trained on it.
         """
+        if not self._config.trained_on_text:
+            raise ValueError(
+                "text: got typed text, wanted none: this model was not trained on it and would say "
+                "anything; speak to it, or load a model that was"
+            )
         self.talk.type(text)
 
     def inputs(self) -> RowInput:

@@ -1,5 +1,6 @@
 """The driver of a live conversation, which continues whatever agent, tools and network do."""
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -104,6 +105,19 @@ def test_frames_and_text_that_are_refused() -> None:
         conversation.tick(text="one " * 600, frame=good)
     assert conversation.stats.turns == 0
     conversation.tick(frame=good)
+
+
+def test_what_a_model_was_not_trained_on_is_refused() -> None:
+    deaf = FakeModel()
+    deaf.config = dataclasses.replace(deaf.config, trained_on_text=False, trained_on_frames=False)
+    with pytest.raises(ValueError, match="frame: got video, wanted none"):
+        Conversation(deaf, frames=True)
+    conversation = Conversation(deaf)
+    with pytest.raises(ValueError, match="text: got typed text, wanted none"):
+        conversation.step(SILENCE, text="what is the capital of japan")
+    take(conversation, 2)
+    assert deaf.given == "" and conversation.stats.turns == 2
+    assert not presets.demo().trained_on_text and not presets.demo().trained_on_frames
 
 
 def test_text_from_outside_comes_in_slots() -> None:
