@@ -32,7 +32,12 @@ import numpy as np
 from IPython.display import Audio, Image, display
 
 here = pathlib.Path.cwd()
-root = next(place for place in (here, *here.parents) if (place / "experiments").is_dir())
+root = next((place for place in (here, *here.parents) if (place / "experiments").is_dir()), None)
+if root is None:
+    raise FileNotFoundError(
+        f"{here}: got no clone of the repository, wanted one; clone it, run "
+        "`pip install -e '.[demo]'` there, and start the notebook from there"
+    )
 sys.path.insert(0, str(root))
 
 import interaction

@@ -125,7 +125,6 @@ def listen_live(
     """
     turns = -(-len(user) // TURN)
     print(f"talking in real time: {TURN_S * turns:.0f} s")
-    record.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     agent = make_agent(Toolbox(tools))
     with tqdm(total=turns, desc="talking", unit="turn") as progress:
@@ -153,6 +152,12 @@ def run(
 ) -> None:
     """Runs the command; the arguments are its flags."""
     path, folder = pathlib.Path(source), pathlib.Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out: got {out!r} ({error}), wanted a folder; choose another path"
+        ) from error
     user = read_audio(path)
     annotated = read_events(path, events)
     model = interaction.load(checkpoint)
