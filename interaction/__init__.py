@@ -2,6 +2,7 @@
 
 from interaction.config import ModelConfig
 from interaction.engine.conversation import Conversation
+from interaction.engine.engine import Engine
 from interaction.engine.live_model import InteractionModel, load
 from interaction.model.session_state import StreamState
 from interaction.types import Chunk, Reply, Special
@@ -9,6 +10,7 @@ from interaction.types import Chunk, Reply, Special
 __all__ = [
     "Chunk",
     "Conversation",
+    "Engine",
     "InteractionModel",
     "ModelConfig",
     "Reply",
