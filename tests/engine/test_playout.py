@@ -114,6 +114,18 @@ def test_a_lost_chunk_costs_its_own_time_only() -> None:
     assert bench.counts()[0] == 3 and bench.buffer.inserted_s == 0.0
 
 
+def test_a_sender_may_repeat_each_chunk_with_the_next_one() -> None:
+    bench, heard = Bench(), []
+    for turn in range(60):
+        if turn not in (5, 20, 33, 34):  # lost packets; chunk 33 was in two of them
+            bench.put(*range(max(turn - 1, 0), turn + 1))
+        heard.append(bench.take())
+    # The first loss costs 200 ms of delay; from then on a repeated chunk comes in time.
+    assert heard[:5] == list(range(5)) and heard[6:34] == list(range(5, 33))
+    assert heard[35:] == list(range(34, 59))
+    assert bench.counts()[:2] == (1, 0) and bench.buffer.inserted_s == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize("jump", [False, True])
 @pytest.mark.parametrize("pause", [2, 5, 150])
 def test_a_microphone_that_pauses_is_heard_with_its_next_chunk(pause: int, jump: bool) -> None:
