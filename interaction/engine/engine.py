@@ -73,6 +73,7 @@ class Engine:
         self._identity: str | None = None
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
+        self.error: Exception | None = None  # why the thread of `start` ended
         self._gate = threading.Lock()
         self._waiting: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
 
@@ -293,6 +294,8 @@ class Engine:
 
     def _do(self, work: Callable[[], _Result]) -> _Result:
         """Runs a function between two steps."""
+        if self.error is not None:
+            raise RuntimeError(f"the engine failed, make another one: {self.error!r}")
         with self._gate:
             direct = self._thread in (None, threading.current_thread())
             done: Future = Future()
@@ -320,13 +323,24 @@ class Engine:
                 session.observe(inputs[row], reply, step_s)
             except Exception as error:
                 self._end_broken(session, error)
-            if session.ended and self._thread is not None:
-                self.close(session, "the source ended")
+                continue
+            if session.ended and not session.closed and self._thread is not None:
+                self._end(session, "the source ended")
 
     def _end_broken(self, session: Session, error: Exception) -> None:
         """Ends one session whose bookkeeping failed, so that the others go on."""
         logs.warn(_log, "a session ends: %s", repr(error), exc_info=True)
-        self.close(session, f"{type(error).__name__}: {error}")
+        self._end(session, f"{type(error).__name__}: {error}")
+
+    def _end(self, session: Session, reason: str) -> None:
+        """Ends a session between two steps, which do not wait for its agent and its record."""
+        row = self._row(session)
+        del self._sessions[row]
+        self._rows.release(row)
+        if self._thread is None:
+            session.finish(reason)
+        else:
+            threading.Thread(target=session.finish, args=(reason,), daemon=True).start()
 
     def start(self) -> Self:
         """Starts a thread that ticks every 200 ms until `stop`."""
@@ -363,7 +377,12 @@ class Engine:
         due = self.clock() + length
         while not self._ending.is_set():
             self._between()
-            self.tick()
+            try:
+                self.tick()
+            except Exception as error:  # of the device: no session can go on
+                _log.exception("the engine ends")
+                self.error = error
+                break
             early = due - self.clock()
             if early > 0:
                 self.sleep(early)
@@ -373,6 +392,9 @@ class Engine:
         with self._gate:  # afterwards nothing is queued
             self._thread = None
         self._between()
+        if self.error is not None:
+            for session in self.sessions:
+                self._end(session, f"the engine failed: {self.error!r}")
 
     def _between(self) -> None:
         """Does what waits for the end of a step."""

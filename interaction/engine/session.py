@@ -263,7 +263,7 @@ class Session:
             try:
                 callback(event)
             except Exception:
-                _log.warning("a subscriber of events failed and is dropped", exc_info=True)
+                logs.warn(_log, "a subscriber of events failed and is dropped", exc_info=True)
                 self._subscribers.pop(key, None)
 
     # As a file.

@@ -33,7 +33,7 @@ def typed(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401
         return None if value is None else typed(value, other, where)
     if origin is list and isinstance(value, list):
         return [typed(one, inner[0], f"{where}[{at}]") for at, one in enumerate(value)]
-    if origin is tuple and isinstance(value, list) and len(value) == len(inner):
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
         return tuple(
             typed(one, each, f"{where}[{at}]")
             for at, (one, each) in enumerate(zip(value, inner, strict=True))

@@ -18,7 +18,7 @@ from interaction.engine.engine import Engine
 from interaction.engine.live_model import InteractionModel
 from interaction.engine.rows import FullError
 from interaction.engine.session import Session
-from tests.background.fakes import FakeModel, delegate
+from tests.background.fakes import FakeModel, delegate, wait_for
 from tests.support import random_params
 
 CONFIG = presets.tiny()
@@ -280,6 +280,45 @@ def test_late_replies_are_counted_for_every_session(cost_s: float, missed: int) 
     assert session.closed == "the engine stopped"
     assert bool(session.stats.missed) == bool(missed)
     assert (session_events.DEADLINE_MISSED in starts) == bool(missed)
+
+
+class Broken(FakeModel):
+    """The device fails in the fourth micro-turn."""
+
+    def step(self, state: dict, chunk: object) -> tuple:
+        if self.steps == 3:
+            raise RuntimeError("out of memory")
+        return super().step(state, chunk)
+
+
+def test_a_device_that_fails_ends_all_sessions_honestly() -> None:
+    engine = Engine(Broken())
+    session, told = engine.open(), []
+    session.subscribe(lambda event: told.append(event.text))
+    engine.start()
+    wait_for(lambda: session.closed)
+    assert "the engine failed: RuntimeError('out of memory')" in told
+    with pytest.raises(RuntimeError, match="the engine failed, make another one"):
+        engine.open()
+    engine.stop()
+
+
+def test_no_session_waits_for_an_agent_that_does_not_close() -> None:
+    class Hangs(ScriptedAgent):
+        def close(self) -> None:
+            time.sleep(1.0)
+
+    engine = Engine(FakeModel())
+    session = engine.open(Hangs({}))
+    engine.start()
+    session.end_audio()
+    began = time.monotonic()
+    wait_for(lambda: engine.free == 1)
+    ticks = engine.ticks
+    wait_for(lambda: engine.ticks > ticks + 1)
+    assert time.monotonic() - began < 0.9
+    wait_for(lambda: session.closed == "the source ended")
+    engine.stop()
 
 
 def test_sessions_are_opened_and_closed_from_many_threads(engine: Engine) -> None:
