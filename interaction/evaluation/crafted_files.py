@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 import pathlib
 import struct
@@ -25,14 +26,7 @@ from interaction.engine.session_record import Entry, Header, SessionReader, Sess
 from interaction.types import Note
 
 _MAGIC = b"convers1"
-_BOMB = zlib.compress(bytes(1 << 28), 9)  # 256 MiB in 261 kB
 _CLEAR = 500  # most characters of a clear error
-_WRONG: tuple[Any, ...] = (  # each is wrong where another type belongs, and the last ones anywhere
-    *(True, -1, 0.5, "x", b"", b"\xff" * 99, [], [[]], [None] * 99, {}, {"a": {}}),
-    *("\0" * 9_999, msgpack.Timestamp(1), ["float32", [3_200], [_BOMB]], ["|O", [1], [b"x"]]),
-    *((1 << 64) - 1, math.nan, math.inf, ["float32", [1 << 40], []], ["float32", [-1], []]),
-)
-_ANYWHERE = 5  # of these
 
 
 def fuzz_session_files(count: int, seed: int = 0) -> dict[str, Any]:
@@ -223,6 +217,21 @@ def _moved(frames: list[bytes], rng: np.random.Generator) -> bytes:
     return _joined([*frames[:at], *chosen, *frames[at + 1 :]])
 
 
+@functools.cache
+def _bomb_data() -> bytes:
+    return zlib.compress(bytes(1 << 28), 9)  # 256 MiB in 261 kB
+
+
+@functools.cache
+def _wrong() -> tuple[list[Any], list[Any]]:
+    """Values that are wrong where another type belongs, and values that are wrong everywhere."""
+    bomb = ["float32", [3_200], [_bomb_data()]]
+    other = [True, -1, 0.5, "x", b"", b"\xff" * 99, [], [[]], [None] * 99, {}, {"a": {}}]
+    other += ["\0" * 9_999, msgpack.Timestamp(1), bomb, ["|O", [1], [b"x"]]]
+    claims = [["float32", [1 << 40], []], ["float32", [-1], []]]
+    return other, [(1 << 64) - 1, math.nan, math.inf, *claims]
+
+
 def _wrong_value(frames: list[bytes], rng: np.random.Generator) -> bytes:
     """A missing field, or a value of another type for a field or a part of it."""
     maps = [at for at, data in enumerate(frames) if at and _is_map(data)]
@@ -235,8 +244,8 @@ def _wrong_value(frames: list[bytes], rng: np.random.Generator) -> bytes:
         if not (isinstance(inner, dict | list) and inner) or rng.random() < 0.3:
             break
         holder = inner
-    others = [one for one in _WRONG[:-_ANYWHERE] if type(one) is not type(inner)]
-    values = [*others, *_WRONG[-_ANYWHERE:]]
+    other, anywhere = _wrong()
+    values = [*(one for one in other if type(one) is not type(inner)), *anywhere]
     if isinstance(holder, dict) and rng.random() < 0.2:
         del holder[key]
     else:
@@ -250,15 +259,15 @@ def _bomb(frames: list[bytes], rng: np.random.Generator) -> bytes:
     at = maps[rng.integers(len(maps))]
     pieces = [at for at, data in enumerate(frames) if at and data[:1] == b"x"]
     if rng.random() < 0.4:
-        at, data = pieces[rng.integers(len(pieces))], _BOMB
+        at, data = pieces[rng.integers(len(pieces))], _bomb_data()
     else:
         data = (
             b"\x91" * 300_000,
             b"\xdd\x7f\xff\xff\xff" * 2_000,
             b"\xdc\x0f\xff" * 100_000,
-            b"\xdf\x00\x0f\xff\xff" + b"\xa0\xc0" * 1_000_000,
-            b"\xdd\x00\x98\x96\x80" + b"\xc0" * 10_000_000,
-            b"\x81\xa1a\xdc\x0f\xff" + b"\x9f" + b"\xc0" * 15_000_000,
+            b"\xdf\x00\x0f\xff\xff" + b"\xa0\xc0" * 500_000,
+            b"\xdd\x00\x1e\x84\x80" + b"\xc0" * 2_000_000,
+            b"\x81\xa1a\xdc\x0f\xff" + b"\x9f" + b"\xc0" * 2_000_000,
             b"\xdb\x7f\xff\xff\xff",
             b"\x81\xa7version\xd9\x02\xff\xfe",
             b"\xc1",

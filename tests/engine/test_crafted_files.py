@@ -33,13 +33,13 @@ def memory_mb(run: Callable[[], Any]) -> float:
         tracemalloc.stop()
 
 
-def test_a_thousand_crafted_files_give_one_clear_error_each() -> None:
-    found = fuzz_session_files(1_000, seed=3)
+def test_crafted_files_give_one_clear_error_each() -> None:
+    found = fuzz_session_files(400, seed=3)
     assert found["unclear"] == []
-    # A file that is cut off between two frames, or whose change is another usable value.
-    assert found["cut_off"] <= 60 and found["harmless"] <= 20
-    assert found["clear_errors"] + found["cut_off"] + found["harmless"] == found["files"] == 1_000
-    assert found["memory_mb"] < 64  # the largest file has 15 MB
+    # A record that is cut off, and a change that leaves another usable value, are no errors.
+    assert found["cut_off"] <= 24 and found["harmless"] <= 8
+    assert found["clear_errors"] + found["cut_off"] + found["harmless"] == found["files"] == 400
+    assert found["memory_mb"] < 48  # nested lists of 4,095 items take the most, 34
 
 
 def test_bombs_do_not_unpack(tmp_path: pathlib.Path) -> None:
