@@ -159,7 +159,7 @@ class Sessions:
         return decode(self[index], self.place(index))
 
     def arrays(self, index: int) -> dict[str, np.ndarray]:
-        """The arrays of one session, see `arrays`."""
+        """The arrays of one session by name, such as `text` int32[turns]; see `arrays`."""
         return arrays(self[index], self.place(index))
 
 
