@@ -89,11 +89,11 @@ def whole_records(path: Path, seed: int, preceded_share: float) -> Iterator[Stor
     """
     source = records.source(path)
     for index in range(len(source)):
-        record = records.decode(source[index])
+        record = source.decode(index)
         if has_reasoning(record):
             rng = np.random.default_rng((seed, index))
             if rng.random() < preceded_share:
-                record = preceded(record, records.decode(source[int(rng.integers(len(source)))]))
+                record = preceded(record, source.decode(int(rng.integers(len(source)))))
             yield record
 
 

@@ -15,6 +15,7 @@ from interaction.compiled.compilation_cache import use_compilation_cache
 from interaction.config import ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.distributed import sharding
+from interaction.distributed.jax_settings import model_settings
 from interaction.distributed.local_rows import LocalRows
 from interaction.distributed.packing import LIMITS, Packing
 from interaction.engine.chunk_checks import (
@@ -43,6 +44,7 @@ class InteractionModel:
     processes, which must pass the same inputs for it.
     """
 
+    @model_settings()
     def __init__(
         self, config: ModelConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh | None = None
     ) -> None:
@@ -97,6 +99,7 @@ class InteractionModel:
         }
         self._compiled: dict[tuple, Any] = {}  # by number of sessions, and fields or function
 
+    @model_settings()
     def compile(self, sessions: int, *, frames: bool = False) -> None:
         """Compiles every program of a batch, on threads of their own.
 
@@ -121,15 +124,17 @@ class InteractionModel:
             work[sessions, _fields(chunk)] = (self._step, (self._packed, state, chunk))
         with ThreadPoolExecutor() as pool:
             made = {
-                key: pool.submit(lambda run, args: run.lower(*args).compile(), *job)
+                key: pool.submit(_compile, *job)
                 for key, job in work.items()
                 if key not in self._compiled
             }
         self._compiled |= {key: one.result() for key, one in made.items()}
 
+    @model_settings()
     def _run(self, name: str, sessions: int, *args: Any) -> Any:  # noqa: ANN401
         return self._compiled.get((sessions, name), self._jitted[name])(*args)
 
+    @model_settings()
     def init_row(self, seed: int) -> session_state.StreamState:
         """A fresh session in the form of `take_row`, for `put_row`."""
         return self._jitted["init_row"](np.array([seed], np.int32))
@@ -154,6 +159,7 @@ class InteractionModel:
         """The state with a session before a step, see `session_rows`; the state is donated."""
         return self._run("take_back", len(state.clock), state, undo, np.int32(row))
 
+    @model_settings()
     def init_state(self, sessions: int, seed: int | Sequence[int] = 0) -> session_state.StreamState:
         """Fresh sessions.
 
@@ -210,6 +216,7 @@ class InteractionModel:
             raise ValueError(f"seed: got {seed!r}, wanted integers of 32 bits; pass other seeds")
         return self._rows.spread((seeds.astype(np.int64) + rows).astype(np.int32))
 
+    @model_settings()
     def step(
         self, state: session_state.StreamState, chunk: Chunk
     ) -> tuple[session_state.StreamState, Reply]:
@@ -277,6 +284,11 @@ class InteractionModel:
         return self.tokenizer.decode([int(i) for i in np.ravel(ids)])
 
 
+@model_settings()  # they belong to a thread
+def _compile(run: Any, args: tuple) -> Any:  # noqa: ANN401
+    return run.lower(*args).compile()
+
+
 def _fields(chunk: Chunk) -> tuple[str, ...]:
     """Names of the fields that a chunk has, which select the compiled variant."""
     return tuple(name for name, leaf in zip(Chunk._fields, chunk, strict=True) if leaf is not None)
@@ -303,6 +315,7 @@ def _separate(params: Params) -> Params:
     }
 
 
+@model_settings()
 def load(name: str = "demo", mesh: Mesh | None = None) -> InteractionModel:
     """Loads a released model by name, or from a folder that `store.save_model` wrote.
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from interaction import logs
+from interaction.background import trained
 from interaction.background.agent import BackgroundAgent, MicroTurn
 from interaction.background.delegations import Delegations
 from interaction.engine import session_events, session_record
@@ -83,7 +84,9 @@ class Session:
         self.complete = True  # whether the record has every micro-turn
         self.frames = frames
         self._config = model.config
-        self.talk = Delegations(agent, model.tokenizer, limit_s, calls_limit_s)
+        # A model that reads any text can say any; others say the sentences of their training.
+        says = None if model.config.trained_on_text else trained.says
+        self.talk = Delegations(agent, model.tokenizer, limit_s, calls_limit_s, says=says)
         audio = model.config.audio
         self._network = PlayoutBuffer(audio.turn_samples, audio.sample_rate, clock)
         self._level = LevelControl(audio.sample_rate)

@@ -41,10 +41,22 @@ class LiveOracle:
 
     def init_state(self, sessions: int, seed: int = 0) -> tuple[int, int]:
         assert sessions == 1
+        return self.init_row(seed)
+
+    def init_row(self, seed: int) -> tuple[int, int]:
         return int(seed), 0
 
+    def compile(self, sessions: int, *, frames: bool) -> None:
+        pass
+
+    def take_row(self, state: tuple[int, int], row: int) -> tuple[int, int]:
+        return state
+
+    def put_row(self, state: tuple[int, int], row: int, one: tuple[int, int]) -> tuple[int, int]:
+        return one
+
     def step(self, state: tuple[int, int], chunk: Chunk) -> tuple[tuple[int, int], Reply]:
-        seed, turn = state
+        seed, turn = self.init_row(chunk.seed[0]) if chunk.reset[0] else state
         record = self.records[seed]
         audio = np.zeros(3_200, np.int16)
         piece = record["model"][turn * 3_200 : (turn + 1) * 3_200]

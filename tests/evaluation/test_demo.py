@@ -159,9 +159,9 @@ def test_converse_with_a_background_model(
 ) -> None:
     pcm, meta = recording
     live, clock = LiveOracle({0: scripted(meta, len(pcm) // 3_200 + 15)}), Clock()
-    agent = ScriptedAgent(as_foreseen(meta))
+    script = as_foreseen(meta)
     monkeypatch.setattr(interaction, "load", lambda name: live, raising=False)
-    monkeypatch.setattr(converse, "agent_maker", lambda name: lambda toolbox: agent)
+    monkeypatch.setattr(converse, "agent_maker", lambda name: lambda toolbox: ScriptedAgent(script))
     quick = functools.partial(talk, clock=clock, sleep=clock.sleep)
     monkeypatch.setattr(converse, "talk", quick)
     for _ in range(2):  # the second run overwrites the files of the first
