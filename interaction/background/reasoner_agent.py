@@ -25,13 +25,14 @@ from jax.sharding import Mesh
 
 from interaction.background import reasoner, trained
 from interaction.background.agent import DONE, FAILED, RESULT, TEXT, THINKING, MicroTurn
-from interaction.background.reasoner import MicroTurns, ReasonerState
+from interaction.background.reasoner import MicroTurns
 from interaction.background.threaded import KEEP, ThreadedAgent
 from interaction.background.toolbox import Toolbox, ToolCall, check_toolbox, error_json
 from interaction.config import PREFILL_TURNS, ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.distributed import sharding
 from interaction.distributed.collectives import SESSIONS
+from interaction.distributed.jax_settings import model_settings
 from interaction.distributed.packing import LIMITS, Packing
 from interaction.model.backbone import separate_layers
 from interaction.model.parameters import init_params
@@ -41,12 +42,18 @@ from interaction.types import Params, Special
 READ = 16  # most tokens that are read at once
 LIMIT = 256  # most tokens that a fork writes
 _LONGEST = 500  # most tokens of a span that is read
+State = Any  # of a record or a fork; only the model that made it knows what it is
 _THINK, _CALL, _SAY = "think", "call", "say"  # what a fork writes: reasoning, a call, words
+
+
+class NoFreeRowError(RuntimeError):
+    """A model has no room for another record or fork."""
 
 
 class Reasoner:
     """A loaded background model; it is immutable and serves any number of conversations."""
 
+    @model_settings()
     def __init__(
         self, config: ModelConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh | None = None
     ) -> None:
@@ -85,7 +92,8 @@ class Reasoner:
             params = {**params, "backbone": jax.jit(separate_layers)(params["backbone"])}
         packing = Packing(params, sharding.param_specs(params), LIMITS[platform])
         self._packed = packing.join(params, mesh)
-        self._run = reasoner.make_reasoner(config, mesh, packing.specs, packing.take_apart)
+        self._parts = (config, mesh, packing.specs, packing.take_apart)
+        self._run = reasoner.make_reasoner(*self._parts)
         self._warm = threading.Lock()
         self._compiled: set[bool] = set()
 
@@ -94,59 +102,78 @@ class Reasoner:
         with self._warm:
             if frames in self._compiled:
                 return
-            audio, size = self.config.audio, self.config.frame_size
-            silence = np.zeros(audio.turn_samples, np.float32)
-            picture = np.zeros((size, size, 3), np.float32) if frames else None
-            user_transcript = np.full(self.config.audio_positions, Special.NONE, np.int32)
-            turn = MicroTurn(silence, silence, user_transcript, Special.SILENT, None, picture)
+            turn = silent_turn(self.config, frames)
             state = self.fork(self.prefill(self.start(), [turn]))
             for span in ([Special.DELEGATE, Special.END_DELEGATE], [Special.HOLD]):
                 state, _ = self.read(state, span)
             self._compiled.add(frames)
 
-    def start(self) -> ReasonerState:
+    @model_settings()
+    def start(self) -> State:
         """The state of a conversation before its first micro-turn."""
         return self._run.init(1)
 
-    def prefill(self, state: ReasonerState, turns: Sequence[MicroTurn]) -> ReasonerState:
+    @model_settings()
+    def prefill(self, state: State, turns: Sequence[MicroTurn]) -> State:
         """Reads at most PREFILL_TURNS micro-turns; the state is donated.
 
         Waits for the result, so that on a shared device the live model's next step waits for at
         most one prefill.
         """
-        config, count = self.config, len(turns)
-        samples, positions = config.audio.turn_samples, config.audio_positions
-        given: dict[str, Any] = {
-            "audio": np.zeros((1, PREFILL_TURNS, samples), np.float32),
-            "user_transcript": np.full((1, PREFILL_TURNS, positions), Special.NONE, np.int32),
-            "text": np.full((1, PREFILL_TURNS), Special.SILENT, np.int32),
-            "arrived": np.full((1, PREFILL_TURNS, config.text_slots), Special.PAD, np.int32),
-        }
-        if any(turn.frame is not None for turn in turns):
-            size = config.frame_size
-            given["frame"] = np.zeros((1, PREFILL_TURNS, size, size, 3), np.float32)
-        for place, turn in enumerate(turns):
-            for name, rows in given.items():
-                if getattr(turn, name) is not None:
-                    rows[0, place] = getattr(turn, name)
-        if "frame" in given:
-            given["has_frame"] = np.zeros((1, PREFILL_TURNS), bool)
-            given["has_frame"][0, :count] = [turn.frame is not None for turn in turns]
-        given["count"] = np.array([count], np.int32)
-        return jax.block_until_ready(self._run.prefill(self._packed, state, MicroTurns(**given)))
+        given = pack_turns(self.config, turns)
+        return jax.block_until_ready(self._run.prefill(self._packed, state, given))
 
-    def fork(self, state: ReasonerState) -> ReasonerState:
+    @model_settings()
+    def fork(self, state: State) -> State:
         """A copy of the state."""
         return self._run.fork(state)
 
-    def read(self, state: ReasonerState, ids: Sequence[int]) -> tuple[ReasonerState, int]:
+    @model_settings()
+    def read(self, state: State, ids: Sequence[int]) -> tuple[State, int]:
         """Reads at most READ tokens and returns the likeliest next one; the state is donated."""
-        tokens = np.full((1, 1 if len(ids) == 1 else READ), Special.PAD, np.int32)
-        tokens[0, : len(ids)] = ids
-        state, token = self._run.read(self._packed, state, tokens)
+        state, token = self._run.read(self._packed, state, pack_tokens(ids))
         return state, int(np.asarray(token)[0])
 
 
+def pack_turns(config: ModelConfig, turns: Sequence[MicroTurn]) -> MicroTurns:
+    """At most PREFILL_TURNS micro-turns of one session as NumPy arrays, padded to that number."""
+    count, samples, positions = len(turns), config.audio.turn_samples, config.audio_positions
+    given: dict[str, Any] = {
+        "audio": np.zeros((1, PREFILL_TURNS, samples), np.float32),
+        "user_transcript": np.full((1, PREFILL_TURNS, positions), Special.NONE, np.int32),
+        "text": np.full((1, PREFILL_TURNS), Special.SILENT, np.int32),
+        "arrived": np.full((1, PREFILL_TURNS, config.text_slots), Special.PAD, np.int32),
+    }
+    if any(turn.frame is not None for turn in turns):
+        size = config.frame_size
+        given["frame"] = np.zeros((1, PREFILL_TURNS, size, size, 3), np.float32)
+    for place, turn in enumerate(turns):
+        for name, rows in given.items():
+            if getattr(turn, name) is not None:
+                rows[0, place] = getattr(turn, name)
+    if "frame" in given:
+        given["has_frame"] = np.zeros((1, PREFILL_TURNS), bool)
+        given["has_frame"][0, :count] = [turn.frame is not None for turn in turns]
+    given["count"] = np.array([count], np.int32)
+    return MicroTurns(**given)
+
+
+def pack_tokens(ids: Sequence[int]) -> np.ndarray:
+    """Tokens of one fork, int32[1, m]: one, or at most READ, padded to that number."""
+    tokens = np.full((1, 1 if len(ids) == 1 else READ), Special.PAD, np.int32)
+    tokens[0, : len(ids)] = ids
+    return tokens
+
+
+def silent_turn(config: ModelConfig, frame: bool) -> MicroTurn:
+    """A micro-turn in which nothing happens, with a black frame or none."""
+    silence = np.zeros(config.audio.turn_samples, np.float32)
+    picture = np.zeros((config.frame_size, config.frame_size, 3), np.float32) if frame else None
+    user_transcript = np.full(config.audio_positions, Special.NONE, np.int32)
+    return MicroTurn(silence, silence, user_transcript, Special.SILENT, None, picture)
+
+
+@model_settings()
 def load_reasoner(
     name: str | os.PathLike = "demo_background", mesh: Mesh | None = None
 ) -> Reasoner:
@@ -174,7 +201,7 @@ def load_reasoner(
 class _Fork:
     """The fork of one delegation."""
 
-    state: ReasonerState
+    state: State
     unread: list[int]  # tokens that the model has to read next
     token: int = Special.PAD  # the likeliest token after those that were read
     writes: str = _THINK
@@ -216,12 +243,14 @@ class ReasonerAgent(ThreadedAgent):
         self._model = model
         self._toolbox = toolbox
         self._forks: dict[int, _Fork] = {}
+        self._record: State = None
         self.reset()
 
     def reset(self) -> None:
         """See `ThreadedAgent`."""
         for number in list(self._forks):
             self._drop(number)
+        self._record = None  # may have to make room for the next one
         self._record = self._model.start()
         self._pending: list[MicroTurn] = []
 
@@ -231,6 +260,8 @@ class ReasonerAgent(ThreadedAgent):
         for fork in list(self._forks.values()):
             if fork.call is not None:
                 fork.call.cancel()
+        self._forks.clear()
+        self._record = None
 
     def on_turns(self, turns: list[MicroTurn]) -> None:
         """See `ThreadedAgent`; `work` prefills them when there are enough."""
@@ -272,7 +303,10 @@ class ReasonerAgent(ThreadedAgent):
     def _open(self, number: int, unread: list[int]) -> None:
         while self._pending:
             self._prefill_some()
-        self._forks[number] = _Fork(self._model.fork(self._record), unread)
+        try:
+            self._forks[number] = _Fork(self._model.fork(self._record), unread)
+        except NoFreeRowError as error:
+            self.emit(number, FAILED, str(error))
 
     def _drop(self, number: int) -> ToolCall | None:
         """Ends a fork and cancels its running call, which is returned."""
