@@ -27,6 +27,7 @@ from interaction.background.reasoner_agent import (
     silent_turn,
 )
 from interaction.background.reasoner_rows import make_row_functions
+from interaction.distributed.jax_settings import model_settings
 from interaction.types import Special
 
 _log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class BatchedReasoner(Reasoner):
         """Number of free rows."""
         return len(self._rows.free)
 
+    @model_settings()
     def warm_up(self, frames: bool = False) -> None:
         """Compiles all functions for every size of a call; with `frames` also those for video.
 
@@ -236,6 +238,7 @@ class BatchedReasoner(Reasoner):
             self._waiting = [call for call in self._waiting if call not in calls]
         return calls
 
+    @model_settings()  # they belong to a thread
     def _outcomes(self, calls: list[_Call]) -> list[Any]:
         """Runs calls that are alike; returns a result or a RuntimeError for each."""
         lost = "state: its row was lost in a call that failed; begin again with start()"

@@ -31,7 +31,7 @@ class RowFunctions(NamedTuple):
     read: Callable[..., tuple]  # given tokens int32[b, m]; results in the likeliest next, int32[b]
 
 
-def take_rows(state: ReasonerState, rows: Array) -> ReasonerState:
+def take_rows(state: Any, rows: Array) -> Any:  # noqa: ANN401
     """Copies of the rows int32[b]; for padding, of some row."""
     return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), state)
 
@@ -39,6 +39,23 @@ def take_rows(state: ReasonerState, rows: Array) -> ReasonerState:
 def put_rows(state: ReasonerState, rows: Array, some: ReasonerState) -> ReasonerState:
     """The state with the sessions `some` in the rows int32[b]; those of padding are dropped."""
     return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new, mode="drop"), state, some)
+
+
+def put_written(state: ReasonerState, rows: Array, some: ReasonerState, new: int) -> ReasonerState:
+    """Like `put_rows`, for rows int32[b] that have written at most `new` slots since then.
+
+    Other slots of the caches are not copied back.
+    """
+    order = take_rows(state.rings, rows).written[:, None] + jnp.arange(new, dtype=jnp.uint32)
+
+    def put(leaf: Array, one: Array) -> Array:
+        slots = (order & jnp.uint32(leaf.shape[2] - 1)).astype(jnp.int32)
+        written = jnp.take_along_axis(one, slots[:, None, :, None, None], axis=2)
+        # Index arrays on both sides of a slice put their axes first.
+        return leaf.at[rows[:, None], :, slots].set(jnp.moveaxis(written, 1, 2), mode="drop")
+
+    small = put_rows(state._replace(caches={}), rows, some._replace(caches={}))
+    return small._replace(caches=jax.tree.map(put, state.caches, some.caches))
 
 
 def make_row_functions(
@@ -60,7 +77,8 @@ def make_row_functions(
     def prefill(params: Any, state: ReasonerState, given: tuple) -> tuple:  # noqa: ANN401
         rows, turns = given
         some = reasoner.prefill(config, unpack(params), take_rows(state, rows), turns)
-        return put_rows(state, rows, some), ()
+        new = turns.text.shape[1] * config.turn_span
+        return put_written(state, rows, some, new), ()
 
     def fork(params: Any, state: ReasonerState, given: tuple) -> tuple:  # noqa: ANN401
         rows, sources = given
@@ -69,7 +87,8 @@ def make_row_functions(
     def read(params: Any, state: ReasonerState, given: tuple) -> tuple:  # noqa: ANN401
         rows, tokens = given
         some, logits = reasoner.read(config, unpack(params), take_rows(state, rows), tokens)
-        return put_rows(state, rows, some), jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        state = put_written(state, rows, some, tokens.shape[1])
+        return state, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def step(body: Callable) -> Callable:
         return jit_step(body, mesh, (specs, states, sessions), (states, sessions))

@@ -20,6 +20,7 @@ from interaction.background.reasoner_agent import (
 )
 from interaction.background.reasoner_rows import RowFunctions, make_row_functions, take_rows
 from interaction.background.toolbox import Toolbox
+from interaction.config import PREFILL_TURNS
 from interaction.types import Special
 from tests.background.fake_reasoner import CONFIG, turn
 from tests.background.fakes import TOKENIZER, wait_for
@@ -27,6 +28,7 @@ from tests.support import random_params
 
 ROWS = 8
 SIZES = [1, 4]  # rows of a call: fewer programs to compile
+TURNS = 23  # more positions than the rings hold
 LENGTH = 6  # tokens that a fork writes
 
 
@@ -61,13 +63,13 @@ def turns(seed: int, count: int) -> list[MicroTurn]:
 
 
 def talk(model: Reasoner, seed: int) -> tuple[list[int], object]:
-    """Two prefills of a conversation, then a fork: its request and the tokens that it writes.
+    """The micro-turns of a conversation, then a fork: its request and the tokens that it writes.
 
     Returns the tokens and the state of the record.
     """
-    record, count = model.start(), 3 + seed % 5
-    record = model.prefill(record, turns(seed, count)[:3])
-    record = model.prefill(record, turns(seed, 5 + count)[3:8])
+    record, heard = model.start(), turns(seed, TURNS - seed)
+    for first in range(0, len(heard), PREFILL_TURNS):
+        record = model.prefill(record, heard[first : first + PREFILL_TURNS])
     fork = model.fork(record)
     fork, token = model.read(
         fork, [Special.DELEGATE, *range(20, 24 + seed % 4), Special.END_DELEGATE]
@@ -132,7 +134,10 @@ class Counted:
 def test_a_row_does_not_depend_on_the_rows_that_share_its_call(
     kind: str, model: BatchedReasoner
 ) -> None:
-    """Bits of a row alone in a call of four, and at another place beside three others."""
+    """Bits of a row in a padded call of four, and at another place beside three others.
+
+    Padding leaves all other rows as they were.
+    """
     given = {
         "prefill": [pack_turns(CONFIG, turns(seed, 5)) for seed in range(4)],
         "read": [pack_tokens([30 + seed] * (3 + seed)) for seed in range(4)],
@@ -144,10 +149,13 @@ def test_a_row_does_not_depend_on_the_rows_that_share_its_call(
             for row in range(4):  # a past, of which each row has another one
                 past = pack_turns(CONFIG, turns(10 + row, 5))
                 state, _ = model._batch("prefill", state, [row], [past])
+            others = np.array([row for row in range(ROWS) if row not in order])
+            before = take_rows(state, others)
             inputs = [given[row] for row in order]
             state, results = model._batch(
                 kind, state, order, inputs + inputs[:1] * (4 - len(order))
             )
+            jax.tree.map(np.testing.assert_array_equal, take_rows(state, others), before)
             found.append((results[order.index(number)], take_rows(state, np.array([number]))))
         jax.tree.map(np.testing.assert_array_equal, *found)
 
