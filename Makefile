@@ -25,7 +25,7 @@ demo: $(VENV)/.demo ## streams the bundled recording through the demo's models; 
 
 test: engines $(VENV)/.test ## runs the tests on the CPU
 	XLA_FLAGS="$(UNOPTIMISED)" $(PYTEST) -m "not optimised"
-	$(PYTEST) -m optimised
+	$(PYTEST) -m optimised $$(grep -rl --include='test_*.py' optimised tests)
 
 parity: $(VENV)/.test $(VENV)/.bench ## compares the model with an independent PyTorch implementation
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/model/test_torch_parity.py tests/pallas_kernels/test_torch_parity.py

@@ -37,7 +37,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
 def mark_optimised(implementations: Iterable[str]) -> list[ParameterSet]:
     """Implementations of a kernel as parameters of a test that compares bits.
 
-    Those that users run on a CPU are marked `optimised`; the others are interpreted there.
+    The one that users run on a CPU is marked `optimised`; the TPU's and GPU's are interpreted there.
     """
-    marks = {"xla": pytest.mark.optimised, "reference": pytest.mark.optimised}
+    marks = {"xla": pytest.mark.optimised}
     return [pytest.param(one, marks=marks.get(one, ())) for one in implementations]

@@ -23,6 +23,8 @@ def test_converse_into_a_file_is_refused_before_anything_is_loaded(tmp_path: pat
 @pytest.mark.parametrize("name", ["delegation", "inspect_session"])
 def test_a_notebook_outside_a_clone_says_so(tmp_path: pathlib.Path, name: str) -> None:
     shutil.copy(ROOT / "colab" / f"{name}.py", tmp_path)
+    (tmp_path / "IPython").mkdir()  # a notebook has it
+    (tmp_path / "IPython" / "display.py").write_text("Audio = Image = display = print")
     command = [sys.executable, f"{name}.py"]
     got = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert got.returncode == 1
