@@ -67,6 +67,7 @@ def run_sessions() -> dict[str, Any]:
     """Runs --what=sessions."""
     users = make_users(_USERS, _SEED.value)
     model, reasoner = interaction.load(_MODEL.value), load_reasoner()
+    reasoner.warm_up()
 
     def agent(number: int) -> ReasonerAgent | None:
         return ReasonerAgent(reasoner, Toolbox(demo_tools([]))) if number % 2 == 0 else None

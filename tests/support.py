@@ -37,7 +37,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
 def mark_optimised(implementations: Iterable[str]) -> list[ParameterSet]:
     """Implementations of a kernel as parameters of a test that compares bits.
 
-    The one that users run on a CPU is marked `optimised`; the TPU's and GPU's are interpreted there.
+    The one that users run on a CPU is marked `optimised`; those of TPU and GPU are interpreted.
     """
     marks = {"xla": pytest.mark.optimised}
     return [pytest.param(one, marks=marks.get(one, ())) for one in implementations]
