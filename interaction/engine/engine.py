@@ -34,8 +34,8 @@ _AGAIN_S = 5.0  # a loop that is later than this restarts its clock
 class Engine:
     """The sessions of one model.
 
-    Without `start`, `tick` takes each micro-turn, and all methods run on the caller's thread. With
-    it they may be called from any thread, and wait for the end of the current step.
+    Without `start`, `tick` takes each micro-turn. All methods may be called from any thread, and
+    wait for the end of the current step.
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
         self.error: Exception | None = None  # why the thread of `start` ended
-        self._gate = threading.Lock()
+        self._gate = threading.Lock()  # of the queue of what waits
+        self._busy = threading.RLock()  # of the rows
         self._waiting: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
 
     @property
@@ -301,12 +302,19 @@ class Engine:
             done: Future = Future()
             if not direct:
                 self._waiting.put((done, work))
-        return work() if direct else done.result()
+        if not direct:
+            return done.result()
+        with self._busy:
+            return work()
 
     # Micro-turns.
 
     def tick(self) -> None:
         """Takes one micro-turn of all open sessions, whose `reply` it sets."""
+        with self._busy:
+            self._tick()
+
+    def _tick(self) -> None:
         self.ticks += 1
         inputs = {}
         for row, session in list(self._sessions.items()):

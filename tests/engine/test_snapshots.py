@@ -38,3 +38,26 @@ def test_a_full_disk_ends_nothing(tmp_path: pathlib.Path) -> None:
     with engine, Snapshots(engine, tmp_path, every_s=0.05):
         wait_for(lambda: session.stats.turns > 3)
         assert not session.closed
+
+
+def test_sessions_of_an_engine_that_is_driven_by_hand_are_saved_between_two_steps(
+    tmp_path: pathlib.Path,
+) -> None:
+    class Slow(FakeModel):
+        """In the middle of a step its state is gone, as a donated one is."""
+
+        def step(self, state: dict, chunk: object) -> tuple:
+            kept = dict(state)
+            state.clear()
+            time.sleep(0.02)
+            return super().step(kept, chunk)
+
+    engine = Engine(Slow())
+    session = engine.open(seed=7)
+    engine.tick()
+    with Snapshots(engine, tmp_path, every_s=0.01):
+        for _ in range(30):
+            engine.tick()
+    other = Engine(FakeModel())
+    there = other.restore(tmp_path / f"{session.name}{SUFFIX}")
+    assert there.stats.turns == int(other.snapshot(there)[1]["clock"][0]) > 1
