@@ -41,7 +41,7 @@ if root is None:
 sys.path.insert(0, str(root))
 
 import interaction
-from interaction.background.agent import CALL, DONE, RESULT, TEXT, Event
+from interaction.background.agent import CALL, DONE, RESULT, TEXT, BackgroundAgent, Event
 from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
 from interaction.background.tool import tool
 from interaction.background.toolbox import Toolbox
@@ -167,7 +167,7 @@ def count_letters(words: str) -> str:
     return "it is " + (f"{digits[tens]} " if tens else "") + digits[ones]
 
 
-class LetterCounter:
+class LetterCounter(BackgroundAgent):
     def __init__(self, toolbox):
         self.toolbox, self.calls, self.happened = toolbox, {}, []
 
@@ -195,9 +195,6 @@ class LetterCounter:
             self.happened += [Event(delegation, TEXT, words), Event(delegation, DONE)]
         happened, self.happened = self.happened, []
         return happened
-
-    def close(self):
-        pass
 
 
 record = folder / "own.session"
