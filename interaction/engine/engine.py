@@ -114,6 +114,7 @@ class Engine:
           ValueError: The seed does not fit in int32, or the record cannot be created.
         """
         session = self._make(agent, seed, limit_s, calls_limit_s)
+        self.fingerprint()  # takes long once, so it does not run between two steps
         return self._do(lambda: self._join(session, lambda: self._rows.allocate(seed), record))
 
     def _make(
@@ -127,12 +128,11 @@ class Engine:
         session: Session,
         take: Callable[[], int],
         record: str | os.PathLike | None,
-        state: Any = None,  # noqa: ANN401
+        packed: Any = None,  # noqa: ANN401
     ) -> Session:
         row = take()
         try:
             if record is not None:
-                packed = None if state is None else session_file.pack_state(state)
                 known = self.fingerprint(), session.seed, session.stats.turns, packed
                 header = session_record.new_header(self.model, *known, self._rows.count)
                 session.record(record, header)
@@ -256,7 +256,7 @@ class Engine:
 
         def join() -> Session:
             session.resume(known)
-            return self._join(session, lambda: self._rows.restore(state), record, state)
+            return self._join(session, lambda: self._rows.restore(state), record, fields["state"])
 
         return self._do(join)
 
