@@ -63,6 +63,18 @@ class LocalRows:
         """Number of sessions of all processes, if this one has `rows` sessions."""
         return rows // len(self._held) * self._shares
 
+    def check(self, total: int) -> None:
+        """Refuses a number of sessions of all processes that the mesh does not divide.
+
+        Raises:
+          ValueError: It is 0, or no multiple of the devices that sessions are split over.
+        """
+        if total < 1 or total % self._shares:
+            raise ValueError(
+                f"sessions: got {total}, wanted a multiple of {self._shares}, the number of "
+                "devices that sessions are split over, and at least one; ask for more"
+            )
+
     def count(self, total: int) -> int:
         """Number of sessions of this process, if all processes have `total` sessions."""
         return total // self._shares * len(self._held)

@@ -23,7 +23,6 @@ from interaction.engine import saved_session, session_file, session_record
 from interaction.engine.chunk_checks import check_trained_on_frames
 from interaction.engine.rows import BatchModel, Rows
 from interaction.engine.session import Session
-from interaction.pretrained import fingerprints
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -186,7 +185,7 @@ class Engine:
     def snapshot(self, session: Session) -> tuple[dict[str, Any], Any]:
         """A session as it is between two steps: the fields of its file but the state; the state.
 
-        The state is a copy on the device, for `session_file.pack_state`.
+        The state is a copy on the device, for the model's `pack_row`.
         """
         return self._do(lambda: (session.saved(), self._rows.snapshot(self._row(session))))
 
@@ -207,7 +206,7 @@ class Engine:
             "version": session_file.VERSION,
             "model": self.fingerprint(),
             "frames": self.frames,
-            "state": session_file.pack_state(state),
+            "state": self.model.pack_row(state),
             "kept": saved_session.pack_turns(fields["kept"]),
         }
         session_file.write_file(path, MAGIC, fields)
@@ -246,7 +245,7 @@ class Engine:
                 "frames=True"
             )
         seed = fields.take("seed", int, -(1 << 31), (1 << 31) - 1)
-        state = session_file.unpack_state(fields["state"], self.model.init_row(seed), place)
+        state = self.model.unpack_row(fields["state"], place)
         known = {
             "turns": fields.take("turns", int, 0),
             "kept": saved_session.kept_turns(fields, self.model.config),
@@ -290,7 +289,7 @@ class Engine:
     def fingerprint(self) -> str:
         """The fingerprint of the model."""
         if self._identity is None:
-            self._identity = fingerprints.fingerprint(self.model.config, self.model.params)
+            self._identity = self.model.fingerprint()
         return self._identity
 
     def _do(self, work: Callable[[], _Result]) -> _Result:

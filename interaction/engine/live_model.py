@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from interaction import logs
 from interaction.compiled.compilation_cache import use_compilation_cache
@@ -18,6 +18,7 @@ from interaction.distributed import sharding
 from interaction.distributed.jax_settings import model_settings
 from interaction.distributed.local_rows import LocalRows
 from interaction.distributed.packing import LIMITS, Packing
+from interaction.engine import session_file
 from interaction.engine.chunk_checks import (
     check_chunk,
     check_form,
@@ -28,7 +29,7 @@ from interaction.model import session_rows, session_state, streaming
 from interaction.model.backbone import separate_layers
 from interaction.model.parameters import init_model_params
 from interaction.modules import vocoder
-from interaction.pretrained import store
+from interaction.pretrained import fingerprints, store
 from interaction.types import Array, Chunk, Params, Reply, Special
 
 _log = logging.getLogger(__name__)
@@ -81,20 +82,25 @@ class InteractionModel:
         self._packed = packing.join(arranged, self.mesh)
         self._step = streaming.make_step(config, self.mesh, packing.specs, packing.take_apart)
         specs = session_state.state_specs(config)
-        # A row that is taken out is on all devices, but for the heads that `tensor` splits.
-        alone = jax.tree.map(lambda spec: PartitionSpec(None, *spec[1:]), specs)
+        # A row that is taken out is on all devices. Only heads that `tensor` splits stay split, if
+        # this process has all of them.
+        several = self._rows.several
+        alone = jax.tree.map(lambda spec: PartitionSpec(None, *spec[1:] * (not several)), specs)
         whole, one = sharding.place(self.mesh, specs), sharding.place(self.mesh, alone)
 
         def init(seeds: Array) -> session_state.StreamState:
             return session_state.init_state(config, session_state.session_keys(seeds))
 
         log = functools.partial(session_rows.before_step, config)
+        slots: Any = dict.fromkeys(whole.caches, sharding.session_sharding(self.mesh))
+        undo = session_rows.Undo(whole._replace(caches={}), slots, whole.caches)
+        self._placed = {"state": whole, "one": one, "undo": undo}
         self._init = jax.jit(init, out_shardings=whole)
         self._jitted: dict[str, Any] = {
             "init_row": jax.jit(init, out_shardings=one),
             "take_row": jax.jit(session_rows.take_row, out_shardings=one),
             "put_row": jax.jit(session_rows.put_row, donate_argnums=0, out_shardings=whole),
-            "before_step": jax.jit(log),
+            "before_step": jax.jit(log, out_shardings=undo),
             "take_back": jax.jit(session_rows.take_back, donate_argnums=0, out_shardings=whole),
         }
         self._compiled: dict[tuple, Any] = {}  # by number of sessions, and fields or function
@@ -104,12 +110,15 @@ class InteractionModel:
         """Compiles every program of a batch, on threads of their own.
 
         Args:
-          sessions: Number of sessions.
+          sessions: Number of sessions of this process.
           frames: Whether chunks may have frames.
         """
-        state = jax.eval_shape(self._init, jax.ShapeDtypeStruct((sessions,), np.int32))
-        one, row = jax.eval_shape(self._jitted["init_row"], np.zeros(1, np.int32)), np.int32(0)
-        undo = jax.eval_shape(self._jitted["before_step"], state)
+        sessions = self._rows.total(sessions)
+        seeds = jax.ShapeDtypeStruct((sessions,), np.int32)
+        state = self._form("state", jax.eval_shape(self._init, seeds))
+        one = self._form("one", jax.eval_shape(self._jitted["init_row"], np.zeros(1, np.int32)))
+        undo = self._form("undo", jax.eval_shape(self._jitted["before_step"], state))
+        row = np.int32(0)
         known = {
             "init_row": (np.zeros(1, np.int32),),
             "take_row": (state, row),
@@ -130,6 +139,14 @@ class InteractionModel:
             }
         self._compiled |= {key: one.result() for key, one in made.items()}
 
+    def _form(self, name: str, shapes: Any) -> Any:  # noqa: ANN401
+        """Shapes, dtypes and places of a value that programs take."""
+
+        def placed(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:  # noqa: ANN401
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        return jax.tree.map(placed, shapes, self._placed[name])
+
     @model_settings()
     def _run(self, name: str, sessions: int, *args: Any) -> Any:  # noqa: ANN401
         return self._compiled.get((sessions, name), self._jitted[name])(*args)
@@ -140,7 +157,10 @@ class InteractionModel:
         return self._jitted["init_row"](np.array([seed], np.int32))
 
     def take_row(self, state: session_state.StreamState, row: int) -> session_state.StreamState:
-        """A copy of one session of a state, see `session_rows.take_row`."""
+        """A copy of one session of a state, see `session_rows.take_row`.
+
+        This `row` and those below count the sessions of all processes.
+        """
         return self._run("take_row", len(state.clock), state, np.int32(row))
 
     def put_row(
@@ -243,8 +263,10 @@ class InteractionModel:
         check_chunk(self.config, chunk, state.clock.shape[0])
         # Transfers are asynchronous, and the caller may overwrite its buffers at once.
         chunk = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, chunk)
-        step = self._compiled.get((len(state.clock), _fields(chunk)), self._step)
-        return step(self._packed, state, chunk)
+        return self._program(state, chunk)(self._packed, state, chunk)
+
+    def _program(self, state: session_state.StreamState, chunk: Chunk) -> Any:  # noqa: ANN401
+        return self._compiled.get((len(state.clock), _fields(chunk)), self._step)
 
     def _step_together(
         self, state: session_state.StreamState, chunk: Chunk
@@ -258,8 +280,35 @@ class InteractionModel:
             logs.warn(_log, text, str(error), jax.process_index())
             chunk = unusable_chunk(self.config, chunk, sessions)
         chunk = jax.tree.map(self._rows.spread, chunk)
-        state, reply = self._step(self._packed, state, chunk)
+        state, reply = self._program(state, chunk)(self._packed, state, chunk)
         return state, jax.tree.map(self._rows.collect, reply)
+
+    def own_rows(self, sessions: int) -> np.ndarray:
+        """Places int[rows] of this process's rows among `sessions` sessions of all processes.
+
+        Raises:
+          ValueError: The mesh does not divide the number of sessions.
+        """
+        self._rows.check(sessions)
+        return self._rows.places(self._rows.count(sessions))
+
+    @model_settings()
+    def fingerprint(self) -> str:
+        """Identity of the model, see `fingerprints.fingerprint`."""
+        return fingerprints.fingerprint(self.config, self.params)
+
+    @model_settings()
+    def pack_row(self, one: session_state.StreamState) -> dict[str, Any]:
+        """A session from `take_row` in a form for files, see `session_file.pack_state`."""
+        return session_file.pack_state(one)
+
+    def unpack_row(self, packed: Any, where: object) -> session_state.StreamState:  # noqa: ANN401
+        """The session that `pack_row` packed, for `put_row`; see `session_file.unpack_state`.
+
+        Raises:
+          ValueError: It belongs to another model, is damaged, or is not finite.
+        """
+        return session_file.unpack_state(packed, self.init_row(0), where)
 
     def encode(self, text: str) -> np.ndarray:
         """Encodes text for the text-in slots of one micro-turn.
@@ -295,9 +344,9 @@ def _fields(chunk: Chunk) -> tuple[str, ...]:
 
 
 def _variants(config: ModelConfig, sessions: int, frames: bool) -> list[Chunk]:
-    """A chunk of every variant that a batch of sessions which come and go needs."""
+    """The form of a chunk of every variant that a batch of sessions which come and go needs."""
     given: dict[str, Any] = {
-        name: np.zeros(shape, dtype)
+        name: jax.ShapeDtypeStruct(shape, dtype)
         for name, (shape, dtype) in chunk_forms(config, sessions).items()
     }
     names = [("audio", "active", "reset", "seed")]

@@ -8,9 +8,7 @@ import numpy as np
 from interaction.config import ModelConfig
 from interaction.engine.chunk_checks import checked
 from interaction.engine.rows import BatchModel, RowInput, Rows
-from interaction.engine.session_file import unpack_state
 from interaction.engine.session_record import Entry, SessionReader, check_alone, check_identity
-from interaction.pretrained.fingerprints import fingerprint
 from interaction.types import Reply
 
 
@@ -41,12 +39,12 @@ def replay(path: str | os.PathLike, model: BatchModel) -> Replay:
     check_alone(model)
     with SessionReader(path) as record:
         header, place = record.header, record.path
-        check_identity(place, header.model, fingerprint(model.config, model.params))
+        check_identity(place, header.model, model.fingerprint())
         rows = Rows(model, header.rows)
         if header.state is None:
             row = rows.allocate(header.seed)
         else:
-            row = rows.restore(unpack_state(header.state, model.init_row(header.seed), place))
+            row = rows.restore(model.unpack_row(header.state, place))
         turns, difference = 0, ""
         for entry in record:
             try:

@@ -9,15 +9,17 @@ import numpy as np
 
 from interaction.config import ModelConfig
 from interaction.engine.chunk_checks import chunk_forms
-from interaction.types import Chunk, Params, Reply
+from interaction.types import Chunk, Reply
 
 
 class BatchModel(Protocol):
     """The interface of a model whose batch `Rows` runs; `live_model.InteractionModel` has it."""
 
     config: ModelConfig
-    params: Params
     tokenizer: Any
+
+    def fingerprint(self) -> str:
+        """Identity of the model."""
 
     def init_state(self, sessions: int, seed: int = 0) -> Any:  # noqa: ANN401
         """A fresh state of `sessions` sessions."""
@@ -36,6 +38,12 @@ class BatchModel(Protocol):
 
     def put_row(self, state: Any, row: int, one: Any) -> Any:  # noqa: ANN401
         """The state with a session in a row; the state is donated."""
+
+    def pack_row(self, one: Any) -> dict[str, Any]:  # noqa: ANN401
+        """A session from `take_row` in a form for files; for any thread."""
+
+    def unpack_row(self, packed: Any, where: object) -> Any:  # noqa: ANN401
+        """The session that `pack_row` packed; a ValueError that begins with `where` if it fails."""
 
     def before_step(self, state: Any) -> Any:  # noqa: ANN401
         """What the next step changes, see `session_rows.before_step`."""

@@ -18,6 +18,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
+from interaction.distributed import sharding
 from interaction.engine.typed_values import Fields, brief, typed
 from interaction.pretrained import tree_paths
 
@@ -154,7 +155,7 @@ def unpack_state(packed: Any, like: Any, path: object) -> Any:  # noqa: ANN401
         array = unpack_array(arrays[name], f"{path}: state {name}", leaf.nbytes)
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{path}: state {name}: got NaN or Inf; use an earlier file")
-        leaves.append(jax.device_put(array, leaf.sharding))
+        leaves.append(sharding.put(array, leaf.sharding))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

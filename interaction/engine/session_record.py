@@ -42,7 +42,7 @@ _MOST_OF_ENTRY, _MOST_OF_ARRAY = 1 << 25, 1 << 24  # most bytes, compressed and 
 
 
 def check_alone(model: BatchModel) -> None:
-    """Refuses a model of several processes, since only one of them would have the live inputs.
+    """Refuses a model of several processes, which only a `leader.Leader` may call.
 
     Raises:
       ValueError: The model's mesh spans processes.
@@ -51,7 +51,7 @@ def check_alone(model: BatchModel) -> None:
     if mesh is not None and mesh.is_multi_process:
         raise ValueError(
             f"model: got a mesh of {mesh.size} devices of several processes, wanted devices of "
-            "this process alone; load it with mesh=sharding.make_mesh(axes, jax.local_devices())"
+            "this process alone; pass leader.Leader(model) in process 0, and follow in the others"
         )
 
 

@@ -19,7 +19,8 @@ class Snapshots:
     """Keeps one file of each open session, `NAME.conversation`, in a folder.
 
     A file is replaced whole, so that there is a readable one at any moment. It disappears when its
-    session closes, and stays when the process is killed: `Engine.restore` goes on from it.
+    session closes, and stays when the engine fails or the process is killed: `Engine.restore` goes
+    on from it.
     """
 
     def __init__(self, engine: Engine, folder: str | os.PathLike, every_s: float = 2.0) -> None:
@@ -56,6 +57,8 @@ class Snapshots:
                 self._save(session.name, session)
                 if self._ending.wait(0.5 * self._every_s / len(sessions)):
                     return
+            if self._engine.error is not None:
+                return
             for name in self._saved - {session.name for session in sessions}:
                 (self._folder / f"{name}{SUFFIX}").unlink(missing_ok=True)
                 self._saved.discard(name)
@@ -67,5 +70,5 @@ class Snapshots:
             self._saved.add(name)
         except ValueError:
             pass  # closed in the meantime
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # of the disk, or of the engine
             logs.warn(_log, "a session could not be saved: %s", str(error))

@@ -12,6 +12,8 @@ from interaction.background.agent import DONE, RESULT, TEXT
 from interaction.background.threaded import ThreadedAgent
 from interaction.background.toolbox import Toolbox, ToolCall
 from interaction.data.tokenizer import load_tokenizer
+from interaction.engine import session_file
+from interaction.pretrained import fingerprints
 from interaction.types import Chunk, Reply, Special
 
 TOKENIZER = load_tokenizer()
@@ -50,6 +52,15 @@ class FakeModel:
 
     def init_row(self, seed: int) -> dict:
         return {"clock": jnp.zeros(1, jnp.uint32), "seed": jnp.full(1, seed)}
+
+    def fingerprint(self) -> str:
+        return fingerprints.fingerprint(self.config, self.params)
+
+    def pack_row(self, one: dict) -> dict:
+        return session_file.pack_state(one)
+
+    def unpack_row(self, packed: dict, where: object) -> dict:
+        return session_file.unpack_state(packed, self.init_row(0), where)
 
     def compile(self, sessions: int, *, frames: bool) -> None:
         self.compiled = (sessions, frames)

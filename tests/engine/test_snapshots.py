@@ -61,3 +61,20 @@ def test_sessions_of_an_engine_that_is_driven_by_hand_are_saved_between_two_step
     other = Engine(FakeModel())
     there = other.restore(tmp_path / f"{session.name}{SUFFIX}")
     assert there.stats.turns == int(other.snapshot(there)[1]["clock"][0]) > 1
+
+
+def test_the_files_of_a_failed_engine_stay(tmp_path: pathlib.Path) -> None:
+    class Broken(FakeModel):
+        """Its device fails once there is a file."""
+
+        def step(self, state: dict, chunk: object) -> tuple:
+            if list(tmp_path.glob(f"*{SUFFIX}")):
+                raise RuntimeError("out of memory")
+            return super().step(state, chunk)
+
+    engine = Engine(Broken())
+    session = engine.open(seed=7)
+    with engine, Snapshots(engine, tmp_path, every_s=0.01) as snapshots:
+        wait_for(lambda: session.closed)
+        wait_for(lambda: not snapshots._thread.is_alive())
+    assert Engine(FakeModel()).restore(tmp_path / f"{session.name}{SUFFIX}").seed == 7

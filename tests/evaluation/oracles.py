@@ -13,6 +13,7 @@ from interaction.background.scripted import Line
 from interaction.data import clips, timing
 from interaction.data.tokenizer import load_tokenizer
 from interaction.evaluation import parse_events
+from interaction.pretrained import fingerprints
 from interaction.types import Chunk, Reply, Special
 from tests.evaluation import fakes
 
@@ -45,6 +46,9 @@ class LiveOracle:
 
     def init_row(self, seed: int) -> tuple[int, int]:
         return int(seed), 0
+
+    def fingerprint(self) -> str:
+        return fingerprints.fingerprint(self.config, self.params)
 
     def compile(self, sessions: int, *, frames: bool) -> None:
         pass

@@ -13,14 +13,16 @@ _COUNT = "--xla_force_host_platform_device_count"
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(command: list[str], processes: int, cache: pathlib.Path) -> list[subprocess.Popen]:
+def start(
+    command: list[str], processes: int, cache: pathlib.Path, devices: int = DEVICES
+) -> list[subprocess.Popen]:
     """Starts `python -m <command>` in several processes, over which the devices are divided."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     env = {
         **os.environ,
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {_COUNT}={DEVICES // processes}",  # the last holds
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {_COUNT}={devices // processes}",  # the last holds
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
