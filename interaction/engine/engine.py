@@ -4,6 +4,7 @@ Sessions join and leave between two steps, without recompilation. What must happ
 by other threads and done by the engine's own thread.
 """
 
+import functools
 import logging
 import os
 import pathlib
@@ -114,7 +115,9 @@ class Engine:
         """
         session = self._make(agent, seed, limit_s, calls_limit_s)
         self.fingerprint()  # takes long once, so it does not run between two steps
-        return self._do(lambda: self._join(session, lambda: self._rows.allocate(seed), record))
+        if record is not None:
+            session.record(record, self._header(session, 0, None))
+        return self._join(session, lambda: self._rows.allocate(seed))
 
     def _make(
         self, agent: BackgroundAgent | None, seed: int, limit_s: float, calls_limit_s: float
@@ -122,23 +125,33 @@ class Engine:
         limits = {"limit_s": limit_s, "calls_limit_s": calls_limit_s, "clock": self.clock}
         return Session(self.model, agent, seed, frames=self.frames, **limits)
 
+    def _header(self, session: Session, turns: int, packed: Any) -> session_record.Header:  # noqa: ANN401
+        known = self.fingerprint(), session.seed, turns, packed
+        return session_record.new_header(self.model, *known, self._rows.count)
+
     def _join(
         self,
         session: Session,
         take: Callable[[], int],
-        record: str | os.PathLike | None,
-        packed: Any = None,  # noqa: ANN401
+        begin: Callable[[], object] | None = None,
     ) -> Session:
-        row = take()
+        """Lets a session in between two steps: takes a row, and begins."""
+
+        def join() -> None:
+            row = take()
+            try:
+                if begin is not None:
+                    begin()
+            except BaseException:
+                self._rows.release(row)
+                raise
+            self._sessions[row] = session
+
         try:
-            if record is not None:
-                known = self.fingerprint(), session.seed, session.stats.turns, packed
-                header = session_record.new_header(self.model, *known, self._rows.count)
-                session.record(record, header)
+            self._do(join)
         except BaseException:
-            self._rows.release(row)
+            session.unrecord()
             raise
-        self._sessions[row] = session
         return session
 
     def close(
@@ -252,12 +265,10 @@ class Engine:
             "talk": saved_session.saved_talk(fields),
         }
         session = self._make(agent, seed, limit_s, calls_limit_s)
-
-        def join() -> Session:
-            session.resume(known)
-            return self._join(session, lambda: self._rows.restore(state), record, fields["state"])
-
-        return self._do(join)
+        if record is not None:
+            session.record(record, self._header(session, known["turns"], fields["state"]))
+        take = functools.partial(self._rows.restore, state)
+        return self._join(session, take, lambda: session.resume(known))
 
     def fork(self, session: Session, agent: BackgroundAgent | None = None) -> Session:
         """Opens a copy of a session, which goes on by itself from here.
@@ -269,14 +280,12 @@ class Engine:
         Raises:
           FullError: All rows are taken.
         """
-
-        def join() -> Session:
-            row = self._row(session)
-            copy = self._make(agent, session.seed, *session.limits)
-            copy.resume(session.saved())
-            return self._join(copy, lambda: self._rows.fork(row), None)
-
-        return self._do(join)
+        copy = self._make(agent, session.seed, *session.limits)
+        return self._join(
+            copy,
+            lambda: self._rows.fork(self._row(session)),
+            lambda: copy.resume(session.saved()),
+        )
 
     def rewind(self, session: Session, micro_turns: int) -> None:
         """Takes back the newest micro-turns of the model; delegations and the record go on.

@@ -279,6 +279,12 @@ class Session:
         """
         self._writer = SessionWriter(path, header)
 
+    def unrecord(self) -> None:
+        """Removes the record of a session that could not begin."""
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
     def finish(self, reason: str = "closed") -> bool:
         """Ends the session: closes the agent and the record. Returns whether it is complete."""
         if not self.closed:

@@ -123,6 +123,7 @@ class SessionWriter:
         Raises:
           ValueError: The file exists or cannot be created.
         """
+        self._path = pathlib.Path(path)
         try:
             self._file = open(path, "xb", buffering=0)
         except OSError as error:
@@ -168,6 +169,11 @@ class SessionWriter:
             return False
         self._thread.join(wait_s)
         return not (self._thread.is_alive() or self._failed or self.dropped)
+
+    def discard(self) -> None:
+        """Removes the file."""
+        self.close([])
+        self._path.unlink(missing_ok=True)
 
     def _run(self) -> None:
         try:

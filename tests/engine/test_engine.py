@@ -18,6 +18,7 @@ from interaction.engine.engine import Engine
 from interaction.engine.live_model import InteractionModel
 from interaction.engine.rows import FullError
 from interaction.engine.session import Session
+from interaction.engine.session_record import SessionWriter
 from tests.background.fakes import FakeModel, delegate, wait_for
 from tests.support import random_params
 
@@ -174,6 +175,40 @@ def test_a_full_house_and_a_closed_session_are_refused(engine: Engine) -> None:
     with pytest.raises(ValueError, match="closed"):
         engine.fork(sessions[1])
     assert engine.open(seed=4) and engine.free == 0
+
+
+def test_a_session_that_cannot_begin_leaves_no_record(
+    model: InteractionModel, engine: Engine, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(ValueError, match="seed: got"):
+        engine.open(seed=1 << 40, record=tmp_path / "a")
+    sessions = [engine.open(seed=seed) for seed in range(ROWS)]
+    engine.save(sessions[0], tmp_path / "saved")
+    for begin in (engine.open, lambda **to: engine.restore(tmp_path / "saved", **to)):
+        with pytest.raises(FullError):
+            begin(record=tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    engine.close(sessions[0])
+    with pytest.raises(ValueError, match="wanted a new file"):
+        engine.open(record=tmp_path / "saved")
+    assert engine.free == 1
+
+
+def test_nobody_waits_for_the_disk_of_a_new_record(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(path: pathlib.Path, *rest: object) -> SessionWriter:
+        time.sleep(1.0)
+        return SessionWriter(path, *rest)
+
+    monkeypatch.setattr("interaction.engine.session.SessionWriter", slow)
+    with Engine(FakeModel()) as engine:
+        opening = threading.Thread(target=engine.open, args=(None, 1, tmp_path / "a"))
+        opening.start()
+        before = engine.ticks
+        opening.join()
+        assert engine.ticks - before >= 3
+        assert engine.sessions
 
 
 def test_a_session_whose_bookkeeping_fails_ends_alone(
