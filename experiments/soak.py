@@ -4,14 +4,20 @@ python -m experiments.soak --what=sessions --rows=24 --minutes=10 --json=out/ses
 python -m experiments.soak --what=network --hours=3 --json=out/network.json
 python -m experiments.soak --what=hours --hours=10 --json=out/hours.json
 python -m experiments.soak --what=kill --count=10 --json=out/kill.json
+python -m experiments.soak --what=moves --count=100 --json=out/moves.json
 python -m experiments.soak --what=tools --count=200 --json=out/tools.json
+python -m experiments.soak --what=corrections --count=20 --json=out/corrections.json
 python -m experiments.soak --what=files --count=1000 --json=out/files.json
+python -m experiments.soak --what=chunks --count=10000 --json=out/chunks.json
 
 sessions: an engine full of conversations in real time; every second one leaves and another joins,
 half of them with a background agent that is asked every 20 s. network: the playout buffer over
-simulated networks. hours: one session as fast as it goes, recorded and replayed. kill: an engine
-that saves its sessions every 2 s is killed at random moments. tools: what the pair says about tools
-that fail. files: crafted session files.
+simulated networks, and the words of the transcript that survive them. hours: one session as fast as
+it goes, recorded and replayed. kill: an engine that saves its sessions every 2 s is killed at
+random moments. moves: sessions that are saved, forked and rewound, and go on elsewhere. tools: what
+the pair says about tools that fail. corrections: users with held-out voices correct the newest of
+two requests, in real time. files: crafted session files. chunks: input that is no PCM, no frame, no
+text and no number.
 """
 
 import json
@@ -34,22 +40,37 @@ from interaction.background.demo_tools import demo_tools
 from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
 from interaction.background.toolbox import Toolbox
 from interaction.data.delegation_sessions import make_delegation_session
+from interaction.data.sessions import make_session
 from interaction.engine.engine import Engine
 from interaction.engine.snapshots import SUFFIX, Snapshots
-from interaction.evaluation import crafted_files, endurance, failing_tools, network
+from interaction.evaluation import (
+    corrections,
+    crafted_files,
+    endurance,
+    failing_tools,
+    fuzzed_chunks,
+    heard_words,
+    moves,
+    network,
+)
 from interaction.evaluation.events import TURN_S
 
-_WHAT = flags.DEFINE_enum(
-    "what", "sessions", ["sessions", "network", "hours", "kill", "tools", "files"], "What to do."
+_KINDS = (
+    *("sessions", "network", "hours", "kill", "moves"),
+    *("tools", "corrections", "files", "chunks"),
 )
+_WHAT = flags.DEFINE_enum("what", "sessions", _KINDS, "What to do.")
 _JSON = flags.DEFINE_string("json", None, "File for the figures.")
 _MODEL = flags.DEFINE_string("model", "demo", "Name or folder of a released model.")
 _ROWS = flags.DEFINE_integer("rows", 24, "Sessions at once.", lower_bound=1)
 _MINUTES = flags.DEFINE_float("minutes", 10, "Minutes of --what=sessions, real time.")
 _HOURS = flags.DEFINE_float("hours", 10, "Simulated hours of --what=hours and network.")
-_COUNT = flags.DEFINE_integer("count", 10, "Kills, requests or files.", lower_bound=1)
+_COUNT = flags.DEFINE_integer(
+    "count", 10, "Kills, moves, requests, voices, files or chunks.", lower_bound=1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all that is drawn.")
-_CHILD = flags.DEFINE_string("child", None, "Internal: folder of an engine that will be killed.")
+_CHILD = flags.DEFINE_string("child", None, "Internal: folder of another process.")
+_WORDS_USERS, _WORDS_TURNS = 48, 250  # users of the transcript, each of 50 s
 _USERS, _USER_TURNS = 8, 100  # users of a load, each of 20 s with one or more requests
 _KILL_ROWS, _KILL_S = 4, (4.0, 9.0)  # sessions; s after which an engine is killed
 
@@ -87,6 +108,14 @@ def run_sessions() -> dict[str, Any]:
 
 def run_network() -> dict[str, Any]:
     """Runs --what=network."""
+    records = [
+        make_session((_SEED.value, index), "heldout", "plain", _WORDS_TURNS)
+        for index in tqdm(range(_WORDS_USERS), desc="users", unit="user")
+    ]
+    with tqdm(total=len(heard_words.NETWORKS) * _WORDS_TURNS, unit="micro-turn") as progress:
+        words = heard_words.count_words(
+            interaction.load(_MODEL.value), records, _SEED.value, lambda _: progress.update()
+        )
     rows = {}
     for name in tqdm(network.IMPAIRMENTS, unit="network"):
         trace = network.make_trace(name, 3_600 * _HOURS.value, _SEED.value)
@@ -95,6 +124,7 @@ def run_network() -> dict[str, Any]:
         "hours": _HOURS.value,
         "heard_again_s_max": max(row["heard_again_s_max"] for row in rows.values()),
         "behind_s_max": max(row["behind_s_max"] for row in rows.values()),
+        **words,
         "networks": rows,
     }
 
@@ -192,6 +222,30 @@ def run_kill() -> dict[str, Any]:
     return {"kills": len(repeated), "continued": continued, "turns_repeated": repeated}
 
 
+def run_moves() -> dict[str, Any]:
+    """Runs --what=moves."""
+    users = [one["user"] for one in make_users(_USERS, _SEED.value)]
+    model = interaction.load(_MODEL.value)
+
+    def elsewhere(folder: pathlib.Path) -> None:
+        command = [sys.executable, "-m", "experiments.soak", "--what=moves", f"--child={folder}"]
+        subprocess.run([*command, f"--model={_MODEL.value}"], check=True)
+
+    with tempfile.TemporaryDirectory() as place, tqdm(total=_COUNT.value, unit="move") as progress:
+        known = _COUNT.value, _SEED.value, pathlib.Path(place), elsewhere, progress.update
+        return moves.run_moves(model, users, *known)
+
+
+def run_corrections() -> dict[str, Any]:
+    """Runs --what=corrections."""
+    with tqdm(unit="micro-turn") as progress:
+        model, reasoner = interaction.load(_MODEL.value), load_reasoner()
+        seen = corrections.correct(
+            model, reasoner, _COUNT.value, _SEED.value, lambda _: progress.update()
+        )
+    return corrections.summarise(seen)
+
+
 def run_tools() -> dict[str, Any]:
     """Runs --what=tools."""
     count = _COUNT.value
@@ -205,13 +259,21 @@ def run_files() -> dict[str, Any]:
     return crafted_files.fuzz_session_files(_COUNT.value, _SEED.value)
 
 
+def run_chunks() -> dict[str, Any]:
+    """Runs --what=chunks."""
+    return fuzzed_chunks.fuzz_chunks(interaction.load(_MODEL.value), _COUNT.value, _SEED.value)
+
+
 _RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "sessions": run_sessions,
     "network": run_network,
     "hours": run_hours,
     "kill": run_kill,
+    "moves": run_moves,
     "tools": run_tools,
+    "corrections": run_corrections,
     "files": run_files,
+    "chunks": run_chunks,
 }
 
 
@@ -219,6 +281,9 @@ def main(argv: list[str]) -> None:
     """Runs one kind, and prints and writes its figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    if _CHILD.value is not None and _WHAT.value == "moves":
+        moves.go_on(interaction.load(_MODEL.value), pathlib.Path(_CHILD.value))
+        return
     if _CHILD.value is not None:
         live_until_killed(pathlib.Path(_CHILD.value))
     figures = _RUNS[_WHAT.value]()

@@ -182,13 +182,16 @@ class Session:
         """Takes text that the model reads in the next micro-turns.
 
         Raises:
-          ValueError: The text is too long, too much text waits, or the model was not trained on it.
+          ValueError: The text is too long, too much text waits, it is no string, or the model was
+            not trained on text.
         """
         if not self._config.trained_on_text:
             raise ValueError(
                 "text: got typed text, wanted none: this model was not trained on it and would say "
                 "anything; speak to it, or load a model that was"
             )
+        if not isinstance(text, str):
+            raise ValueError(f"text: got {type(text).__name__}, wanted a string; decode it first")
         self.talk.type(text)
 
     def inputs(self) -> RowInput:

@@ -109,6 +109,7 @@ _SENDERS: dict[str, Callable[[np.random.Generator, int], _Sender]] = {
     "stall": lambda _, count: _steady(count),
     "loss": lambda _, count: _steady(count),
     "slow_200_loss": lambda _, count: _steady(count, -200),
+    "fast_200_loss": lambda _, count: _steady(count, 200),
 }
 IMPAIRMENTS = tuple(_SENDERS)
 

@@ -68,3 +68,14 @@ def word_accuracy(wanted: Sequence[str], got: Sequence[str]) -> float | None:
         return None
     wrong = sum(word_errors(a.split(), b.split()) for a, b in zip(wanted, got, strict=True))
     return max(0.0, 1 - wrong / words)
+
+
+def common_words(wanted: Sequence[str], got: Sequence[str]) -> int:
+    """The most wanted words that were got in their order (longest common subsequence)."""
+    row = [0] * (len(got) + 1)
+    for word in wanted:
+        diagonal = 0
+        for j, other in enumerate(got, 1):
+            best = diagonal + 1 if word == other else max(row[j], row[j - 1])
+            diagonal, row[j] = row[j], best
+    return row[-1]
