@@ -41,6 +41,7 @@ from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
 from interaction.background.toolbox import Toolbox
 from interaction.data.delegation_sessions import make_delegation_session
 from interaction.data.sessions import make_session
+from interaction.data.stored_session import StoredSession
 from interaction.engine.engine import Engine
 from interaction.engine.snapshots import SUFFIX, Snapshots
 from interaction.evaluation import (
@@ -84,6 +85,14 @@ def make_users(count: int, seed: int) -> list[dict[str, Any]]:
     return [{"user": one["user"], "meta": json.loads(one["meta"])} for one in made]
 
 
+def make_plain_users(count: int, turns: int, seed: int) -> list[StoredSession]:
+    """Sessions of held-out users whom the live model answers alone."""
+    return [
+        make_session((seed, index), "heldout", "plain", turns)
+        for index in tqdm(range(count), desc="users", unit="user")
+    ]
+
+
 def run_sessions() -> dict[str, Any]:
     """Runs --what=sessions."""
     users = make_users(_USERS, _SEED.value)
@@ -108,10 +117,7 @@ def run_sessions() -> dict[str, Any]:
 
 def run_network() -> dict[str, Any]:
     """Runs --what=network."""
-    records = [
-        make_session((_SEED.value, index), "heldout", "plain", _WORDS_TURNS)
-        for index in tqdm(range(_WORDS_USERS), desc="users", unit="user")
-    ]
+    records = make_plain_users(_WORDS_USERS, _WORDS_TURNS, _SEED.value)
     with tqdm(total=len(heard_words.NETWORKS) * _WORDS_TURNS, unit="micro-turn") as progress:
         words = heard_words.count_words(
             interaction.load(_MODEL.value), records, _SEED.value, lambda _: progress.update()
@@ -225,6 +231,7 @@ def run_kill() -> dict[str, Any]:
 def run_moves() -> dict[str, Any]:
     """Runs --what=moves."""
     users = [one["user"] for one in make_users(_USERS, _SEED.value)]
+    plain = [one["user"] for one in make_plain_users(_USERS, _USER_TURNS, _SEED.value)]
     model = interaction.load(_MODEL.value)
 
     def elsewhere(folder: pathlib.Path) -> None:
@@ -233,7 +240,7 @@ def run_moves() -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as place, tqdm(total=_COUNT.value, unit="move") as progress:
         known = _COUNT.value, _SEED.value, pathlib.Path(place), elsewhere, progress.update
-        return moves.run_moves(model, users, *known)
+        return moves.run_moves(model, users, plain, *known)
 
 
 def run_corrections() -> dict[str, Any]:

@@ -42,6 +42,7 @@ def _take(
 def run_moves(
     model: BatchModel,
     users: Sequence[np.ndarray],
+    plain: Sequence[np.ndarray],
     count: int,
     seed: int,
     folder: pathlib.Path,
@@ -53,6 +54,8 @@ def run_moves(
     Args:
       model: The model.
       users: PCM of users, int16[n] or float32[n] at 16 kHz.
+      plain: The same of users who ask for no tool, for rewinds: these take back the model, not its
+        delegations, whose words would come earlier the second time.
       count: Number of moves, a fifth of each kind.
       seed: Decides moments and users.
       folder: Folder for the files of sessions.
@@ -64,11 +67,14 @@ def run_moves(
       and "tokens_equal" into a batch of another size; "by_kind".
     """
     rng, engine = np.random.default_rng(seed), Engine(model, ROWS, rewind=AGAIN)
-    talks = [chunks_of(user) for user in users]
+    talks = [chunks_of(user) for user in (*users, *plain)]
     equal: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     expected: dict[str, Any] = {}
     for number in range(count):
-        kind, user = KINDS[number % len(KINDS)], int(rng.integers(len(talks)))
+        kind = KINDS[number % len(KINDS)]
+        user = int(rng.integers(len(users)))
+        if kind == REWIND:
+            user = len(users) + int(rng.integers(len(plain)))
         chunks, turns = talks[user], int(rng.integers(1, LONGEST))
         others = [engine.open(seed=one) for one in range(int(rng.integers(ROWS - 1)))]
         session = engine.open(seed=number)

@@ -22,7 +22,7 @@ def model() -> InteractionModel:
 
 
 def test_sessions_move_in_every_way(model: InteractionModel, tmp_path: pathlib.Path) -> None:
-    found = moves.run_moves(model, USERS, 10, 3, tmp_path, lambda at: moves.go_on(model, at))
+    found = moves.run_moves(model, USERS, USERS, 10, 3, tmp_path, lambda at: moves.go_on(model, at))
     assert found["moves"] == found["continued"] == 8
     assert found["moves_of_size"] == 2
     assert found["by_kind"]["fork"] == [2, 2] and found["by_kind"]["row"] == [2, 2]
@@ -35,7 +35,7 @@ def test_a_session_that_goes_on_otherwise_is_counted(
         return self.allocate(99)
 
     monkeypatch.setattr(Rows, "restore", forgets)
-    found = moves.run_moves(model, USERS, 5, 3, tmp_path, lambda at: moves.go_on(model, at))
+    found = moves.run_moves(model, USERS, USERS, 5, 3, tmp_path, lambda at: moves.go_on(model, at))
     assert found["by_kind"] == {
         **{"row": [0, 1], "process": [0, 1], "fork": [0, 1], "rewind": [1, 1]},
         "size": found["by_kind"]["size"],
