@@ -67,7 +67,7 @@ _ROWS = flags.DEFINE_integer("rows", 24, "Sessions at once.", lower_bound=1)
 _MINUTES = flags.DEFINE_float("minutes", 10, "Minutes of --what=sessions, real time.")
 _HOURS = flags.DEFINE_float("hours", 10, "Simulated hours of --what=hours and network.")
 _COUNT = flags.DEFINE_integer(
-    "count", 10, "Kills, moves, requests, voices, files or chunks.", lower_bound=1
+    "count", 10, "Checked sessions, kills, moves, requests, voices, files or chunks.", lower_bound=1
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all that is drawn.")
 _CHILD = flags.DEFINE_string("child", None, "Internal: folder of another process.")
@@ -111,7 +111,7 @@ def run_sessions() -> dict[str, Any]:
 
         pcm = [one["user"] for one in users]
         return endurance.run_load(
-            model, pcm, _ROWS.value, seconds, agent, seed=_SEED.value, on_second=show
+            model, pcm, _ROWS.value, seconds, agent, _COUNT.value, _SEED.value, show
         )
 
 

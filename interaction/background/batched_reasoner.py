@@ -27,6 +27,7 @@ from interaction.background.reasoner_agent import (
     silent_turn,
 )
 from interaction.background.reasoner_rows import make_row_functions
+from interaction.compiled.traced_objects import keep_traced
 from interaction.distributed.jax_settings import model_settings
 from interaction.types import Special
 
@@ -139,6 +140,7 @@ class BatchedReasoner(Reasoner):
                 for kind, leaves in given:
                     state, _ = self._batch(kind, state, [], [leaves] * size)
             self._compiled.add(frames)
+            keep_traced()
 
     def start(self) -> Row:
         """The state of a conversation before its first micro-turn.

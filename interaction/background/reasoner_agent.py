@@ -28,6 +28,7 @@ from interaction.background.agent import DONE, FAILED, RESULT, TEXT, THINKING, M
 from interaction.background.reasoner import MicroTurns
 from interaction.background.threaded import KEEP, ThreadedAgent
 from interaction.background.toolbox import Toolbox, ToolCall, check_toolbox, error_json
+from interaction.compiled.traced_objects import keep_traced
 from interaction.config import PREFILL_TURNS, ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.distributed import sharding
@@ -107,6 +108,7 @@ class Reasoner:
             for span in ([Special.DELEGATE, Special.END_DELEGATE], [Special.HOLD]):
                 state, _ = self.read(state, span)
             self._compiled.add(frames)
+            keep_traced()
 
     @model_settings()
     def start(self) -> State:

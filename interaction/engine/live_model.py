@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from interaction import logs
 from interaction.compiled.compilation_cache import use_compilation_cache
+from interaction.compiled.traced_objects import keep_traced
 from interaction.config import ModelConfig
 from interaction.data.tokenizer import Tokenizer, load_tokenizer
 from interaction.distributed import sharding
@@ -137,7 +138,9 @@ class InteractionModel:
                 for key, job in work.items()
                 if key not in self._compiled
             }
-        self._compiled |= {key: one.result() for key, one in made.items()}
+        if made:
+            self._compiled |= {key: one.result() for key, one in made.items()}
+            keep_traced()
 
     def _form(self, name: str, shapes: Any) -> Any:  # noqa: ANN401
         """Shapes, dtypes and places of a value that programs take."""
@@ -148,8 +151,9 @@ class InteractionModel:
         return jax.tree.map(placed, shapes, self._placed[name])
 
     @model_settings()
-    def _run(self, name: str, sessions: int, *args: Any) -> Any:  # noqa: ANN401
-        return self._compiled.get((sessions, name), self._jitted[name])(*args)
+    def _run(self, name: str, state: session_state.StreamState, *args: Any) -> Any:  # noqa: ANN401
+        _check_alive(state)
+        return self._compiled.get((len(state.clock), name), self._jitted[name])(state, *args)
 
     @model_settings()
     def init_row(self, seed: int) -> session_state.StreamState:
@@ -161,23 +165,23 @@ class InteractionModel:
 
         This `row` and those below count the sessions of all processes.
         """
-        return self._run("take_row", len(state.clock), state, np.int32(row))
+        return self._run("take_row", state, np.int32(row))
 
     def put_row(
         self, state: session_state.StreamState, row: int, one: session_state.StreamState
     ) -> session_state.StreamState:
         """The state with a session in a row, see `session_rows.put_row`; the state is donated."""
-        return self._run("put_row", len(state.clock), state, np.int32(row), one)
+        return self._run("put_row", state, np.int32(row), one)
 
     def before_step(self, state: session_state.StreamState) -> session_rows.Undo:
         """What the next step changes, see `session_rows.before_step`."""
-        return self._run("before_step", len(state.clock), state)
+        return self._run("before_step", state)
 
     def take_back(
         self, state: session_state.StreamState, undo: session_rows.Undo, row: int
     ) -> session_state.StreamState:
         """The state with a session before a step, see `session_rows`; the state is donated."""
-        return self._run("take_back", len(state.clock), state, undo, np.int32(row))
+        return self._run("take_back", state, undo, np.int32(row))
 
     @model_settings()
     def init_state(self, sessions: int, seed: int | Sequence[int] = 0) -> session_state.StreamState:
@@ -256,8 +260,10 @@ class InteractionModel:
         Raises:
           ValueError: In a single process: a field has a wrong shape or dtype, or is a NumPy array
             without usable values in any row. `state` has not changed and is still valid. If only
-            some rows are unusable, these alone are refused, see `Reply.refused`.
+            some rows are unusable, these alone are refused, see `Reply.refused`. Or an earlier call
+            took the state.
         """
+        _check_alive(state)
         if self._rows.several:
             return self._step_together(state, chunk)
         check_chunk(self.config, chunk, state.clock.shape[0])
@@ -331,6 +337,19 @@ class InteractionModel:
     def decode(self, ids: Any) -> str:  # noqa: ANN401
         """Decodes token ids of one session; special tokens are dropped."""
         return self.tokenizer.decode([int(i) for i in np.ravel(ids)])
+
+
+def _check_alive(state: session_state.StreamState) -> None:
+    """Refuses a state that was donated.
+
+    Raises:
+      ValueError: Its buffers are gone.
+    """
+    if isinstance(state.clock, jax.Array) and state.clock.is_deleted():
+        raise ValueError(
+            "state: got one that was donated to an earlier call, wanted the newest; use the state "
+            "that this call returned, or keep a copy of it before"
+        )
 
 
 @model_settings()  # they belong to a thread

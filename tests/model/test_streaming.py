@@ -247,6 +247,20 @@ def test_bad_chunk_is_named(
     assert not jax.tree.leaves(state)[0].is_deleted(), "the state is still good"
 
 
+def test_a_state_that_was_donated_is_named(model: InteractionModel) -> None:
+    first = model.init_state(ROWS, 0)
+    row = model.take_row(first, 1)
+    second, _ = model.step(first, chunk(0))
+    for use in (
+        lambda: model.step(first, chunk(1)),
+        lambda: model.take_row(first, 0),
+        lambda: model.put_row(first, 0, row),
+    ):
+        with pytest.raises(ValueError, match="state: got one that was donated to an earlier call"):
+            use()
+    model.step(second, chunk(1))
+
+
 def test_text_longer_than_its_slots_is_refused(model: InteractionModel) -> None:
     assert model.encode("hello").shape == (CONFIG.text_slots,)
     with pytest.raises(ValueError, match="text_slots"):
