@@ -9,6 +9,7 @@ pitch period. A sender that is exactly in time is heard bit for bit.
 """
 
 import collections
+import itertools
 import math
 import operator
 import threading
@@ -24,6 +25,7 @@ from interaction.engine.splices import Continuation
 BEHIND_S = 0.6  # s, most sound that waits after a micro-turn; more is dropped
 _MARGIN = 0.2  # micro-turns by which chunks come early enough, once one was late
 _WINDOW = 300  # chunks whose lags are remembered: one minute
+_STEADY = 1e-3  # micro-turns a minute by which a steady clock may change: 3 ppm
 _RECENT = 10  # chunks among which one is taken to have come without jitter
 _AHEAD = 5  # numbers that may be missing beyond those of the time that has passed
 _STRANGERS, _MOST_STRANGERS = 3, 64  # chunks in a row that begin another numbering; most kept
@@ -187,8 +189,8 @@ class PlayoutBuffer:
             self._limit()  # nobody takes
 
     def _note_lag(self, lag: float) -> None:
-        """Remembers a lag, unless no allowed delay serves it."""
-        if lag <= self._delay() + BEHIND_S * self._rate / self._samples:
+        """Remembers a lag, unless no allowed delay serves it. Time begins with the first take."""
+        if self._takes and lag <= self._delay() + BEHIND_S * self._rate / self._samples:
             self._lags.append(lag)
 
     def _end(self) -> int:
@@ -305,14 +307,18 @@ class PlayoutBuffer:
             return 0
         delay, latest = self._delay(), max(self._lags)
         earliest = min(self._lags[-back] for back in range(1, min(_RECENT, len(self._lags)) + 1))
+        # A slow clock makes chunks later in the next minute by as much as in the last one. A larger
+        # difference is a pause.
+        slower = earliest - min(itertools.islice(self._lags, _RECENT))
+        margin = max(self._margin, slower if _STEADY < slower < _MARGIN else 0.0)
         turn_s = self._samples / self._rate
-        self.delay_s = min((latest - earliest + self._margin) * turn_s, BEHIND_S)
+        self.delay_s = min((latest - earliest + margin) * turn_s, BEHIND_S)
         beyond = self._play % self._samples
-        if delay - latest > 1 + _MARGIN + self._margin:
+        if delay - latest > 1 + _MARGIN + margin:
             return self._samples - beyond
         # One chunk more may wait if even then the earliest ones keep to the limit.
         allowed = delay + 1 - earliest < BEHIND_S / turn_s + 1
-        if delay - latest < self._margin and allowed:
+        if delay - latest < margin and allowed:
             return -(beyond or self._samples)
         return 0
 

@@ -383,3 +383,24 @@ def test_one_thread_fills_while_another_empties() -> None:
     assert all(np.isfinite(pcm).all() for pcm in heard)
     assert buffer.lost == buffer.late == buffer.doubled == 0
     assert buffer.behind_s == 0.0 and buffer.dropped_s <= 2_000 * 0.2
+
+
+def test_a_slow_clock_is_met_in_silence_before_a_chunk_is_late() -> None:
+    # Chunks come 6 ms before they are needed; at 200 ppm this is used up after 30 s.
+    bench, out, sent = Bench(), [], 0
+    times = 0.1 + np.arange(400) * 0.2 * (1 + 200e-6)
+    rng = np.random.default_rng(0)
+    words = [rng.uniform(0.1, 0.2, TURN).astype(np.float32) * (n % 17 < 12) for n in range(400)]
+    for turn in range(300):
+        while times[sent] <= turn * 0.2 + 0.106:
+            bench.now = float(times[sent])
+            bench.buffer.put(sent, words[sent])
+            sent += 1
+        bench.now = turn * 0.2 + 0.106
+        out.append(bench.buffer.take())
+    assert bench.buffer.inserted_s == pytest.approx(0.2)
+    assert bench.buffer.lost == 0 and bench.buffer.dropped_s == 0
+    heard, spoken = np.concatenate(out), np.concatenate(words)
+    heard, spoken = heard[heard != 0], spoken[spoken != 0]
+    np.testing.assert_array_equal(heard, spoken[: len(heard)])
+    assert len(heard) > 200 * TURN
