@@ -390,7 +390,9 @@ def test_a_slow_clock_is_met_in_silence_before_a_chunk_is_late() -> None:
     bench, out, sent = Bench(), [], 0
     times = 0.1 + np.arange(400) * 0.2 * (1 + 200e-6)
     rng = np.random.default_rng(0)
-    words = [rng.uniform(0.1, 0.2, TURN).astype(np.float32) * (n % 17 < 12) for n in range(400)]
+    words = [
+        rng.uniform(0.1, 0.2, TURN).astype(np.float32) * ((n + 5) % 17 < 12) for n in range(400)
+    ]
     for turn in range(300):
         while times[sent] <= turn * 0.2 + 0.106:
             bench.now = float(times[sent])
