@@ -58,6 +58,10 @@ class BackgroundAgent(abc.ABC):
             )
         self.__taken = "belongs to a conversation"
 
+    def detach(self) -> None:
+        """Takes `attach` back, for a conversation that could not begin."""
+        self.__taken = ""
+
     @abc.abstractmethod
     def observe(self, turn: MicroTurn) -> None:
         """Takes the next micro-turn; called once for each micro-turn, in order."""

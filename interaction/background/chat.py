@@ -20,7 +20,7 @@ from interaction.background.chat_stream import ANSWER, ENDING, Answer, ResponseR
 from interaction.background.chat_transcript import Transcript
 from interaction.background.spoken import complete, speakable
 from interaction.background.threaded import KEEP, ThreadedAgent
-from interaction.background.toolbox import Toolbox, ToolCall
+from interaction.background.toolbox import Toolbox, ToolCall, check_toolbox
 
 try:
     import openai
@@ -125,7 +125,7 @@ class ChatAgent(ThreadedAgent):
         self._timeout_s = timeout_s
         self._local = threading.local()  # `response` of a response's thread
         self._model = model
-        self._toolbox = toolbox
+        self._toolbox = check_toolbox(toolbox)
         self._prompt = prompt
         self._room = threading.Semaphore(_AT_ONCE)
         self._transcript = Transcript(decode, keep)

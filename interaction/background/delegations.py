@@ -45,7 +45,7 @@ _LONGEST_TEXT = 4_000  # characters of an event
 _AT_ONCE = 8  # most running delegations; further ones fail
 _WAITING = 32  # most unfinished delegations and typed texts; further requests are ignored
 _EVENTS = 64  # most events that are handled in a micro-turn
-_BACKLOG = 5_000  # most events that wait
+_BACKLOG = 3_000  # most events that wait; all of them fit one entry of a record
 
 
 class Words(Protocol):
@@ -142,6 +142,11 @@ class Delegations:
         self._notes.append(Note(time.time(), number, kind, clean_text(text[:_LONGEST_TEXT])))
 
     # Text for the live model.
+
+    def detach(self) -> None:
+        """Gives the agent back, before the first micro-turn."""
+        if self._agent is not None:
+            self._agent.detach()
 
     def type(self, text: str) -> None:
         """Queues text from outside for the live model.

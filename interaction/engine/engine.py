@@ -23,11 +23,12 @@ from interaction.background.agent import BackgroundAgent
 from interaction.engine import saved_session, session_file, session_record
 from interaction.engine.chunk_checks import check_trained_on_frames
 from interaction.engine.rows import BatchModel, Rows
-from interaction.engine.session import Session
+from interaction.engine.session import FINISH_S, Session
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 MAGIC = b"convers1"
+_FAILED = "the engine failed, make another one: {!r}"
 _AGAIN_S = 5.0  # a loop that is later than this restarts its clock
 
 
@@ -73,7 +74,8 @@ class Engine:
         self._identity: str | None = None
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
-        self.error: Exception | None = None  # why the thread of `start` ended
+        self.error: BaseException | None = None  # why no step can be taken any more
+        self._finishing: list[threading.Thread] = []  # of sessions that ended by themselves
         self._gate = threading.Lock()  # of the queue of what waits
         self._busy = threading.RLock()  # of the rows
         self._waiting: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
@@ -115,9 +117,8 @@ class Engine:
         """
         session = self._make(agent, seed, limit_s, calls_limit_s)
         self.fingerprint()  # takes long once, so it does not run between two steps
-        if record is not None:
-            session.record(record, self._header(session, 0, None))
-        return self._join(session, lambda: self._rows.allocate(seed))
+        take = functools.partial(self._rows.allocate, seed)
+        return self._join(session, take, None, record)
 
     def _make(
         self, agent: BackgroundAgent | None, seed: int, limit_s: float, calls_limit_s: float
@@ -125,15 +126,14 @@ class Engine:
         limits = {"limit_s": limit_s, "calls_limit_s": calls_limit_s, "clock": self.clock}
         return Session(self.model, agent, seed, frames=self.frames, **limits)
 
-    def _header(self, session: Session, turns: int, packed: Any) -> session_record.Header:  # noqa: ANN401
-        known = self.fingerprint(), session.seed, turns, packed
-        return session_record.new_header(self.model, *known, self._rows.count)
-
     def _join(
         self,
         session: Session,
         take: Callable[[], int],
         begin: Callable[[], object] | None = None,
+        record: str | os.PathLike | None = None,
+        turns: int = 0,
+        packed: Any = None,  # noqa: ANN401
     ) -> Session:
         """Lets a session in between two steps: takes a row, and begins."""
 
@@ -148,9 +148,13 @@ class Engine:
             self._sessions[row] = session
 
         try:
+            if record is not None:  # on the caller's thread
+                known = self.fingerprint(), session.seed, turns, packed
+                header = session_record.new_header(self.model, *known, self._rows.count)
+                session.record(record, header)
             self._do(join)
         except BaseException:
-            session.unrecord()
+            session.undo()
             raise
         return session
 
@@ -166,19 +170,30 @@ class Engine:
 
         Returns:
           Whether the record is complete; True if there is none.
+
+        Raises:
+          OSError: The file cannot be written; call it again with another path.
+          ValueError: A `path` for a session that had ended by itself.
         """
 
-        def leave() -> Any:  # noqa: ANN401
+        def leave() -> None:
             row = self._row(session)
+            if path is not None:
+                session.last_state = self._rows.snapshot(row)
             del self._sessions[row]
-            state = None if path is None else self._rows.snapshot(row)
             self._rows.release(row)
-            return state
 
-        state = None if session.closed else self._do(leave)
+        if not session.closed:
+            self._do(leave)
         complete = session.finish(reason)
-        if path is not None and state is not None:
-            self._write(path, session.saved(), state)
+        if path is not None:
+            if session.last_state is None:
+                raise ValueError(
+                    f"path: got {path} for a session that had ended ({session.closed}), wanted an "
+                    "open one; save it before it ends"
+                )
+            self._write(path, session.saved(), session.last_state)
+            session.last_state = None
         return complete
 
     def _row(self, session: Session) -> int:
@@ -265,10 +280,8 @@ class Engine:
             "talk": saved_session.saved_talk(fields),
         }
         session = self._make(agent, seed, limit_s, calls_limit_s)
-        if record is not None:
-            session.record(record, self._header(session, known["turns"], fields["state"]))
-        take = functools.partial(self._rows.restore, state)
-        return self._join(session, take, lambda: session.resume(known))
+        take, begin = functools.partial(self._rows.restore, state), lambda: session.resume(known)
+        return self._join(session, take, begin, record, known["turns"], fields["state"])
 
     def fork(self, session: Session, agent: BackgroundAgent | None = None) -> Session:
         """Opens a copy of a session, which goes on by itself from here.
@@ -304,7 +317,7 @@ class Engine:
     def _do(self, work: Callable[[], _Result]) -> _Result:
         """Runs a function between two steps."""
         if self.error is not None:
-            raise RuntimeError(f"the engine failed, make another one: {self.error!r}")
+            raise RuntimeError(_FAILED.format(self.error))
         with self._gate:
             direct = self._thread in (None, threading.current_thread())
             done: Future = Future()
@@ -319,22 +332,34 @@ class Engine:
 
     def tick(self) -> None:
         """Takes one micro-turn of all open sessions, whose `reply` it sets."""
+        if self.error is not None:
+            raise RuntimeError(_FAILED.format(self.error))
         with self._busy:
-            self._tick()
+            try:
+                self._tick()
+            except BaseException as error:  # of the device: no session can go on
+                self.error = error
+                for session in self.sessions:
+                    self._end(session, f"the engine failed: {error!r}")
+                raise
 
     def _tick(self) -> None:
         self.ticks += 1
-        inputs = {}
-        for row, session in list(self._sessions.items()):
+        taking, given = dict(self._sessions), {}
+        for row, session in taking.items():
             try:
-                inputs[row] = session.inputs()
+                given[row] = session.inputs()
             except Exception as error:
                 self._end_broken(session, error)
+        # A subscriber may have closed sessions in the meantime, and opened others.
+        inputs = {row: one for row, one in given.items() if self._sessions.get(row) is taking[row]}
         began = time.perf_counter()
         replies = self._rows.step(inputs) if inputs else {}
         step_s = time.perf_counter() - began
         for row, reply in replies.items():
-            session = self._sessions[row]
+            session = taking[row]
+            if self._sessions.get(row) is not session:
+                continue
             try:
                 session.observe(inputs[row], reply, step_s)
             except Exception as error:
@@ -345,6 +370,8 @@ class Engine:
 
     def _end_broken(self, session: Session, error: Exception) -> None:
         """Ends one session whose bookkeeping failed, so that the others go on."""
+        if session.closed:
+            return
         logs.warn(_log, "a session ends: %s", repr(error), exc_info=True)
         self._end(session, f"{type(error).__name__}: {error}")
 
@@ -356,7 +383,10 @@ class Engine:
         if self._thread is None:
             session.finish(reason)
         else:
-            threading.Thread(target=session.finish, args=(reason,), daemon=True).start()
+            self._finishing = [one for one in self._finishing if one.is_alive()]
+            self._finishing.append(threading.Thread(target=session.finish, args=(reason,)))
+            self._finishing[-1].daemon = True  # an agent may never end
+            self._finishing[-1].start()
 
     def start(self) -> Self:
         """Starts a thread that ticks every 200 ms until `stop`."""
@@ -369,11 +399,15 @@ class Engine:
     def stop(self) -> None:
         """Ends the thread after its current step, and closes all sessions."""
         thread = self._thread
+        if thread is threading.current_thread():
+            raise RuntimeError("stop: got a call of a subscriber, wanted one of another thread")
         if thread is not None:
             self._ending.set()
             thread.join()
         for session in self.sessions:
             self.close(session, "the engine stopped")
+        for one in self._finishing:
+            one.join(FINISH_S)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -395,37 +429,46 @@ class Engine:
             self._between()
             try:
                 self.tick()
-            except Exception as error:  # of the device: no session can go on
+            except BaseException:
                 _log.exception("the engine ends")
-                self.error = error
                 break
             early = due - self.clock()
             if early > 0:
                 self.sleep(early)
-            else:
+            elif early > -_AGAIN_S:
                 self.miss(-early)
-            due = due + length if early > -_AGAIN_S else self.clock() + length
+            else:  # the clock begins again
+                self.miss(-early, 1 + int(-early / length))
+                due = self.clock()
+            due += length
         with self._gate:  # afterwards nothing is queued
             self._thread = None
         self._between()
-        if self.error is not None:
-            for session in self.sessions:
-                self._end(session, f"the engine failed: {self.error!r}")
 
     def _between(self) -> None:
         """Does what waits for the end of a step."""
         while not self._waiting.empty():
             done, work = self._waiting.get()
             try:
-                done.set_result(work())
+                with self._busy:
+                    result = work() if self.error is None else None
+                if self.error is not None:
+                    raise RuntimeError(_FAILED.format(self.error))
             except BaseException as error:
                 done.set_exception(error)
+            else:
+                done.set_result(result)
 
-    def miss(self, late_s: float) -> None:
-        """Counts a micro-turn whose replies were `late_s` seconds late."""
-        self.missed += 1
+    def miss(self, late_s: float, count: int = 1) -> None:
+        """Counts micro-turns, the last of which was `late_s` seconds late.
+
+        Args:
+          late_s: Time, s.
+          count: Their number; more than 1 if the clock begins again after a stall.
+        """
+        self.missed += count
         for session in self.sessions:
-            session.miss(late_s)
+            session.miss(late_s, count)
         stats = [session.stats for session in self.sessions]
         logs.warn(
             _log,

@@ -47,14 +47,14 @@ class Worker:
           model: The model.
           answer: Function that takes the answer to each call of `calls`.
         """
-        self.calls: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()  # None: the end
         self.held: dict[int, Any] = {}
         self._model, self._answer = model, answer
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        while True:
-            call, result, refused, wrong = self.calls.get(), None, False, ""
+        while (call := self.calls.get()) is not None:
+            result, refused, wrong = None, False, ""
             try:
                 result = self._make(call)
             except Exception as error:  # the leader decides

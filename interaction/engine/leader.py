@@ -16,6 +16,7 @@ import itertools
 import queue
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -35,7 +36,9 @@ from interaction.engine.process_links import (
 )
 from interaction.types import Chunk, Reply
 
-LOST_AFTER_S = 10.0  # s until a process that does not answer is lost; compilation takes any time
+LOST_AFTER_S = 10.0  # s until a process that does not answer a step is lost
+_GOODBYE_S = 1.0  # s to send the last message
+SLOW_S = 120.0  # s for other calls, whose first one may compile; `compile` takes any time
 
 
 class Held:
@@ -49,6 +52,41 @@ class Held:
           sessions: Number of sessions of all processes, if it is a state.
         """
         self.number, self.sessions = number, sessions
+
+
+class _Other:
+    """Another process; what it answers, or None at its end, is put into a queue."""
+
+    def __init__(
+        self, process: int, connection: Connection, answers: queue.SimpleQueue[tuple[int, Any]]
+    ) -> None:
+        self.messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._process, self._connection, self._answers = process, connection, answers
+        # A process that does not read makes a sender wait, so it is a thread of its own.
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._sender.start()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _send(self) -> None:
+        try:
+            while (message := self.messages.get()) is not None:
+                self._connection.send_bytes(message)
+        except OSError:
+            self._answers.put((self._process, None))
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._answers.put((self._process, decode(self._connection.recv_bytes())))
+        except (EOFError, OSError):
+            self._answers.put((self._process, None))
+
+    def close(self, last: bytes) -> None:
+        """Sends a last message, if it can be sent soon."""
+        self.messages.put(last)
+        self.messages.put(None)
+        self._sender.join(_GOODBYE_S)
+        self._connection.close()
 
 
 class Leader:
@@ -84,29 +122,18 @@ class Leader:
         self._answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of all calls, whose order is the same in each process
         self._own = Worker(model, lambda answer: self._answers.put((0, answer)))
-        self._others: list[Connection] = accept_all(address or socket.gethostname())
-        for process, other in enumerate(self._others, 1):
-            threading.Thread(target=self._listen, args=(process, other), daemon=True).start()
-
-    def _listen(self, process: int, other: Connection) -> None:
-        """Receives what a process answers until its end."""
-        try:
-            while True:
-                self._answers.put((process, decode(other.recv_bytes())))
-        except (EOFError, OSError):
-            self._answers.put((process, None))
+        self._others = [
+            _Other(process, connection, self._answers)
+            for process, connection in enumerate(accept_all(address or socket.gethostname()), 1)
+        ]
 
     def close(self) -> None:
         """Lets the other processes leave `follow`."""
         with self._lock:
-            end = encode({"name": END, "reason": self._lost})
             for other in self._others:
-                try:
-                    other.send_bytes(end)
-                    other.close()
-                except OSError:
-                    pass  # gone
+                other.close(encode({"name": END, "reason": self._lost}))
             self._others = []
+            self._own.calls.put(None)
             self._lost = self._lost or "the leader is closed"
 
     def __enter__(self) -> Self:
@@ -122,7 +149,7 @@ class Leader:
         given: dict[str, Any] | None = None,
         *,
         rows: Sequence[np.ndarray] | None = None,
-        limited: bool = True,
+        limit_s: float | None = SLOW_S,
     ) -> tuple[int, list[Any]]:
         """Calls a method of the model in all processes.
 
@@ -131,7 +158,7 @@ class Leader:
           held: Its arguments of which every process has its part.
           given: Its other arguments.
           rows: Rows of `given` for each process; None: all get the same.
-          limited: Whether a process that does not answer in time is lost.
+          limit_s: Time in s after which a process that does not answer is lost.
 
         Returns:
           The number of the value that it makes, and what each process answers.
@@ -151,12 +178,13 @@ class Leader:
             if rows is not None:
                 parts = [{key: leaf[own] for key, leaf in given.items()} for own in rows]
             self._own.calls.put(call | {"given": parts[0]})
-            for process, other in enumerate(self._others, 1):
-                try:
-                    other.send_bytes(encode(call | {"given": parts[process]}))
-                except OSError:
-                    self._lose(f"process {process} is gone")
-            answers = self._wait(len(parts), self._lost_after_s if limited else None)
+            for other, part in zip(self._others, parts[1:], strict=True):
+                other.messages.put(encode(call | {"given": part}))
+            try:
+                answers = self._wait(len(parts), limit_s)
+            except BaseException as error:  # what is still under way has no place in a later call
+                self._lost = self._lost or f"a call was interrupted: {error!r}"
+                raise
             failed = [process for process, answer in enumerate(answers) if answer["error"]]
             if failed and len(failed) < len(answers):
                 self._lose(f"process {failed[0]} failed alone: {answers[failed[0]]['error']}")
@@ -166,9 +194,11 @@ class Leader:
 
     def _wait(self, processes: int, limit_s: float | None) -> list[Any]:
         found: dict[int, Any] = {}
+        end = None if limit_s is None else time.monotonic() + limit_s
         while len(found) < processes:
             try:
-                process, answer = self._answers.get(timeout=limit_s)
+                left = None if end is None else max(0.0, end - time.monotonic())
+                process, answer = self._answers.get(timeout=left)
             except queue.Empty:
                 silent = sorted(set(range(processes)) - set(found))
                 self._lose(f"processes {silent} did not answer within {limit_s:g} s")
@@ -200,11 +230,11 @@ class Leader:
     def compile(self, sessions: int, *, frames: bool = False) -> None:
         """Compiles every program of a batch in each process, see `InteractionModel.compile`."""
         given = {"sessions": sessions, "frames": frames}
-        self._call("compile", given=given, limited=False)
+        self._call("compile", given=given, limit_s=None)
 
     def fingerprint(self) -> str:
         """Identity of the model."""
-        return self._call("fingerprint", limited=False)[1][0]
+        return self._call("fingerprint", limit_s=None)[1][0]
 
     def init_state(self, sessions: int, seed: int = 0) -> Held:
         """A fresh state of `sessions` sessions, of which each process has its part.
@@ -263,7 +293,9 @@ class Leader:
         """
         given = {name: leaf for name, leaf in chunk._asdict().items() if leaf is not None}
         rows = self._rows[state.sessions]
-        number, parts = self._call("step", {"state": state}, given, rows=rows)
+        number, parts = self._call(
+            "step", {"state": state}, given, rows=rows, limit_s=self._lost_after_s
+        )
         reply: dict[str, Any] = {
             name: np.empty((state.sessions, *leaf.shape[1:]), leaf.dtype)
             for name, leaf in parts[0].items()

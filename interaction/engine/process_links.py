@@ -4,12 +4,20 @@ They are TCP connections that both sides prove with a secret, which is sent over
 are maps of MessagePack, with arrays.
 """
 
+import contextlib
 import os
+import queue
 import secrets
 import socket
 import threading
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+import time
+from multiprocessing.connection import (
+    Client,
+    Connection,
+    Listener,
+    answer_challenge,
+    deliver_challenge,
+)
 from typing import Any
 
 import jax
@@ -57,28 +65,37 @@ def accept_all(host: str) -> list[Connection]:
       HostLostError: Some process did not come.
     """
     count, secret = jax.process_count(), secrets.token_bytes(_SECRET)
+    joined: queue.SimpleQueue[tuple[int, Connection]] = queue.SimpleQueue()
     found: dict[int, Connection] = {}
-    with Listener((host, 0), backlog=count, authkey=secret) as listener:
+    with Listener((host, 0), backlog=count) as listener:
         address, port = listener.address
-        done = threading.Event()
+
+        def greet(other: Connection) -> None:
+            try:
+                deliver_challenge(other, secret)
+                answer_challenge(other, secret)
+                _set_options(other)
+                joined.put((decode(other.recv_bytes())["process"], other))
+            except Exception:  # a stranger, such as a scan of ports
+                other.close()
 
         def accept() -> None:
-            while len(found) < count - 1:
-                try:
-                    other = listener.accept()
-                except (AuthenticationError, EOFError, ConnectionError):
-                    continue  # a stranger
-                except OSError:
-                    return  # the listener is closed
-                _set_no_delay(other)
-                found[decode(other.recv_bytes())["process"]] = other
-            done.set()
+            with contextlib.suppress(OSError):  # the listener is closed
+                while True:
+                    threading.Thread(target=greet, args=(listener.accept(),), daemon=True).start()
 
         _share((address, port, secret))
         threading.Thread(target=accept, daemon=True).start()
-        if not done.wait(_JOIN_S):
-            absent = sorted(set(range(1, count)) - set(found))
-            raise HostLostError(f"processes {absent} did not come within {_JOIN_S:.0f} s")
+        end = time.monotonic() + _JOIN_S
+        while len(found) < count - 1:
+            try:
+                process, other = joined.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                absent = sorted(set(range(1, count)) - set(found))
+                raise HostLostError(
+                    f"processes {absent} did not come within {_JOIN_S:.0f} s; start all again"
+                ) from None
+            found[process] = other
     return [found[process] for process in range(1, count)]
 
 
@@ -96,7 +113,7 @@ def connect() -> Connection:
             f"the leader cannot be reached at {address}:{port} ({error}); pass it the address at "
             "which this host reaches it"
         ) from error
-    _set_no_delay(leader)
+    _set_options(leader)
     leader.send_bytes(encode({"process": jax.process_index()}))
     return leader
 
@@ -113,10 +130,14 @@ def _share(mine: tuple[str, int, bytes] | None) -> tuple[str, int, bytes]:
     return address, int.from_bytes(rest[:4], "big"), rest[4:]
 
 
-def _set_no_delay(connection: Connection) -> None:
-    """Sends small messages at once."""
+def _set_options(connection: Connection) -> None:
+    """Sends small messages at once, and notices a host that is gone without a word."""
     with socket.socket(fileno=os.dup(connection.fileno())) as same:
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, name):  # on Linux
+                same.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def encode(message: dict[str, Any]) -> bytes:

@@ -60,6 +60,14 @@ class RowInput(NamedTuple):
     frame: np.ndarray | None = None  # float32[size, size, 3], RGB in [0, 1]
 
 
+class _Step(NamedTuple):
+    """A step in the log."""
+
+    undo: Any  # what it changed, see `session_rows.before_step`
+    stepped: set[int]  # rows whose sessions took part
+    first: dict[int, int]  # row -> seed of the sessions whose first micro-turn it was
+
+
 class FullError(ValueError):
     """All rows are taken."""
 
@@ -87,7 +95,7 @@ class Rows:
         self._state = model.init_state(rows)
         self._free = list(reversed(range(rows)))
         self._fresh: dict[int, int] = {}  # row -> seed of a session without a micro-turn yet
-        self._log: collections.deque[tuple[Any, set[int]]] = collections.deque(maxlen=rewind)
+        self._log: collections.deque[_Step] = collections.deque(maxlen=rewind)
 
     @property
     def free(self) -> int:
@@ -118,8 +126,8 @@ class Rows:
                 "the engine with more rows"
             )
         row = self._free.pop()
-        for _, stepped in self._log:  # micro-turns of the session before
-            stepped.discard(row)
+        for step in self._log:  # micro-turns of the session before
+            step.stepped.discard(row)
         return row
 
     def release(self, row: int) -> None:
@@ -157,15 +165,18 @@ class Rows:
         Raises:
           ValueError: The log has fewer micro-turns of the session.
         """
-        log = [(undo, stepped) for undo, stepped in reversed(self._log) if row in stepped]
+        log = [step for step in reversed(self._log) if row in step.stepped]
         if not 0 <= micro_turns <= len(log):
             raise ValueError(
                 f"micro_turns: got {micro_turns}, wanted at most {len(log)}, which the log has of "
                 "this session; rewind less, or make the engine with a larger `rewind`"
             )
-        for undo, stepped in log[:micro_turns]:
-            self._state = self.model.take_back(self._state, undo, row)
-            stepped.discard(row)
+        for step in log[:micro_turns]:
+            step.stepped.discard(row)
+            if row in step.first:  # before it the row holds an earlier session
+                self._fresh[row] = step.first[row]
+            else:
+                self._state = self.model.take_back(self._state, step.undo, row)
 
     def step(self, inputs: Mapping[int, RowInput]) -> dict[int, Reply]:
         """Takes one micro-turn of the sessions in some rows.
@@ -177,12 +188,12 @@ class Rows:
           The replies by row, without the axis of sessions, on the host.
         """
         chunk = self._chunk(inputs)
-        if self._log.maxlen:
-            self._log.append((self.model.before_step(self._state), set(inputs)))
+        undo = self.model.before_step(self._state) if self._log.maxlen else None
         self._state, reply = self.model.step(self._state, chunk)
         reply = jax.device_get(reply)
-        for row in inputs:
-            self._fresh.pop(row, None)
+        first = {row: self._fresh.pop(row) for row in inputs if row in self._fresh}
+        if self._log.maxlen:
+            self._log.append(_Step(undo, set(inputs), first))
         return {row: Reply(*(np.asarray(leaf)[row] for leaf in reply)) for row in inputs}
 
     def _chunk(self, inputs: Mapping[int, RowInput]) -> Chunk:

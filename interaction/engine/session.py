@@ -30,6 +30,7 @@ _OF_NETWORK = (
     "late", "lost", "doubled", "reordered", "reanchored",
     "inserted_s", "dropped_s", "delay_s", "behind_s",
 )  # fmt: skip
+FINISH_S = 10.0  # s to wait for an end that another thread has begun
 KEEP = 300  # micro-turns in a file for the agent of a restored conversation: one minute
 
 
@@ -97,6 +98,9 @@ class Session:
         self._events = EventReader(model.tokenizer.decode)
         self._subscribers: dict[object, Callable[[SessionEvent], object]] = {}
         self._lock = threading.Lock()
+        self._finished = threading.Event()
+        self._finisher: threading.Thread | None = None
+        self.last_state: Any = None  # the model's state at the end, if it was asked for
 
     # From any thread.
 
@@ -255,9 +259,9 @@ class Session:
         if what:
             self.tell(SessionEvent(stats.turns, session_events.AUDIO_LOST, "; ".join(what)))
 
-    def miss(self, late_s: float) -> None:
-        """Counts a reply that was `late_s` seconds late."""
-        self.stats.missed += 1
+    def miss(self, late_s: float, count: int = 1) -> None:
+        """Counts replies, the last of which was `late_s` seconds late."""
+        self.stats.missed += count
         text = f"{1_000 * late_s:.0f} ms late"
         self.tell(SessionEvent(self.stats.turns - 1, session_events.DEADLINE_MISSED, text))
 
@@ -268,7 +272,7 @@ class Session:
         for key, callback in subscribers:
             try:
                 callback(event)
-            except Exception:
+            except BaseException:  # SystemExit of a callback, too, belongs to it alone
                 logs.warn(_log, "a subscriber of events failed and is dropped", exc_info=True)
                 self._subscribers.pop(key, None)
 
@@ -282,21 +286,29 @@ class Session:
         """
         self._writer = SessionWriter(path, header)
 
-    def unrecord(self) -> None:
-        """Removes the record of a session that could not begin."""
+    def undo(self) -> None:
+        """Removes the record of a session that could not begin, and gives the agent back."""
+        self.talk.detach()
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
 
     def finish(self, reason: str = "closed") -> bool:
         """Ends the session: closes the agent and the record. Returns whether it is complete."""
-        if not self.closed:
-            self.closed = reason
-            self.talk.close()
-            if self._writer is not None:
-                self.complete = self._writer.close(self.talk.notes())
-            self.tell(SessionEvent(self.stats.turns, session_events.CLOSED, reason))
-        return self.complete
+        with self._lock:
+            first, self.closed = not self.closed, self.closed or reason
+        if first:
+            self._finisher = threading.current_thread()
+            try:
+                self.talk.close()
+                if self._writer is not None:
+                    self.complete = self._writer.close(self.talk.notes())
+                self.tell(SessionEvent(self.stats.turns, session_events.CLOSED, reason))
+            finally:
+                self._finished.set()
+        if self._finisher is not threading.current_thread():  # a subscriber's second call
+            self._finished.wait(FINISH_S)
+        return self.complete and self._finished.is_set()
 
     def saved(self) -> dict[str, Any]:
         """All but the model's state: what `resume` takes."""

@@ -275,7 +275,7 @@ def test_a_correction_of_a_refused_delegation_is_not_passed_on() -> None:
 
 
 def test_a_flood_of_events_takes_little_time_and_ends() -> None:
-    flood = [Line(0, TEXT, "one " * 1_000_000)] + [Line(0, THINKING, "x" * 20_000)] * 4_000
+    flood = [Line(0, TEXT, "one " * 1_000_000)] + [Line(0, THINKING, "x" * 20_000)] * 2_500
     talk = Talk({"one": flood})
     talk.turns(delegate("one"))
     slowest, told = 0.0, talk.agent.told
