@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from interaction.background.delegations import SORRY
 from interaction.background.demo_tools import Row, demo_tools
 from interaction.background.reasoner_agent import Reasoner, ReasonerAgent
 from interaction.background.toolbox import Toolbox
 from interaction.data import clips, voices
+from interaction.data.domain.tool_requests import OKAY
 from interaction.engine import session_events
 from interaction.engine.engine import Engine
 from interaction.engine.rows import BatchModel
@@ -35,7 +37,7 @@ class Case(NamedTuple):
 
     said: tuple[tuple[str, int], ...]  # words, and micro-turns of silence after them
     timers: tuple[int, ...]  # seconds from the first request that timers run to
-    told: str  # words that the last utterance has to lead to; "" for any
+    told: str  # words that the last utterance has to lead to
 
 
 CASES = {
@@ -45,12 +47,18 @@ CASES = {
         "eighteen dollars",
     ),
     "never mind": Case(
-        ((_TIMER, _SETTLED), (_PRICE, _SETTLED), ("never mind", 2 * _SETTLED)), (600,), ""
+        ((_TIMER, _SETTLED), (_PRICE, _SETTLED), ("never mind", 2 * _SETTLED)), (600,), SORRY
     ),
-    "fifteen": Case(((_TIMER, _LATER), ("no fifteen", 2 * _SETTLED)), (600, 900), ""),
-    # The same in words of the demo's training, which has neither "no" alone nor fifteen minutes.
-    "twenty": Case(((_TIMER, _LATER), ("no wait twenty minutes", 2 * _SETTLED)), (600, 1_200), ""),
+    "fifteen": Case(((_TIMER, _LATER), ("no fifteen", 2 * _SETTLED)), (600, 900), OKAY),
 }
+# The same in words of the demo's training, which has neither "no" alone nor fifteen minutes.
+IN_TRAINED_WORDS = {
+    "twenty": Case(
+        ((_TIMER, _LATER), ("no wait twenty minutes", 2 * _SETTLED)), (600, 1_200), OKAY
+    ),
+}
+
+_EVERY = CASES | IN_TRAINED_WORDS
 
 
 class Seen(NamedTuple):
@@ -86,7 +94,7 @@ class _User:
         self.session: Session = engine.open(ReasonerAgent(reasoner, Toolbox(tools)), int(seed[-1]))
         self.session.subscribe(self.events.append)
         parts = [np.zeros(_BEFORE * TURN, np.float32)]
-        for words, silence in CASES[case].said:
+        for words, silence in _EVERY[case].said:
             pcm = clips.user_clip(words, self.voice).pcm
             pcm = pcm * LEVEL / clips.level(pcm)
             self.last = sum(map(len, parts)) // TURN
@@ -120,7 +128,7 @@ def judge(
       timers: Its timers.
       last: Micro-turn in which the last utterance begins.
     """
-    case = CASES[name]
+    case = _EVERY[name]
 
     def text(kind: str, after: int) -> str:
         return "".join(one.text for one in events if one.kind == kind and one.turn > after).strip()
@@ -160,7 +168,7 @@ def correct(
     """
     reasoner.warm_up()
     seen: list[Seen] = []
-    for case in CASES:
+    for case in _EVERY:
         seen += _run(model, reasoner, case, [[seed, number] for number in range(count)], on_turn)
     return seen
 
@@ -188,19 +196,21 @@ def summarise(seen: list[Seen]) -> dict[str, Any]:
     """Counts of what happened.
 
     Returns:
-      For JSON: "right" and "count" by case, "touched", sessions in which another delegation was
-      cancelled or changed, and "mistakes", all that was not right.
+      For JSON: "right" and "count" over `CASES`, and by case also of `IN_TRAINED_WORDS`;
+      "touched", sessions of all cases in which another delegation was cancelled or changed;
+      "mistakes", all that was not right.
     """
+    asked = [one for one in seen if one.case in CASES]
     return {
-        "count": len(seen),
-        "right": sum(one.right for one in seen),
+        "count": len(asked),
+        "right": sum(one.right for one in asked),
         "touched": sum(one.touched for one in seen),
         "cases": {
             case: {
                 "count": sum(one.case == case for one in seen),
                 "right": sum(one.right for one in seen if one.case == case),
             }
-            for case in CASES
+            for case in _EVERY
         },
         "mistakes": [one._asdict() for one in seen if not one.right],
     }

@@ -114,13 +114,15 @@ def run_load(
 def _again(rows: Rows, path: pathlib.Path, bits: bool) -> bool:
     """Whether the sessions of a record run alone in a batch gives the same bits, or tokens."""
     with SessionReader(path) as record:
-        row, same = rows.allocate(record.header.seed), True
+        row, same, turns = rows.allocate(record.header.seed), True, 0
         for entry in record:
             reply = rows.step({row: RowInput(entry.audio, entry.arrived, entry.frame)})[row]
             same &= int(reply.text) == entry.text
+            turns += 1
             if bits:
                 same &= reply.audio.tobytes() == entry.speech.tobytes()
                 same &= reply.user_transcript.tobytes() == entry.user_transcript.tobytes()
+        same &= turns > 0 and not record.problem
     rows.release(row)
     return same
 
@@ -143,8 +145,8 @@ def run_hours(
 
     Returns:
       A dict for JSON: "turns"; "tail_over_head", CPU time of a micro-turn in the last tenth
-      relative to the second tenth; "memory_growth_mb" and "replay_growth_mb", peak memory after
-      the end minus that after the first tenth; "replay_equal"; "complete".
+      relative to the second tenth; "memory_growth_mb" and "replay_growth_mb", memory at the
+      end minus that after the first tenth, and that before the replay; "replay_equal"; "complete".
     """
     turns, path = int(hours * 3_600 / TURN_S), folder / "hours.session"
     engine = Engine(model)
@@ -156,19 +158,19 @@ def run_hours(
         engine.tick()
         times[turn] = time.process_time() - began
         if turn == turns // 10:
-            at_tenth = peak_memory_mb()
+            at_tenth = memory_mb()
         if on_turn is not None:
             on_turn(turn)
     complete = engine.close(session)
-    grown = peak_memory_mb() - at_tenth
+    grown = memory_mb() - at_tenth
     tenth = turns // 10
-    before = peak_memory_mb()
+    before = memory_mb()
     again = replay(path, model)
     return {
         "turns": turns,
         "tail_over_head": float(np.median(times[-tenth:]) / np.median(times[tenth : 2 * tenth])),
         "memory_growth_mb": grown,
-        "replay_growth_mb": peak_memory_mb() - before,
+        "replay_growth_mb": memory_mb() - before,
         "replay_equal": again.equal,
         "complete": complete and again.complete,
     }
@@ -180,6 +182,7 @@ def _endless(users: Users) -> Iterator[np.ndarray]:
             yield from chunks_of(user)
 
 
-def peak_memory_mb() -> float:
-    """The most memory that this process has had, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_000
+def memory_mb() -> float:
+    """The memory that this process has now, MB."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6

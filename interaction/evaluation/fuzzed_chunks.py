@@ -107,7 +107,9 @@ _NO_TEXTS: tuple[Any, ...] = ("one two " * 10_000, None, 5, b"a", ["a"], object(
 
 def _draw(rng: np.random.Generator, model: BatchModel) -> _Bad:
     config = model.config
-    field = (AUDIO, AUDIO, AUDIO, INDEX, FRAME, TEXT)[rng.integers(6)]
+    fields = [AUDIO, AUDIO, AUDIO, INDEX]  # a model refuses even good input of an untrained kind
+    fields += [FRAME] * config.trained_on_frames + [TEXT] * config.trained_on_text
+    field = fields[rng.integers(len(fields))]
     if field == INDEX:
         index = _NO_INDICES[rng.integers(len(_NO_INDICES))]
         pcm = np.zeros(config.audio.turn_samples, np.float32)

@@ -78,6 +78,10 @@ def count_words(
 def _through_network(user: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray:
     seconds = len(user) / RATE
     trace = make_trace(name, seconds + TURN_S, int(rng.integers(1 << 31)))
+    said = trace.number < len(user) // TURN
+    trace = trace._replace(
+        time=trace.time[said], serial=trace.serial[said], number=trace.number[said]
+    )
     slip = rng.uniform(0.1, 0.9) * seconds  # when chunks arrive just at a micro-turn
     arrival = float(np.interp(slip, trace.serial * TURN_S, trace.time))
     return through(user, trace, arrival - slip if "200" in name else 0.1)

@@ -3,7 +3,7 @@
 import pytest
 
 from interaction.engine.session_events import MODEL_TEXT, USER_TRANSCRIPT, SessionEvent
-from interaction.evaluation.corrections import CASES, Timer, judge, summarise
+from interaction.evaluation.corrections import CASES, IN_TRAINED_WORDS, Timer, judge, summarise
 
 RUNS, GONE = Timer(10.0, 600.0, False), Timer(10.0, 600.0, True)
 NEW = Timer(50.0, 860.0, False)  # 40 s later, to 900 s from the first request
@@ -26,6 +26,7 @@ def _said(*words: tuple[int, str]) -> list[SessionEvent]:
         ("never mind", [(99, "sorry that did not work")], [RUNS], True, False),
         ("never mind", [(99, "okay")], [GONE], False, True),
         ("never mind", [], [RUNS], False, False),
+        ("never mind", [(99, "weeks are over")], [RUNS], False, False),
         ("fifteen", [(99, "okay")], [GONE, NEW], True, False),
         ("fifteen", [(99, "okay")], [GONE, NEW._replace(seconds=900.0)], False, False),
         ("fifteen", [(99, "okay")], [RUNS, NEW], False, False),
@@ -42,7 +43,7 @@ def test_cases_by_hand(
 
 def test_counts() -> None:
     seen = [
-        judge("never mind", "a", _said((99, "sorry")), [RUNS], 60),
+        judge("never mind", "a", _said((99, "sorry that did not work")), [RUNS], 60),
         judge("never mind", "b", _said(), [GONE], 60),
         judge("the pepper", "c", _said(), [RUNS], 60),
     ]
@@ -50,4 +51,6 @@ def test_counts() -> None:
     assert (found["count"], found["right"], found["touched"]) == (3, 1, 1)
     assert found["cases"]["never mind"] == {"count": 2, "right": 1}
     assert [one["voice"] for one in found["mistakes"]] == ["b", "c"]
-    assert set(found["cases"]) == set(CASES)
+    assert set(found["cases"]) == {*CASES, *IN_TRAINED_WORDS}
+    trained = judge("twenty", "d", _said((99, "okay")), [GONE, Timer(50.0, 1_160.0, False)], 60)
+    assert trained.right and summarise([trained])["count"] == 0
