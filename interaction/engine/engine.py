@@ -4,6 +4,7 @@ Sessions join and leave between two steps, without recompilation. What must happ
 by other threads and done by the engine's own thread.
 """
 
+import asyncio
 import functools
 import logging
 import os
@@ -23,7 +24,7 @@ from interaction.background.agent import BackgroundAgent
 from interaction.engine import saved_session, session_file, session_record
 from interaction.engine.chunk_checks import check_trained_on_frames
 from interaction.engine.rows import BatchModel, Rows
-from interaction.engine.session import FINISH_S, Session
+from interaction.engine.session import FINISH_S, SUFFIX, Session
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -60,9 +61,13 @@ class Engine:
           sleep: Function that waits for a time in s.
 
         Raises:
-          ValueError: The model's mesh spans processes, or it was not trained on frames.
+          ValueError: The model's mesh spans processes, it was not trained on frames, or `rows` or
+            `rewind` is too small.
         """
         session_record.check_alone(model)
+        for name, number, least in (("rows", rows, 1), ("rewind", rewind, 0)):
+            if not isinstance(number, int) or number < least:
+                raise ValueError(f"{name}: got {number!r}, wanted an integer of at least {least}")
         if frames:
             check_trained_on_frames(model.config)
         self.model, self.frames = model, frames
@@ -116,7 +121,6 @@ class Engine:
           ValueError: The seed does not fit in int32, or the record cannot be created.
         """
         session = self._make(agent, seed, limit_s, calls_limit_s)
-        self.fingerprint()  # takes long once, so it does not run between two steps
         take = functools.partial(self._rows.allocate, seed)
         return self._join(session, take, None, record)
 
@@ -278,8 +282,13 @@ class Engine:
             "turns": fields.take("turns", int, 0),
             "kept": saved_session.kept_turns(fields, self.model.config),
             "talk": saved_session.saved_talk(fields),
+            "level": saved_session.saved_level(fields),
+            "told": saved_session.saved_events(fields, self.model.config.vocab),
         }
         session = self._make(agent, seed, limit_s, calls_limit_s)
+        name = place.name.removesuffix(SUFFIX)
+        if name != place.name and all(one.name != name for one in self.sessions):
+            session.name = name  # so that its file is replaced
         take, begin = functools.partial(self._rows.restore, state), lambda: session.resume(known)
         return self._join(session, take, begin, record, known["turns"], fields["state"])
 
@@ -389,8 +398,12 @@ class Engine:
             self._finishing[-1].start()
 
     def start(self) -> Self:
-        """Starts a thread that ticks every 200 ms until `stop`."""
+        """Starts a thread that ticks every 200 ms until `stop`.
+
+        A `with` statement starts and stops it, and raises a RuntimeError if it failed meanwhile.
+        """
         if self._thread is None:
+            self.fingerprint()  # takes long once, so it does not run beside the first steps
             self._ending.clear()
             self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
             self._thread.start()
@@ -412,14 +425,16 @@ class Engine:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.stop()
+        if self.error is not None and kind is None:
+            raise RuntimeError(_FAILED.format(self.error)) from self.error
 
     async def __aenter__(self) -> Self:
-        return self.start()
+        return await asyncio.to_thread(self.start)
 
-    async def __aexit__(self, *_: object) -> None:
-        self.stop()
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.to_thread(self.__exit__, *error)
 
     def _loop(self) -> None:
         config = self.model.config.audio

@@ -2,6 +2,7 @@
 
 import collections
 import math
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,23 @@ class LevelControl:
             return pcm
         gain = 10 ** (np.linspace(before, self.gain_db, len(pcm)) / 20)
         return np.clip(pcm * gain, -1.0, 1.0).astype(np.float32)
+
+    def saved(self) -> dict[str, Any]:
+        """All that the next micro-turns depend on: what `resume` takes."""
+        return {
+            "speech": list(self._speech),
+            "noise": list(self._noise),
+            "clipped": list(self._clipped),
+            "changes": self._changes,
+            "gain_db": self.gain_db,
+        }
+
+    def resume(self, fields: dict[str, Any]) -> None:
+        """Goes on from what `saved` returned."""
+        self._speech.extend(fields["speech"])
+        self._noise.extend(fields["noise"])
+        self._clipped.extend(fields["clipped"])
+        self._changes, self.gain_db = fields["changes"], fields["gain_db"]
 
     def _listen(self, pcm: np.ndarray) -> float | None:
         """Level of the speech of the last seconds in dB of full scale; None while unknown."""

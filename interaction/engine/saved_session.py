@@ -9,8 +9,10 @@ import numpy as np
 from interaction.background.agent import MicroTurn
 from interaction.background.delegations import Delegation
 from interaction.config import ModelConfig
+from interaction.engine.level import MOST_DB
 from interaction.engine.session_file import pack_array, unpack_array
 from interaction.engine.typed_values import Fields, typed
+from interaction.model.streaming import PCM_LIMIT
 
 _LAST = (1 << 31) - 1  # largest number of a token or a delegation
 
@@ -26,6 +28,27 @@ class SavedTalk:
     ready: list[int]
     floor: int | None
     span: tuple[int, list[int]] | None
+
+
+@dataclasses.dataclass
+class SavedLevel:
+    """The fields of `LevelControl.saved`."""
+
+    speech: list[float]
+    noise: list[float]
+    clipped: list[bool]
+    changes: bool
+    gain_db: float
+
+
+@dataclasses.dataclass
+class SavedEvents:
+    """The fields of `EventReader.saved`."""
+
+    speaks: bool
+    inside: bool
+    heard: list[int]
+    said: list[int]
 
 
 def pack_turns(turns: Iterable[MicroTurn]) -> list[list[Any]]:
@@ -101,3 +124,30 @@ def saved_talk(fields: Fields) -> dict[str, Any]:
     ):
         raise ValueError(f"{where}: got delegations that contradict themselves; copy it again")
     return fields["talk"]
+
+
+def saved_level(fields: Fields) -> dict[str, Any]:
+    """The field `level` of a saved conversation, for `LevelControl.resume`.
+
+    Raises:
+      ValueError: It is no result of `LevelControl.saved`.
+    """
+    where = f"{fields.where}: level"
+    level: SavedLevel = typed(fields["level"], SavedLevel, where)
+    powers = [*level.speech, *level.noise]
+    if abs(level.gain_db) > MOST_DB or any(not 0 <= power <= PCM_LIMIT**2 for power in powers):
+        raise ValueError(f"{where}: got levels that no microphone has; copy the file again")
+    return fields["level"]
+
+
+def saved_events(fields: Fields, vocab: int) -> dict[str, Any]:
+    """The field `told` of a saved conversation, for `EventReader.resume`.
+
+    Raises:
+      ValueError: It is no result of `EventReader.saved`.
+    """
+    where = f"{fields.where}: told"
+    told: SavedEvents = typed(fields["told"], SavedEvents, where)
+    if any(not 0 <= one < vocab for one in (*told.heard, *told.said)):
+        raise ValueError(f"{where}: got tokens that the model has not; copy the file again")
+    return fields["told"]

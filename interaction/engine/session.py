@@ -30,6 +30,7 @@ _OF_NETWORK = (
     "late", "lost", "doubled", "reordered", "reanchored",
     "inserted_s", "dropped_s", "delay_s", "behind_s",
 )  # fmt: skip
+SUFFIX = ".conversation"  # of files whose name is that of their session, see `snapshots`
 FINISH_S = 10.0  # s to wait for an end that another thread has begun
 KEEP = 300  # micro-turns in a file for the agent of a restored conversation: one minute
 
@@ -317,6 +318,8 @@ class Session:
             "seed": self.seed,
             "turns": self.stats.turns,
             "talk": self.talk.saved(),
+            "level": self._level.saved(),
+            "told": self._events.saved(),
             "kept": list(self._kept),
         }
 
@@ -327,3 +330,5 @@ class Session:
             self._kept.append(turn)
             self.talk.observe(turn)
         self.talk.restore(fields["talk"])
+        self._level.resume(fields["level"])
+        self._events.resume(fields["told"])

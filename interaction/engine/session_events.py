@@ -1,7 +1,7 @@
 """What happens in a session, for apps: words of both sides, speech, delegations, lost audio."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,21 @@ class EventReader:
         self._speaks = False
         self._inside = False  # between control tokens, which are not said
 
+    def saved(self) -> dict[str, Any]:
+        """All that the next events depend on: what `resume` takes."""
+        return {
+            "speaks": self._speaks,
+            "inside": self._inside,
+            "heard": list(self._words[USER_TRANSCRIPT].ids),
+            "said": list(self._words[MODEL_TEXT].ids),
+        }
+
+    def resume(self, fields: dict[str, Any]) -> None:
+        """Goes on from what `saved` returned."""
+        self._speaks, self._inside = fields["speaks"], fields["inside"]
+        self._words[USER_TRANSCRIPT].ids = list(fields["heard"])
+        self._words[MODEL_TEXT].ids = list(fields["said"])
+
     def read(self, turn: int, reply: Reply, notes: Sequence[Note]) -> list[SessionEvent]:
         """The events of the next micro-turn.
 
@@ -95,11 +110,11 @@ class _Words:
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
-        self._ids: list[int] = []
+        self.ids: list[int] = []
 
     def add(self, ids: list[int]) -> str:
         """The text that the new ids add to the old ones."""
-        before = self._decode(self._ids)
-        text = self._decode(self._ids + ids)[len(before) :]
-        self._ids = (self._ids + ids)[-_CONTEXT:]
+        before = self._decode(self.ids)
+        text = self._decode(self.ids + ids)[len(before) :]
+        self.ids = (self.ids + ids)[-_CONTEXT:]
         return text

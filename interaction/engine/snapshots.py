@@ -9,10 +9,9 @@ from typing import Self
 
 from interaction import logs
 from interaction.engine.engine import Engine
-from interaction.engine.session import Session
+from interaction.engine.session import SUFFIX, Session
 
 _log = logging.getLogger(__name__)
-SUFFIX = ".conversation"
 
 
 class Snapshots:
@@ -20,7 +19,7 @@ class Snapshots:
 
     A file is replaced whole, so that there is a readable one at any moment. It disappears when its
     session closes, and stays when the engine fails or the process is killed: `Engine.restore` goes
-    on from it.
+    on from it, and its session keeps the file's name.
     """
 
     def __init__(self, engine: Engine, folder: str | os.PathLike, every_s: float = 2.0) -> None:

@@ -21,7 +21,15 @@ from interaction.background.agent import MicroTurn
 from interaction.background.delegations import Delegation, Delegations
 from interaction.data.tokenizer import load_tokenizer
 from interaction.engine import session_file
-from interaction.engine.saved_session import kept_turns, pack_turns, saved_talk
+from interaction.engine.level import LevelControl
+from interaction.engine.saved_session import (
+    kept_turns,
+    pack_turns,
+    saved_events,
+    saved_level,
+    saved_talk,
+)
+from interaction.engine.session_events import EventReader
 from interaction.engine.session_record import Entry, Header, SessionReader, SessionWriter
 from interaction.types import Note
 
@@ -98,6 +106,8 @@ def _read_saved(path: pathlib.Path) -> str:
     fields.take("seed", int, 0)
     fields.take("turns", int, 0)
     saved_talk(fields)
+    saved_level(fields)
+    saved_events(fields, presets.tiny().vocab)
     kept_turns(fields, presets.tiny())
     session_file.unpack_state(fields["state"], _state(), path)
     return "harmless"
@@ -140,7 +150,7 @@ def _record(path: pathlib.Path) -> list[bytes]:
 
 def _saved(path: pathlib.Path) -> list[bytes]:
     rng = np.random.default_rng(1)
-    entries = [_entry(turn, rng) for turn in range(3)]
+    config, entries = presets.tiny(), [_entry(turn, rng) for turn in range(3)]
     turns = [
         MicroTurn(one.audio, one.speech, one.user_transcript, one.text, one.arrived, one.frame)
         for one in entries
@@ -150,6 +160,10 @@ def _saved(path: pathlib.Path) -> list[bytes]:
     talk |= {"last": 2, "open": [dataclasses.asdict(running)], "ready": [2], "floor": 2}
     talk["span"] = 4, [9]
     fields = {"version": session_file.VERSION, "seed": 3, "turns": 3, "talk": talk}
+    level = LevelControl(config.audio.sample_rate)
+    for one in entries:
+        level(one.audio)
+    fields |= {"level": level.saved(), "told": EventReader(load_tokenizer().decode).saved()}
     fields |= {"state": session_file.pack_state(_state()), "kept": pack_turns(turns)}
     session_file.write_file(path, _MAGIC, fields)
     return _frames(path.read_bytes())

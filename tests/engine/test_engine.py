@@ -407,84 +407,31 @@ def test_a_rewind_to_the_beginning_leads_to_the_fresh_session(engine: Engine, al
     assert [take(engine, (session, 0, turn))[0] for turn in range(3)] == first
 
 
-def test_a_subscriber_may_close_and_open_sessions(engine: Engine) -> None:
-    sessions = [engine.open(seed=seed) for seed in range(ROWS)]
-    opened = []
-
-    def replace(event: session_events.SessionEvent) -> None:
-        if not opened:
-            engine.close(sessions[1])
-            opened.append(engine.open(seed=9))
-
-    sessions[0].subscribe(replace)
-    for turn in range(6):
-        take(engine, *((one, 0, turn) for one in engine.sessions))
-    assert opened and set(engine.sessions) == {sessions[0], sessions[2], opened[0]}
-    heard = opened[0].stats.turns
-    assert sessions[0].stats.turns == 6 and 1 <= heard < 6 and sessions[1].stats.turns < 6
-
-
-def test_a_subscriber_that_exits_is_dropped_alone() -> None:
-    with Engine(FakeModel()) as engine:
-        session = engine.open()
-        session.subscribe(lambda event: exit(3))
-        session.tell(session_events.SessionEvent(0, session_events.MICROPHONE))
-        turns = session.stats.turns
-        wait_for(lambda: session.stats.turns > turns + 1)
-        assert not session.closed
-
-
-def test_a_session_whose_file_cannot_be_written_can_be_written_elsewhere(
-    engine: Engine, tmp_path: pathlib.Path
+def test_a_moved_session_keeps_its_microphone_and_its_captions(
+    model: InteractionModel, tmp_path: pathlib.Path
 ) -> None:
+    """The gain of a quiet microphone, and words of a request, which are not said."""
+    engine, now = Engine(model, ROWS), [0.0]
     session = engine.open(seed=5)
-    take(engine, (session, 0, 0))
-    with pytest.raises(FileNotFoundError):
-        engine.close(session, path=tmp_path / "missing" / "a")
-    assert session.closed and engine.free == ROWS
-    engine.close(session, path=tmp_path / "a")
-    assert engine.restore(tmp_path / "a").stats.turns == 1
-    ended = engine.open()
-    engine.close(ended)
-    with pytest.raises(ValueError, match="wanted an open one"):
-        engine.close(ended, path=tmp_path / "b")
-
-
-def test_a_failed_step_ends_an_engine_that_is_driven_by_hand() -> None:
-    engine = Engine(Broken())
-    session = engine.open()
-    for _ in range(3):
+    session._network._clock = lambda: now[0]
+    quiet = 0.003 * np.random.default_rng(1).standard_normal((60, CONFIG.audio.turn_samples))
+    bursts = [pcm.astype(np.float32) * (n % 4 < 2) for n, pcm in enumerate(quiet)]
+    for pcm in bursts[:40]:
+        session.receive(None, pcm)
         engine.tick()
-    with pytest.raises(RuntimeError, match="out of memory"):
+    assert session._level.gain_db > 6
+    session._events._inside = True  # between the tokens of a request
+    engine.save(session, tmp_path / "a")
+    moved, fork = engine.restore(tmp_path / "a"), engine.fork(session)
+    told: dict[Session, list] = {one: [] for one in (session, moved, fork)}
+    for one, events in told.items():
+        assert one._level.gain_db == session._level.gain_db
+        one.subscribe(lambda event, to=events: to.append(tuple(event)))
+    for pcm in bursts[40:]:
+        replies = []
+        for one in told:
+            one.give(one._level(pcm))
         engine.tick()
-    assert session.closed == "the engine failed: RuntimeError('out of memory')"
-    with pytest.raises(RuntimeError, match="make another one"):
-        engine.tick()
-
-
-def test_micro_turns_that_never_happened_are_missed() -> None:
-    now = [100.0]
-
-    class Stalls(FakeModel):
-        def step(self, state: dict, chunk: object) -> tuple:
-            now[0] += 6.0 if self.steps == 3 else 0.01
-            return super().step(state, chunk)
-
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-        time.sleep(0.001)
-
-    with Engine(Stalls(), clock=lambda: now[0], sleep=sleep) as engine:
-        session = engine.open()
-        wait_for(lambda: session.stats.turns > 6)
-        missed = engine.missed
-    assert 28 <= missed <= 30  # of 6 s
-
-
-def test_an_agent_whose_session_cannot_begin_is_free_again(engine: Engine) -> None:
-    agent = ScriptedAgent({})
-    sessions = [engine.open(seed=seed) for seed in range(ROWS)]
-    with pytest.raises(FullError):
-        engine.open(agent)
-    engine.close(sessions[0])
-    engine.open(agent)
+        replies = [one.reply.audio.tobytes() for one in told]
+        assert replies[0] == replies[1] == replies[2]
+    assert told[session] == told[moved] == told[fork]

@@ -49,7 +49,7 @@ def test_a_process_that_does_not_answer_is_lost_and_the_sessions_end() -> None:
         engine = Engine(leader)
         session = engine.open(seed=3)
         session.subscribe(lambda event: told.append(event.text))
-        with engine:
+        with pytest.raises(RuntimeError, match="did not answer"), engine:
             wait_for(lambda: session.stats.turns > 1)
             model.hangs_s = 2.0
             wait_for(lambda: session.closed)

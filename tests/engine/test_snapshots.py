@@ -4,6 +4,7 @@ import pathlib
 import time
 
 import numpy as np
+import pytest
 
 from interaction.engine.engine import Engine
 from interaction.engine.snapshots import SUFFIX, Snapshots
@@ -74,7 +75,14 @@ def test_the_files_of_a_failed_engine_stay(tmp_path: pathlib.Path) -> None:
 
     engine = Engine(Broken())
     session = engine.open(seed=7)
-    with engine, Snapshots(engine, tmp_path, every_s=0.01) as snapshots:
+    snapshots = Snapshots(engine, tmp_path, every_s=0.01)
+    with pytest.raises(RuntimeError, match="out of memory"), engine:
         wait_for(lambda: session.closed)
         wait_for(lambda: not snapshots._thread.is_alive())
-    assert Engine(FakeModel()).restore(tmp_path / f"{session.name}{SUFFIX}").seed == 7
+    other = Engine(FakeModel())
+    again = other.restore(tmp_path / f"{session.name}{SUFFIX}")
+    assert (again.seed, again.name) == (7, session.name)
+    with Snapshots(other, tmp_path, every_s=0.01):
+        wait_for(lambda: other.tick() or again.stats.turns > 5)
+        other.close(again)
+        wait_for(lambda: not list(tmp_path.glob(f"*{SUFFIX}")))

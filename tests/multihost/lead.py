@@ -74,7 +74,7 @@ def go_on(model: BatchModel, files: list[pathlib.Path]) -> dict[str, np.ndarray]
 def lose(engine: Engine, folder: pathlib.Path) -> None:
     """Runs sessions until a process is lost; writes why they ended, and when."""
     ends: list[tuple[str, float]] = []
-    with engine, Snapshots(engine, folder / "sessions", 0.5):
+    with engine, Snapshots(engine, folder / "sessions", 0.5):  # raises when it is left
         for seed in (1, 2):
             session = engine.open(seed=seed)
             session.subscribe(
@@ -86,7 +86,7 @@ def lose(engine: Engine, folder: pathlib.Path) -> None:
             engine.open()
         except RuntimeError as error:
             ends.append((str(error), time.time()))
-    (folder / "ends.json").write_text(json.dumps(ends))
+        (folder / "ends.json").write_text(json.dumps(ends))
 
 
 def main(what: str, served: str, mesh: str, out: str) -> None:
@@ -102,15 +102,18 @@ def main(what: str, served: str, mesh: str, out: str) -> None:
             print(error, flush=True)
             os._exit(LOST)  # the devices wait for the lost process
         return
-    with Leader(model, "localhost") as leader:
-        if what == "go_on":
-            files = list((folder / "sessions").iterdir())
-            np.savez(folder / "went_on.npz", **go_on(leader, files))
-            return
-        engine = Engine(leader, ROWS, rewind=4)
-        np.savez(folder / "talk.npz", **talk(engine, folder))
-        lose(engine, folder)
-    os._exit(LOST)
+    try:
+        with Leader(model, "localhost") as leader:
+            if what == "go_on":
+                files = list((folder / "sessions").iterdir())
+                np.savez(folder / "went_on.npz", **go_on(leader, files))
+            else:
+                engine = Engine(leader, ROWS, rewind=4)
+                np.savez(folder / "talk.npz", **talk(engine, folder))
+                lose(engine, folder)
+    except RuntimeError as error:
+        print(error, flush=True)
+        os._exit(LOST)
 
 
 if __name__ == "__main__":
