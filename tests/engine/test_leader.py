@@ -1,12 +1,19 @@
 """A leader without other processes; `tests/multihost` has some."""
 
+import concurrent.futures
 import gc
+import queue
+import socket
 import time
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
 
+import jax
 import numpy as np
 import pytest
 
 from interaction.distributed import sharding
+from interaction.engine import process_links
 from interaction.engine.engine import Engine
 from interaction.engine.follower import follow
 from interaction.engine.leader import HostLostError, Leader
@@ -69,6 +76,28 @@ def test_values_that_are_not_used_any_more_are_dropped() -> None:
             engine.snapshot(session)
         gc.collect()
         assert len(leader._own.held) <= 3
+
+
+def test_strangers_at_the_port_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One says nothing, one speaks HTTP, one has another secret; then process 1 comes."""
+    told: queue.Queue[tuple[str, int, bytes]] = queue.Queue()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(process_links, "_share", told.put)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(process_links.accept_all, "localhost")
+        address, port, secret = told.get(timeout=5)
+        silent = socket.create_connection((address, port))
+        web = socket.create_connection((address, port))
+        web.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        with pytest.raises(AuthenticationError):
+            Client((address, port), authkey=b"another")
+        one = Client((address, port), authkey=secret)
+        one.send_bytes(process_links.encode({"process": 1}))
+        [there] = joined.result(timeout=10)
+    there.send_bytes(b"hello")
+    assert one.recv_bytes() == b"hello"
+    for connection in (silent, web, one, there):
+        connection.close()
 
 
 def test_the_first_process_leads() -> None:
