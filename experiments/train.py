@@ -77,12 +77,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # the progress bar is the log
-    use_compilation_cache()
     config = load_config(_CONFIG.value)
     flags_given = (flag for flag in (_WORKDIR, _DATA, _STEPS, _MINUTES) if flag.value is not None)
     changes: dict[str, Any] = {flag.name: flag.value for flag in flags_given}
     config = dataclasses.replace(config, **changes)
     join_hosts()
+    use_compilation_cache()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -11,4 +11,6 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     _WAIT = "--xla_cpu_collective_call_terminate_timeout_seconds=240"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8 {_WAIT}".strip()
 
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # unsafe on meshes of CPU devices
+
 gc.set_threshold(100_000, 20, 100)  # traced programs stay, and to visit them again takes minutes

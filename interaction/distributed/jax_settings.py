@@ -23,3 +23,28 @@ def model_settings() -> Generator[None]:
         jax.transfer_guard("allow"),
     ):
         yield
+
+
+def mixes_up_collectives(platform: str, devices: int) -> bool:
+    """Whether a program that was read from JAX's compilation cache may run its collectives wrongly.
+
+    Of a program for several CPU devices that jaxlib 0.10.2 read from the cache, a collective may
+    overtake another one: the result is NaN, or the process waits and ends.
+    """
+    return platform == "cpu" and devices > 1
+
+
+def refuse_mixed_collectives(platform: str, devices: int) -> None:
+    """Refuses a compilation cache of the caller for programs that `mixes_up_collectives` names.
+
+    Raises:
+      RuntimeError: JAX would keep the programs, or read them.
+    """
+    folder = jax.config.jax_compilation_cache_dir  # pyrefly: ignore[missing-attribute]
+    kept = folder and jax.config.jax_enable_compilation_cache  # pyrefly: ignore[missing-attribute]
+    if kept and mixes_up_collectives(platform, devices):
+        raise RuntimeError(
+            f"jax_compilation_cache_dir: got {folder!r}, wanted None for a mesh of {devices} CPU "
+            "devices, since XLA mixes up the collectives of programs that it reads from a cache; "
+            "set JAX_ENABLE_COMPILATION_CACHE=false"
+        )

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from interaction.distributed.collectives import AXES, EXPERTS, FSDP, SESSIONS, TENSOR, gather
+from interaction.distributed.jax_settings import refuse_mixed_collectives
 from interaction.distributed.xla_options import step_compiler_options
 from interaction.dtype_policy import dtype_of
 from interaction.types import Array, Params
@@ -139,7 +140,11 @@ def jit_step(
       mesh: A mesh with all axes of `collectives.AXES`.
       inputs: `PartitionSpec`s of the three arguments.
       outputs: `PartitionSpec`s of the outputs.
+
+    Raises:
+      RuntimeError: JAX's compilation cache is not safe on the mesh, see `jax_settings`.
     """
+    refuse_mixed_collectives(platform(mesh), mesh.size)
     if mesh.size > 1:
         body = jax.shard_map(body, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     return jax.jit(

@@ -18,6 +18,7 @@ from interaction.distributed.collectives import (
     axis_size,
     total,
 )
+from interaction.distributed.jax_settings import refuse_mixed_collectives
 from interaction.distributed.xla_options import compiler_options
 from interaction.training.finite import GRADIENTS, finite_leaves
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
@@ -166,7 +167,9 @@ def make_train_step(
 
     Raises:
       ValueError: The devices do not divide the batch, or a parameter, see `sharding.shardings`.
+      RuntimeError: JAX's compilation cache is not safe on the mesh, see `jax_settings`.
     """
+    refuse_mixed_collectives(sharding.platform(mesh), mesh.size)
     share = config.accumulate * sharding.size(mesh, *SESSIONS)
     if config.batch % share:
         raise ValueError(

@@ -13,9 +13,7 @@ _COUNT = "--xla_force_host_platform_device_count"
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(
-    command: list[str], processes: int, cache: pathlib.Path, devices: int = DEVICES
-) -> list[subprocess.Popen]:
+def start(command: list[str], processes: int, devices: int = DEVICES) -> list[subprocess.Popen]:
     """Starts `python -m <command>` in several processes, over which the devices are divided."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -23,8 +21,6 @@ def start(
     env = {
         **os.environ,
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {_COUNT}={devices // processes}",  # the last holds
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(processes),
     }

@@ -32,10 +32,10 @@ def _compare(found: pathlib.Path, wanted: dict[str, np.ndarray]) -> None:
 
 
 def test_four_processes_are_one_until_one_is_lost_and_two_go_on(tmp_path: pathlib.Path) -> None:
-    served, files, cache = tmp_path / "model", tmp_path / "sessions", tmp_path / "cache"
+    served, files = tmp_path / "model", tmp_path / "sessions"
     store.save_model(served, MODEL, random_params(MODEL), ROOT / "interaction/data/tokenizer.json")
     command = ["tests.multihost.lead", "talk", str(served), json.dumps(MESH), str(tmp_path)]
-    running = start(command, 4, cache, DEVICES)
+    running = start(command, 4, DEVICES)
     end = time.monotonic() + LIMIT_S
     while len(list(files.glob("*.conversation"))) < 2:
         assert time.monotonic() < end and running[0].poll() is None, running[0].communicate()[0]
@@ -62,5 +62,5 @@ def test_four_processes_are_one_until_one_is_lost_and_two_go_on(tmp_path: pathli
     saved = sorted(files.glob("*.conversation"))
     assert len(saved) == 2  # the files of the lost sessions stay
     command[1] = "go_on"
-    finish(start(command, 2, cache, DEVICES))
+    finish(start(command, 2, DEVICES))
     _compare(tmp_path / "went_on.npz", lead.go_on(alone, saved))

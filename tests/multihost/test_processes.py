@@ -63,7 +63,7 @@ def _start(config: TrainConfig, processes: int) -> list[subprocess.Popen]:
         if field.name != "model"
     }
     path.write_text(CONFIG.format(fields=fields))
-    return start(["experiments.train", f"--config={path}"], processes, run.parent / "cache")
+    return start(["experiments.train", f"--config={path}"], processes)
 
 
 def _figures(run: pathlib.Path, *names: str) -> dict[int, list]:

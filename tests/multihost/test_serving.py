@@ -53,7 +53,7 @@ def test_two_processes_serve_as_one_device(
 ) -> None:
     """A row belongs to one process, or to both if `tensor` spans processes."""
     command = ["tests.multihost.serve", str(folder), json.dumps(mesh), str(tmp_path)]
-    printed = finish(start(command, 2, folder.parent / "cache"))
+    printed = finish(start(command, 2))
     total = sum(leaf.size for leaf in jax.tree.leaves(random_params(serve.MODEL)))
     for process, mine in enumerate(rows):
         got = np.load(tmp_path / f"{process}.npz")
