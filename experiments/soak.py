@@ -36,6 +36,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 import interaction
+from interaction.background.batched_reasoner import BatchedReasoner
 from interaction.background.demo_tools import demo_tools
 from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
 from interaction.background.toolbox import Toolbox
@@ -96,7 +97,8 @@ def make_plain_users(count: int, turns: int, seed: int) -> list[StoredSession]:
 def run_sessions() -> dict[str, Any]:
     """Runs --what=sessions."""
     users = make_users(_USERS, _SEED.value)
-    model, reasoner = interaction.load(_MODEL.value), load_reasoner()
+    model = interaction.load(_MODEL.value)
+    reasoner = BatchedReasoner(load_reasoner(), 2 * _ROWS.value)
     reasoner.warm_up()
 
     def agent(number: int) -> ReasonerAgent | None:
@@ -160,7 +162,10 @@ def _pcm(user: int, turn: int) -> np.ndarray:
 
 
 def _digest(reply: interaction.Reply | None) -> int:
-    return 0 if reply is None else zlib.crc32(reply.audio.tobytes() + reply.text.tobytes())
+    if reply is None:
+        return 0
+    leaves = reply.audio, reply.text, reply.user_transcript
+    return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
 
 
 def live_until_killed(folder: pathlib.Path) -> None:

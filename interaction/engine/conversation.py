@@ -13,14 +13,12 @@ import numpy as np
 
 from interaction.background import delegations
 from interaction.background.agent import BackgroundAgent
-from interaction.engine.engine import Engine
+from interaction.engine.engine import AGAIN_S, Engine
 from interaction.engine.live_sound import Loudspeaker, Microphone
 from interaction.engine.rows import BatchModel
 from interaction.engine.session import Session, Stats
 from interaction.engine.session_events import SessionEvent
 from interaction.types import Reply
-
-_AGAIN_S = 5.0  # a loop that is later than this restarts its clock
 
 
 class Conversation:
@@ -195,7 +193,7 @@ class Conversation:
             self._sleep(early)
             return due
         self._engine.miss(-early)
-        return due if -early <= _AGAIN_S else self._clock()
+        return due if -early <= AGAIN_S else self._clock()
 
     def run(self, source: Iterable[np.ndarray], sink: Callable[[Reply], object]) -> None:
         """Takes a micro-turn every 200 ms with a source and a sink that may wait: a sound card.

@@ -23,14 +23,14 @@ from interaction.background import delegations
 from interaction.background.agent import BackgroundAgent
 from interaction.engine import saved_session, session_file, session_record
 from interaction.engine.chunk_checks import check_trained_on_frames
-from interaction.engine.rows import BatchModel, Rows
+from interaction.engine.rows import BatchModel, Rows, check_seed
 from interaction.engine.session import FINISH_S, SUFFIX, Session
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 MAGIC = b"convers1"
 _FAILED = "the engine failed, make another one: {!r}"
-_AGAIN_S = 5.0  # a loop that is later than this restarts its clock
+AGAIN_S = 5.0  # a loop that is later than this restarts its clock
 
 
 class Engine:
@@ -120,6 +120,7 @@ class Engine:
           FullError: All rows are taken.
           ValueError: The seed does not fit in int32, or the record cannot be created.
         """
+        check_seed(seed)
         session = self._make(agent, seed, limit_s, calls_limit_s)
         take = functools.partial(self._rows.allocate, seed)
         return self._join(session, take, None, record)
@@ -210,9 +211,9 @@ class Engine:
         """Takes text that the model reads in the session's next micro-turns.
 
         Raises:
-          ValueError: The text is too long, or too much text waits.
+          ValueError: The text is too long, too much text waits, or the session is closed.
         """
-        self._do(lambda: session.type(text))
+        self._do(lambda: (self._row(session), session.type(text)))
 
     def snapshot(self, session: Session) -> tuple[dict[str, Any], Any]:
         """A session as it is between two steps: the fields of its file but the state; the state.
@@ -450,7 +451,7 @@ class Engine:
             early = due - self.clock()
             if early > 0:
                 self.sleep(early)
-            elif early > -_AGAIN_S:
+            elif early > -AGAIN_S:
                 self.miss(-early)
             else:  # the clock begins again
                 self.miss(-early, 1 + int(-early / length))

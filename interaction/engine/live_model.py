@@ -121,7 +121,6 @@ class InteractionModel:
         undo = self._form("undo", jax.eval_shape(self._jitted["before_step"], state))
         row = np.int32(0)
         known = {
-            "init_row": (np.zeros(1, np.int32),),
             "take_row": (state, row),
             "put_row": (state, row, one),
             "before_step": (state,),
@@ -130,6 +129,7 @@ class InteractionModel:
         work: dict[tuple, tuple[Any, tuple]] = {
             (sessions, name): (self._jitted[name], args) for name, args in known.items()
         }
+        work[1, "init_row"] = self._jitted["init_row"], (np.zeros(1, np.int32),)
         for chunk in _variants(self.config, sessions, frames):
             work[sessions, _fields(chunk)] = (self._step, (self._packed, state, chunk))
         with ThreadPoolExecutor() as pool:
@@ -158,7 +158,8 @@ class InteractionModel:
     @model_settings()
     def init_row(self, seed: int) -> session_state.StreamState:
         """A fresh session in the form of `take_row`, for `put_row`."""
-        return self._jitted["init_row"](np.array([seed], np.int32))
+        program = self._compiled.get((1, "init_row"), self._jitted["init_row"])
+        return program(np.array([seed], np.int32))
 
     def take_row(self, state: session_state.StreamState, row: int) -> session_state.StreamState:
         """A copy of one session of a state, see `session_rows.take_row`.

@@ -112,9 +112,7 @@ class Rows:
           FullError: All rows are taken.
           ValueError: The seed does not fit in int32.
         """
-        limits = np.iinfo(np.int32)
-        if not limits.min <= seed <= limits.max:
-            raise ValueError(f"seed: got {seed!r}, wanted an integer of 32 bits; pass another one")
+        check_seed(seed)
         row = self._take()
         self._fresh[row] = int(seed)
         return row
@@ -166,10 +164,11 @@ class Rows:
           ValueError: The log has fewer micro-turns of the session.
         """
         log = [step for step in reversed(self._log) if row in step.stepped]
-        if not 0 <= micro_turns <= len(log):
+        if not isinstance(micro_turns, int | np.integer) or not 0 <= micro_turns <= len(log):
             raise ValueError(
-                f"micro_turns: got {micro_turns}, wanted at most {len(log)}, which the log has of "
-                "this session; rewind less, or make the engine with a larger `rewind`"
+                f"micro_turns: got {micro_turns!r}, wanted an integer of at most {len(log)}, "
+                "which the log has of this session; rewind less, or make the engine with a larger "
+                "`rewind`"
             )
         for step in log[:micro_turns]:
             step.stepped.discard(row)
@@ -211,6 +210,17 @@ class Rows:
             if one.frame is not None:
                 fields["frame"][row], fields["has_frame"][row] = one.frame, True
         return Chunk(**fields)
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed of a session.
+
+    Raises:
+      ValueError: It is no integer, or does not fit in int32.
+    """
+    limits = np.iinfo(np.int32)
+    if not isinstance(seed, int | np.integer) or not limits.min <= seed <= limits.max:
+        raise ValueError(f"seed: got {seed!r}, wanted an integer of 32 bits; pass another one")
 
 
 _ALWAYS = ("audio", "active", "reset", "seed")

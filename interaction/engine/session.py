@@ -62,8 +62,8 @@ class Stats:
 class Session:
     """One conversation; `Engine.open` makes it.
 
-    `receive`, `show` and `subscribe` may be called from any thread. All else belongs to the
-    thread of the engine, which calls `inputs` and `observe` once for each micro-turn.
+    `receive`, `show`, `subscribe` and `on_reply` may be called from any thread. All else belongs to
+    the thread of the engine, which calls `inputs` and `observe` once for each micro-turn.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Session:
         self._writer: SessionWriter | None = None
         self._events = EventReader(model.tokenizer.decode)
         self._subscribers: dict[object, Callable[[SessionEvent], object]] = {}
+        self._listeners: dict[object, Callable[[Reply], object]] = {}
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._finisher: threading.Thread | None = None
@@ -114,7 +115,10 @@ class Session:
 
         Raises:
           ValueError: The index is no number, or the PCM is unusable; the session has not changed.
+            Or it is closed.
         """
+        if self.closed:
+            raise ValueError(f"session: got a closed one ({self.closed}); open another one")
         self._network.put(index, checked(self._config, "audio", pcm))
 
     def hear(self, pcm: np.ndarray) -> None:
@@ -164,10 +168,25 @@ class Session:
         Returns:
           A function that ends the subscription.
         """
+        return self._subscribe(self._subscribers, callback)
+
+    def on_reply(self, callback: Callable[[Reply], object]) -> Callable[[], object]:
+        """Calls a function with the reply of every micro-turn, see `subscribe`; before its events.
+
+        Args:
+          callback: The function; it is given audio float32[turn_samples], PCM in [-1, 1]; text
+            int32[]; and user_transcript int32[audio_positions].
+
+        Returns:
+          A function that ends the subscription.
+        """
+        return self._subscribe(self._listeners, callback)
+
+    def _subscribe(self, callbacks: dict[object, Any], callback: Any) -> Callable[[], object]:  # noqa: ANN401
         key = object()
         with self._lock:
-            self._subscribers[key] = callback
-        return lambda: self._subscribers.pop(key, None)
+            callbacks[key] = callback
+        return lambda: callbacks.pop(key, None)
 
     # From the engine's thread.
 
@@ -236,6 +255,7 @@ class Session:
             inputs = stats.turns, time.time(), given.audio, given.arrived, given.frame
             self._writer.put(Entry(*inputs, token, user_transcript, speech, notes))
             stats.unrecorded = self._writer.dropped
+        self._pass(self._listeners, reply)
         for event in self._events.read(stats.turns, reply, notes):
             self.tell(event)
         self._read_network()
@@ -268,14 +288,17 @@ class Session:
 
     def tell(self, event: SessionEvent) -> None:
         """Passes an event to the subscribers."""
+        self._pass(self._subscribers, event)
+
+    def _pass(self, callbacks: dict[object, Any], value: SessionEvent | Reply) -> None:
         with self._lock:
-            subscribers = list(self._subscribers.items())
-        for key, callback in subscribers:
+            known = list(callbacks.items())
+        for key, callback in known:
             try:
-                callback(event)
+                callback(value)
             except BaseException:  # SystemExit of a callback, too, belongs to it alone
-                logs.warn(_log, "a subscriber of events failed and is dropped", exc_info=True)
-                self._subscribers.pop(key, None)
+                logs.warn(_log, "a subscriber failed and is dropped", exc_info=True)
+                callbacks.pop(key, None)
 
     # As a file.
 

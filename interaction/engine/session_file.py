@@ -8,6 +8,7 @@ in order. So files of any size are written and read frame by frame.
 import math
 import os
 import pathlib
+import secrets
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -332,7 +333,7 @@ def write_file(path: str | os.PathLike, magic: bytes, fields: dict[str, Any]) ->
       fields: The map, with its `version`.
     """
     place = pathlib.Path(path)
-    part = place.with_name(f"{place.name}.part")
+    part = place.with_name(f"{place.name}.{secrets.token_hex(4)}.part")  # threads may write one
     try:
         with part.open("wb") as file:
             file.write(magic)

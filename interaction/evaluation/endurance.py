@@ -1,5 +1,6 @@
 """Engines under load, for hours and killed: whether sessions stay equal, in time and in memory."""
 
+import collections
 import pathlib
 import resource
 import tempfile
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from interaction.background.agent import BackgroundAgent
+from interaction.engine import session_events
 from interaction.engine.engine import Engine
 from interaction.engine.replay import replay
 from interaction.engine.rows import BatchModel, RowInput, Rows
@@ -25,6 +27,7 @@ class _Guest(NamedTuple):
     """A session of the load, its user and its record."""
 
     session: Session
+    told: collections.Counter[str]  # its events by kind
     chunks: Iterator[np.ndarray]  # float32[TURN], PCM of each micro-turn
     record: pathlib.Path
 
@@ -61,7 +64,8 @@ def run_load(
 
     Returns:
       A dict for JSON: "sessions" at once; "opened"; "turns" of the engine; "deadline_misses", turns
-      whose replies were late; "lost", chunks of the users; "step_p50_ms", "step_p99_ms";
+      whose replies were late; "lost", chunks of the users; "delegations" that were asked, and
+      "answered", of which the model was given the answer; "step_p50_ms", "step_p99_ms";
       "equal_alone", checked sessions that are bit-equal alone in the batch; "tokens_equal_of_one",
       those with equal tokens in a batch of 1; "checked".
     """
@@ -78,7 +82,8 @@ def run_load(
                     left.append(oldest)
                 record = folder / f"{count:06d}.session"
                 session = engine.open(make_agent(count), seed + count, record)
-                guests.append(_Guest(session, _endless([users[count % len(users)]]), record))
+                told = _count_events(session)
+                guests.append(_Guest(session, told, _endless([users[count % len(users)]]), record))
                 count += 1
                 if on_second is not None:
                     on_second(engine)
@@ -87,6 +92,7 @@ def run_load(
                 steps.append(guest.session.stats.step_s)
             time.sleep(max(0.0, turn + TURN_S - time.monotonic()))
         ticks, missed = engine.ticks, engine.missed
+        told = sum((guest.told for guest in (*left, *guests)), collections.Counter())
         lost = sum(guest.session.stats.lost for guest in (*left, *guests))
         for guest in guests:
             engine.close(guest.session)
@@ -103,12 +109,20 @@ def run_load(
         "turns": ticks,
         "deadline_misses": missed,
         "lost": lost,
+        "delegations": told[session_events.ASKED],
+        "answered": told[session_events.DONE] - told[session_events.FAILED],
         "step_p50_ms": float(np.percentile(step_ms, 50)),
         "step_p99_ms": float(np.percentile(step_ms, 99)),
         "equal_alone": sum(equal),
         "tokens_equal_of_one": sum(tokens),
         "checked": len(chosen),
     }
+
+
+def _count_events(session: Session) -> collections.Counter[str]:
+    told: collections.Counter[str] = collections.Counter()
+    session.subscribe(lambda event: told.update([event.kind]))
+    return told
 
 
 def _again(rows: Rows, path: pathlib.Path, bits: bool) -> bool:

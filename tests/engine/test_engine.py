@@ -99,6 +99,7 @@ def test_nothing_is_compiled_after_the_engine_is_made(engine: Engine) -> None:
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         one = engine.open(seed=1)
+        engine.close(engine.fork(one))  # before its first micro-turn
         take(engine, (one, 0, 0), text="two")
         copy = engine.fork(one)
         take(engine, (one, 0, 1), (copy, 1, 1))
@@ -160,10 +161,12 @@ def test_only_what_the_log_has_is_taken_back(engine: Engine) -> None:
     engine.close(old)
     new = engine.open(seed=2)
     take(engine, (new, 0, 0))
-    with pytest.raises(ValueError, match="micro_turns: got 2, wanted at most 1"):
+    with pytest.raises(ValueError, match="micro_turns: got 2, wanted an integer of at most 1"):
         engine.rewind(new, 2)
+    with pytest.raises(ValueError, match=r"micro_turns: got 1.0, wanted an integer"):
+        engine.rewind(new, 1.0)
     engine.rewind(new, 1)
-    with pytest.raises(ValueError, match="wanted at most 0"):
+    with pytest.raises(ValueError, match="of at most 0"):
         engine.rewind(new, 1)
 
 
@@ -174,6 +177,10 @@ def test_a_full_house_and_a_closed_session_are_refused(engine: Engine) -> None:
     engine.close(sessions[1])
     with pytest.raises(ValueError, match="closed"):
         engine.fork(sessions[1])
+    with pytest.raises(ValueError, match="closed"):
+        engine.type(sessions[1], "two")
+    with pytest.raises(ValueError, match="closed"):
+        sessions[1].receive(None, PCM[0, 0])
     assert engine.open(seed=4) and engine.free == 0
 
 
@@ -264,6 +271,25 @@ def test_words_of_both_sides_with_their_spaces() -> None:
         found += reader.read(turn, reply, [])
     for kind in (session_events.USER_TRANSCRIPT, session_events.MODEL_TEXT):
         assert "".join(event.text for event in found if event.kind == kind) == "what time is it"
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", None, 1 << 31, -(1 << 31) - 1])
+def test_a_seed_that_is_no_number_of_32_bits_is_refused(engine: Engine, seed: object) -> None:
+    with pytest.raises(ValueError, match=r"seed: got .*, wanted an integer of 32 bits"):
+        engine.open(seed=seed)
+    assert engine.free == ROWS
+
+
+def test_every_reply_is_passed_on_before_its_events(engine: Engine) -> None:
+    session, heard = engine.open(seed=5), []
+    end = session.on_reply(lambda reply: heard.append(reply.audio.tobytes()))
+    session.subscribe(lambda event: heard.append(event.kind))
+    wanted = [take(engine, (session, 0, turn))[0][0] for turn in range(TURNS)]
+    end()
+    take(engine, (session, 0, 0))
+    assert [one for one in heard if isinstance(one, bytes)] == wanted
+    spoken = next(turn for turn, pcm in enumerate(wanted) if any(pcm))
+    assert heard.index(session_events.SPEECH_STARTED) > heard.index(wanted[spoken])
 
 
 def test_a_subscriber_that_fails_is_dropped_and_no_one_else(engine: Engine) -> None:

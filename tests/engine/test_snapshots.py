@@ -35,7 +35,7 @@ def test_open_sessions_have_a_file_that_goes_on_and_closed_ones_have_none(
 def test_a_full_disk_ends_nothing(tmp_path: pathlib.Path) -> None:
     engine = Engine(FakeModel())
     session = engine.open()
-    (tmp_path / f"{session.name}{SUFFIX}.part").mkdir()  # so that the file cannot be written
+    (tmp_path / f"{session.name}{SUFFIX}").mkdir()  # so that the file cannot be written
     with engine, Snapshots(engine, tmp_path, every_s=0.05):
         wait_for(lambda: session.stats.turns > 3)
         assert not session.closed
