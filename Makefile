@@ -27,8 +27,8 @@ test: engines $(VENV)/.test ## runs the tests on the CPU
 	XLA_FLAGS="$(UNOPTIMISED)" $(PYTEST) -m "not optimised"
 	$(PYTEST) -m optimised $$(grep -rl --include='test_*.py' optimised tests)
 
-parity: $(VENV)/.test $(VENV)/.bench ## compares the model with an independent PyTorch implementation
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/model/test_torch_parity.py tests/pallas_kernels/test_torch_parity.py
+parity: $(VENV)/.test $(VENV)/.parity ## compares with independent implementations: PyTorch, librosa
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest $$(find tests -name 'test_*_parity.py')
 
 bench: $(VENV)/.bench ## times step, training and kernels, also in PyTorch; writes out/*.json
 	mkdir -p out

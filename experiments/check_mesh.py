@@ -44,9 +44,10 @@ TARGETS = {"loss": 1e-5, "gradients": 1e-4, "replies": 1e-5, "tokens": 0.0}
 
 
 def small_model() -> ModelConfig:
-    """`tiny` with eight heads and experts, which every axis divides."""
+    """`tiny` with a layer of each kind, and eight heads and experts, which every axis divides."""
     model = presets.tiny()
-    transformer = dataclasses.replace(model.transformer, heads=8, kv_heads=8, experts=8)
+    sizes = {"layers": 2, "heads": 8, "kv_heads": 8, "experts": 8}
+    transformer = dataclasses.replace(model.transformer, **sizes)
     return dataclasses.replace(model, transformer=transformer)
 
 

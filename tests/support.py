@@ -1,5 +1,6 @@
 """What several tests need: random parameters, made without compiling anything, and marks."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 
@@ -8,9 +9,15 @@ import numpy as np
 import pytest
 from _pytest.mark import ParameterSet
 
+from interaction import presets
 from interaction.config import ModelConfig
 from interaction.model.parameters import init_model_params
 from interaction.types import Params
+
+# The preset `tiny` with one layer of each kind, for tests that are not about layers.
+SMALLEST = dataclasses.replace(
+    presets.tiny(), transformer=dataclasses.replace(presets.tiny().transformer, layers=2)
+)
 
 
 @functools.cache

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 import interaction
-from interaction import presets
 from interaction.data.tokenizer import load_tokenizer
 from interaction.distributed import sharding
 from interaction.engine.session_record import SessionReader
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = presets.tiny()
+CONFIG = SMALLEST
 PCM = np.zeros(3_200, np.float32)
 
 

@@ -6,6 +6,7 @@ record of hours is read entry by entry, see `SessionReader`.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -130,13 +131,13 @@ class SessionWriter:
             raise ValueError(
                 f"record: got {path} ({error}), wanted a new file; choose another path"
             ) from error
-        self._queue: queue.Queue[Header | Entry | list[Note]] = queue.Queue(waiting + 2)
+        self._queue: queue.Queue[Entry | list[Note]] = queue.Queue(waiting + 1)
         self._waiting = waiting
         self._written = 0
         self._failed = False
         self.dropped = 0  # micro-turns that are not in the file
-        self._queue.put(header)
-        self._thread = threading.Thread(target=self._run, name="record", daemon=True)
+        run = functools.partial(self._run, header)
+        self._thread = threading.Thread(target=run, name="record", daemon=True)
         self._thread.start()
 
     def put(self, entry: Entry) -> None:
@@ -175,13 +176,13 @@ class SessionWriter:
         self.close([])
         self._path.unlink(missing_ok=True)
 
-    def _run(self) -> None:
+    def _run(self, header: Header) -> None:
         try:
             self._write(MAGIC)
+            self._put_on_disk(_header_fields(header))
             while not isinstance(item := self._queue.get(), list):
-                first = isinstance(item, Header)
-                self._put_on_disk(_header_fields(item) if first else _entry_fields(item))
-                self._written += not first
+                self._put_on_disk(_entry_fields(item))
+                self._written += 1
             end = {"end": self._written, "dropped": self.dropped}
             self._put_on_disk({**end, "notes": [list(note) for note in item]})
             os.fsync(self._file.fileno())

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from interaction import presets
 from interaction.background.agent import Event, MicroTurn
 from interaction.background.reasoner_agent import READ, Reasoner, ReasonerAgent
 from interaction.background.tool import tool
@@ -15,8 +14,9 @@ from interaction.background.trained import Trained
 from interaction.config import PREFILL_TURNS
 from interaction.types import Special
 from tests.background.fakes import TOKENIZER, wait_for, words
+from tests.support import SMALLEST
 
-CONFIG = presets.tiny()
+CONFIG = SMALLEST
 SEVEN = json.dumps({"tool": "times", "a": 7, "b": 8})
 NINE = json.dumps({"tool": "times", "a": 7, "b": 9})
 CALLS = (json.loads(SEVEN), {"tool": "wait"}, {"tool": "hold", "name": "one"})

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from interaction import presets
 from interaction.background import reasoner
 from interaction.background.reasoner import MicroTurns, ReasonerState
 from interaction.config import PREFILL_TURNS
@@ -21,9 +20,9 @@ from interaction.model.turn_inputs import TurnInputs
 from interaction.ops import dmel
 from interaction.training import features, reasoning_loss
 from interaction.types import Array, Special
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
-CONFIG = dataclasses.replace(presets.tiny(), self_audio=False)
+CONFIG = dataclasses.replace(SMALLEST, self_audio=False)
 PARAMS = {name: random_params(CONFIG)[name] for name in ("backbone", "router_bias")}
 TURNS, LENGTH = 23, 12  # more positions than the rings hold
 ROWS = 2

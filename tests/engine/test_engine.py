@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.background.agent import DONE, TEXT
 from interaction.background.scripted import Line, ScriptedAgent
 from interaction.data.tokenizer import load_tokenizer
@@ -20,9 +19,9 @@ from interaction.engine.rows import FullError
 from interaction.engine.session import Session
 from interaction.engine.session_record import SessionWriter
 from tests.background.fakes import FakeModel, delegate, wait_for
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
-CONFIG = presets.tiny()
+CONFIG = SMALLEST
 ROWS, TURNS = 3, 12
 RNG = np.random.default_rng(0)
 PCM = (0.1 * RNG.standard_normal((4, TURNS, CONFIG.audio.turn_samples))).astype(np.float32)

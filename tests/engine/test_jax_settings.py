@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.background.agent import MicroTurn
 from interaction.background.reasoner_agent import Reasoner
 from interaction.data.tokenizer import load_tokenizer
@@ -14,7 +13,7 @@ from interaction.engine.conversation import Conversation
 from interaction.engine.live_model import InteractionModel
 from interaction.types import Special
 from tests.background.fake_reasoner import CONFIG
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
 STRICT = {
     "jax_enable_x64": True,
@@ -42,7 +41,7 @@ def pcm(seed: int) -> np.ndarray:
 
 def live(params: dict) -> list[bytes]:
     """Outputs of a live model in a conversation."""
-    model, found = InteractionModel(presets.tiny(), params, load_tokenizer()), []
+    model, found = InteractionModel(SMALLEST, params, load_tokenizer()), []
     conversation = Conversation(model, seed=3)
     for at in range(3):
         reply = conversation.step(pcm(at), "one" if at == 1 else None)
@@ -61,7 +60,7 @@ def behind(params: dict) -> list[int]:
 
 
 def test_models_work_under_the_settings_of_the_caller(request: pytest.FixtureRequest) -> None:
-    params = [jax.device_get(random_params(config)) for config in (presets.tiny(), CONFIG)]
+    params = [jax.device_get(random_params(config)) for config in (SMALLEST, CONFIG)]
     wanted = live(params[0]), behind(params[1])
     request.getfixturevalue("strict")
     assert (live(params[0]), behind(params[1])) == wanted

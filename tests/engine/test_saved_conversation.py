@@ -6,7 +6,6 @@ import threading
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.background.agent import CALL, DONE, RESULT, TEXT, MicroTurn
 from interaction.background.delegations import SORRY
 from interaction.background.scripted import Line, ScriptedAgent
@@ -19,7 +18,7 @@ from interaction.engine.replay import replay
 from interaction.engine.session_record import read
 from interaction.types import Special
 from tests.background.fakes import SILENCE, FakeModel, ToolAgent, delegate, wait_for
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
 END = "</delegate>"
 ANSWER = {"seven times eight": [Line(2, TEXT, "it is fifty six"), Line(0, DONE)]}
@@ -139,7 +138,7 @@ def test_files_that_are_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_tiny_model_goes_on_and_replays_bit_for_bit(tmp_path: pathlib.Path) -> None:
-    config = presets.tiny()
+    config = SMALLEST
     model = InteractionModel(config, random_params(config), load_tokenizer())
 
     def drive(conversation: Conversation, turns: range) -> list[tuple]:

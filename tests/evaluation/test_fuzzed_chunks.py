@@ -2,16 +2,15 @@
 
 import pytest
 
-from interaction import presets
 from interaction.data.tokenizer import load_tokenizer
 from interaction.engine.live_model import InteractionModel
 from interaction.evaluation import fuzzed_chunks
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
 
 @pytest.fixture(scope="module")
 def model() -> InteractionModel:
-    config = presets.tiny()
+    config = SMALLEST
     return InteractionModel(config, random_params(config), load_tokenizer())
 
 

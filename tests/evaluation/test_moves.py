@@ -5,14 +5,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.data.tokenizer import load_tokenizer
 from interaction.engine.live_model import InteractionModel
 from interaction.engine.rows import Rows
 from interaction.evaluation import moves
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
-CONFIG = presets.tiny()
+CONFIG = SMALLEST
 USERS = [(9_000 * np.sin(np.arange(n) / 7)).astype(np.int16) for n in (16_000, 23_000)]
 
 

@@ -10,18 +10,16 @@ import jax
 import numpy as np
 
 import interaction
-from interaction import presets
 from interaction.distributed import sharding
 from interaction.engine.engine import Engine
 from interaction.pretrained import store
 from tests.multihost import lead
 from tests.multihost.launch import LIMIT_S, ROOT, finish, start
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
 MESH = {"expert": 2, "tensor": 2}
 DEVICES = 4
-TINY = presets.tiny()
-MODEL = replace(TINY, transformer=replace(TINY.transformer, layers=2, kv_heads=2))
+MODEL = replace(SMALLEST, transformer=replace(SMALLEST.transformer, kv_heads=2))
 
 
 def _compare(found: pathlib.Path, wanted: dict[str, np.ndarray]) -> None:

@@ -10,7 +10,6 @@ from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
 from experiments import export
-from interaction import presets
 from interaction.distributed.sharding import make_mesh
 from interaction.pretrained.config_json import config_to_json
 from interaction.pretrained.tree_paths import flatten
@@ -19,10 +18,10 @@ from interaction.training.checkpoints import Checkpoints
 from interaction.training.optimizer import make_optimizer
 from interaction.training.state import TrainState
 from interaction.training.train_config import TrainConfig
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 from tests.training import toy
 
-CONFIG = presets.tiny()
+CONFIG = SMALLEST
 
 
 def test_averages_equal_their_closed_form() -> None:

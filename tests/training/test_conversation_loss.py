@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.model import sequence
 from interaction.pretrained.tree_paths import flatten
 from interaction.training import conversation_loss
 from interaction.types import Special
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
-CONFIG = presets.tiny()
+CONFIG = SMALLEST
 
 
 def _batch(sessions: int, turns: int) -> dict[str, jax.Array]:

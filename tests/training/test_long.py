@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.model import sequence, turn_inputs
 from interaction.modules import layer_attention
 from interaction.training import conversation_loss
 from interaction.types import Array, Special
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
-TINY = presets.tiny()
+TINY = SMALLEST
 CONFIG = dataclasses.replace(TINY, transformer=dataclasses.replace(TINY.transformer, layers=2))
 
 

@@ -5,16 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from interaction import presets
 from interaction.model.heads import text_head
 from interaction.model.sequence import encode
 from interaction.pretrained.tree_paths import flatten
 from interaction.training import reasoning_loss
 from interaction.training.objective import Batch
 from interaction.types import Special
-from tests.support import random_params
+from tests.support import SMALLEST, random_params
 
-CONFIG = presets.tiny()
+CONFIG = SMALLEST
 LENGTH = 7  # tokens of a fork
 KEYS = jax.random.split(jax.random.key(0), 3)
 
