@@ -16,7 +16,7 @@ ORDER = (
     ("pretrained", "compiled", "data"),
     ("background",),
     ("engine",),
-    ("training", "evaluation"),
+    ("training", "evaluation", "serve"),
 )
 PEERS = {("presets", "config")}  # the one import between rooms of a line
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

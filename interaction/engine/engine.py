@@ -76,6 +76,7 @@ class Engine:
         self._sessions: dict[int, Session] = {}  # by row
         self.ticks = self.missed = 0  # micro-turns, and those whose replies were late
         self.clock, self.sleep = clock, sleep
+        self.due = 0.0  # by the clock, when the next micro-turn of a started engine begins
         self._identity: str | None = None
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
@@ -440,7 +441,7 @@ class Engine:
     def _loop(self) -> None:
         config = self.model.config.audio
         length = config.turn_samples / config.sample_rate
-        due = self.clock() + length
+        self.due = self.clock() + length
         while not self._ending.is_set():
             self._between()
             try:
@@ -448,15 +449,15 @@ class Engine:
             except BaseException:
                 _log.exception("the engine ends")
                 break
-            early = due - self.clock()
+            early = self.due - self.clock()
             if early > 0:
                 self.sleep(early)
             elif early > -AGAIN_S:
                 self.miss(-early)
             else:  # the clock begins again
                 self.miss(-early, 1 + int(-early / length))
-                due = self.clock()
-            due += length
+                self.due = self.clock()
+            self.due += length
         with self._gate:  # afterwards nothing is queued
             self._thread = None
         self._between()

@@ -21,7 +21,6 @@ def reference() -> check_mesh.Reference:
     [
         ({"fsdp": 2, "expert": 2, "tensor": 2}, 1),
         ({"data": 2, "sequence": 2, "expert": 2}, 2),
-        ({"expert": 8}, 1),  # a session on each device
     ],
 )
 def test_a_mesh_equals_one_device(
@@ -31,6 +30,13 @@ def test_a_mesh_equals_one_device(
     found = reference.differences(axes, accumulate)
     for name, most in check_mesh.TARGETS.items():
         assert found[name] <= most, found
+
+
+def test_a_session_on_each_device_steps_as_on_one(reference: check_mesh.Reference) -> None:
+    mesh = sharding.make_mesh({"expert": 8})
+    pcm, tokens = check_mesh.stream_on(mesh, reference.model, reference.params)
+    assert np.max(np.abs(pcm - reference.streamed[0])) <= check_mesh.TARGETS["replies"]
+    np.testing.assert_array_equal(tokens, reference.streamed[1])
 
 
 def test_devices_whose_sessions_are_silent_do_not_wait(reference: check_mesh.Reference) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp
@@ -90,6 +91,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        time.sleep(1e-4)  # the threads that write records have their turn
 
 
 def as_foreseen(meta: dict) -> Callable[[str], Iterable[Line]]:

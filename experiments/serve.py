@@ -1,0 +1,129 @@
+r"""Serves a model: OpenAI's Live protocol over WebSocket, and a page with a microphone.
+
+python -m experiments.serve                          # http://localhost:8123, this machine only
+python -m experiments.serve --host=0.0.0.0 --tokens=FILE --folder=/var/lib/interaction
+
+Without --tokens the server takes connections of this machine alone. With --folder, sessions outlive
+a lost connection, SIGTERM and SIGKILL. See docs/serving.md.
+"""
+
+import json
+import logging
+import pathlib
+import sys
+
+import uvicorn
+from absl import app, flags
+
+import interaction
+from experiments.agent_factory import find_background
+from interaction.background.agent import BackgroundAgent
+from interaction.background.batched_reasoner import BatchedReasoner
+from interaction.background.demo_tools import Row, demo_tools
+from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
+from interaction.background.toolbox import Toolbox
+from interaction.serve.app import About, make_app
+from interaction.serve.house import House
+from interaction.serve.limits import Door, Limits, is_loopback
+
+_MODEL = flags.DEFINE_string("model", "demo", "Name or folder of a released model.")
+_BACKGROUND = flags.DEFINE_string(
+    "background", None, "Background model; default: the model's name with _background, if it is."
+)
+_ROWS = flags.DEFINE_integer("rows", 8, "Most sessions at once.", lower_bound=1)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at.")
+_PORT = flags.DEFINE_integer("port", 8123, "Port; 0 takes a free one.")
+_TOKENS = flags.DEFINE_string("tokens", None, "File with a bearer token a line.")
+_ORIGINS = flags.DEFINE_list("origins", [], "Origins of pages beside the server's own.")
+_FOLDER = flags.DEFINE_string("folder", None, "Folder for sessions that outlive a connection.")
+_SESSION_S = flags.DEFINE_float("session_s", Limits().session_s, "Longest session, s.")
+_SESSIONS = flags.DEFINE_integer("sessions", Limits().sessions_a_client, "Sessions of a client.")
+STOCK = pathlib.Path(__file__).parent / "assets" / "user.json"
+EXAMPLES = [
+    "what is seven times eight",
+    "what time is it",
+    "set a timer for ten seconds",
+    "where is the honey",
+    "how much is the pepper",
+    "how many feet are three yards",
+    "what is the capital of france",
+    "what color is the sky",
+]
+
+
+def read_tokens(path: str | None) -> list[str]:
+    """The tokens of a file, one a line.
+
+    Raises:
+      ValueError: The file is missing, or has no token.
+    """
+    if path is None:
+        return []
+    try:
+        tokens = [line.strip() for line in pathlib.Path(path).read_text().splitlines()]
+    except OSError as error:
+        raise ValueError(f"--tokens: got {path!r} ({error}), wanted a file") from error
+    found = [token for token in tokens if token]
+    if not found:
+        raise ValueError(f"--tokens: got no token in {path!r}, wanted one a line")
+    return found
+
+
+def make_house() -> House:
+    """Loads the models and compiles what is needed; the arguments are the flags.
+
+    Raises:
+      ValueError: The server would be open to other machines without tokens.
+    """
+    tokens = read_tokens(_TOKENS.value)
+    if not tokens and not is_loopback(_HOST.value):
+        raise ValueError(
+            f"--host: got {_HOST.value!r}, where other machines come in, wanted --tokens with it"
+        )
+    model = interaction.load(_MODEL.value)
+    background = _BACKGROUND.value or find_background(_MODEL.value)
+    make_agent = None
+    if background is not None:
+        reasoner = BatchedReasoner(load_reasoner(background), 3 * _ROWS.value)
+        reasoner.warm_up()
+        prices = json.loads(STOCK.read_text())["prices"]
+        stock = [Row(item, price, place) for item, (price, place) in prices.items()]
+
+        def make_agent(instructions: str) -> BackgroundAgent:
+            return ReasonerAgent(reasoner, Toolbox(demo_tools(stock)))
+
+    engine = interaction.Engine(model, _ROWS.value, frames=model.config.trained_on_frames)
+    limits = Limits(session_s=_SESSION_S.value, sessions_a_client=_SESSIONS.value)
+    door = Door(tokens, _ORIGINS.value)
+    name = pathlib.Path(_MODEL.value).name
+    return House(engine, name, make_agent, door=door, limits=limits, folder=_FOLDER.value)
+
+
+def main(argv: list[str]) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    print("loading and compiling", flush=True)
+    try:
+        house = make_house()
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+    text = "A closed domain of English requests; it answers any other as one that it knows."
+    about = About(text, EXAMPLES) if _MODEL.value == "demo" else About("Say anything.", [])
+    config = uvicorn.Config(
+        make_app(house, about),
+        host=_HOST.value,
+        port=_PORT.value,
+        log_level="warning",
+        ws_max_size=house.limits.message_bytes,
+        timeout_graceful_shutdown=30,
+    )
+    server = uvicorn.Server(config)
+    print(f"open http://{_HOST.value}:{_PORT.value}", flush=True)
+    server.run()
+
+
+if __name__ == "__main__":
+    app.run(main)

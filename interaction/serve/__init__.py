@@ -1,0 +1,1 @@
+"""Servers of live sessions: OpenAI's Live protocol over WebSocket, and a page with a microphone."""

@@ -1,0 +1,105 @@
+"""The web application: the protocols' addresses, the page, and what an operator reads."""
+
+import asyncio
+import contextlib
+import pathlib
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket
+
+from interaction.serve.house import House
+from interaction.serve.limits import KEY_PROTOCOL, RefusedError
+from interaction.serve.live import LiveConnection
+
+PAGE = pathlib.Path(__file__).parent / "page"
+_POLICY = 1008  # WebSocket's code of a refusal
+
+
+class About(NamedTuple):
+    """What the page says about the model."""
+
+    about: str = ""
+    examples: Sequence[str] = ()  # what a user may say
+
+
+def make_app(house: House, about: About | None = None) -> Starlette:
+    """The application of a server.
+
+    Args:
+      house: The engine and its sessions; started and stopped with the application.
+      about: What the page says about the model.
+    """
+    config = house.engine.model.config
+    told = (about or About())._asdict() | {
+        "model": house.name,
+        "delegates": house.make_agent is not None,
+        "reads_text": config.trained_on_text,
+        "sees": house.engine.frames,
+        "token": not house.door.open,
+    }
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await house.start()
+        try:
+            yield
+        finally:
+            await house.stop()
+
+    async def live(socket: WebSocket) -> None:
+        try:
+            owner = house.door.check(dict(socket.headers))
+        except RefusedError as error:
+            house.metrics.refused(str(error.status))
+            await socket.send_denial_response(_error(error))
+            return
+        await socket.accept(subprotocol=_subprotocol(socket))
+        task = asyncio.current_task()
+        if task is not None:
+            house.enter(task)
+        await LiveConnection(house, socket, owner, socket.path_params.get("session", "")).run()
+
+    async def health(_: Request) -> Response:
+        engine = house.engine
+        fine = engine.error is None and not house.draining.is_set()
+        fields = {"status": "ok" if fine else "failing", "sessions": len(engine.sessions)}
+        return JSONResponse(fields | {"free": engine.free}, 200 if fine else 503)
+
+    async def describe(_: Request) -> Response:
+        return JSONResponse(told)
+
+    async def metrics(request: Request) -> Response:
+        try:
+            house.door.check(dict(request.headers))
+        except RefusedError as error:
+            return _error(error)
+        return PlainTextResponse(house.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    return Starlette(
+        routes=[
+            WebSocketRoute("/v1/live/sessions", live),
+            WebSocketRoute("/v1/live/sessions/{session}/fork", live),
+            Route("/healthz", health),
+            Route("/metrics", metrics),
+            Route("/about.json", describe),
+            Mount("/", StaticFiles(directory=PAGE, html=True)),
+        ],
+        lifespan=lifespan,
+    )
+
+
+def _subprotocol(socket: WebSocket) -> str | None:
+    """The first protocol that a browser offers and that is no token."""
+    offered = socket.scope.get("subprotocols", [])
+    return next((name for name in offered if not name.startswith(KEY_PROTOCOL)), None)
+
+
+def _error(error: RefusedError) -> Response:
+    fields = {"type": "invalid_request_error", "code": str(error.status), "message": str(error)}
+    return JSONResponse({"error": fields}, error.status)

@@ -1,0 +1,209 @@
+"""`House`: what all connections of a server share, and the sessions that clients may come back to.
+
+With a folder, open sessions are saved every two seconds under `open`. Those that lost their client,
+were stored, or were open when the process ended lie under `left`, where a client finds them again.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from interaction.background.agent import BackgroundAgent
+from interaction.engine.engine import Engine
+from interaction.engine.session import SUFFIX, Session
+from interaction.engine.snapshots import Snapshots
+from interaction.serve.limits import Door, Limits
+from interaction.serve.live_messages import ProtocolError
+from interaction.serve.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+_OPEN, _LEFT, _CARD = "open", "left", ".json"
+_SWEEP_S = 10.0  # s between two looks for files that are too old
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What the server knows of a session beside its state."""
+
+    id: str
+    owner: str  # identity of the client, from `Door.check`
+    config: dict[str, Any]  # what the client asked for
+    until: float  # s since the epoch, when its file goes
+
+
+class House:
+    """The engine of a server, its clients and their sessions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        make_agent: Callable[[str], BackgroundAgent] | None = None,
+        *,
+        door: Door | None = None,
+        limits: Limits | None = None,
+        folder: str | os.PathLike | None = None,
+        reads_instructions: bool = False,
+    ) -> None:
+        """Makes the house; `start` opens it.
+
+        Args:
+          engine: The engine; its rows are the most sessions.
+          name: Name of the model.
+          make_agent: Makes the background agent of a session from its instructions, for clients
+            that leave delegations to the server; None: there is none.
+          door: Who gets in; None: everybody on this machine.
+          limits: Bounds of a client.
+          folder: Folder for sessions that clients come back to; None: a lost session is lost.
+          reads_instructions: Whether the agents read instructions.
+        """
+        self.engine, self.name, self.make_agent = engine, name, make_agent
+        self.door, self.limits = door or Door(), limits or Limits()
+        self.reads_instructions = reads_instructions
+        self.metrics = Metrics(engine)
+        self.folder = None if folder is None else pathlib.Path(folder)
+        self.cards: dict[str, Card] = {}  # of open sessions
+        self.draining = asyncio.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None  # once it is started
+        self._connections: set[asyncio.Task] = set()
+        self._snapshots: Snapshots | None = None
+        self._sweeper: asyncio.Task | None = None
+
+    async def start(self) -> None:
+        """Starts the engine; what a killed process left open can be gone on with."""
+        self.loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self.engine.start)
+        if self.folder is not None:
+            for place in (_OPEN, _LEFT):
+                (self.folder / place).mkdir(parents=True, exist_ok=True)
+            until = time.time() + self.limits.kept_s
+            for path in sorted((self.folder / _OPEN).glob(f"*{_CARD}")):
+                card = Card(**json.loads(path.read_text()))
+                saved = path.with_suffix(SUFFIX)
+                if saved.exists():
+                    saved.replace(self.folder / _LEFT / saved.name)
+                    self._write(_LEFT, dataclasses.replace(card, until=until))
+                path.unlink()
+            self._snapshots = Snapshots(self.engine, self.folder / _OPEN)
+            self._sweeper = asyncio.create_task(self._sweep())
+
+    async def stop(self) -> None:
+        """Ends all connections, whose sessions are saved, and the engine."""
+        self.draining.set()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=30.0)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._snapshots is not None:
+            await asyncio.to_thread(self._snapshots.close)
+        await asyncio.to_thread(self.engine.stop)
+
+    def enter(self, task: asyncio.Task) -> None:
+        """Remembers a connection until its task has ended."""
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    # Sessions.
+
+    def check_room(self, owner: str) -> None:
+        """Refuses a client that has all the sessions that it may have.
+
+        Raises:
+          ProtocolError: Names the limit.
+        """
+        most = self.limits.sessions_a_client
+        if sum(card.owner == owner for card in self.cards.values()) >= most:
+            raise ProtocolError(
+                f"session: got one more than the {most} that a client may have; close one",
+                "session_limit_reached",
+            )
+
+    async def admit(self, session: Session, card: Card) -> None:
+        """Takes a session that was just opened into the house."""
+        self.cards[card.id] = card
+        session.name = card.id
+        if self.folder is not None:
+            await asyncio.to_thread(self._write, _OPEN, card)
+
+    async def dismiss(self, session: Session, card: Card, reason: str, kept_s: float) -> None:
+        """Closes a session; with a time in s, it can be gone on with for so long."""
+        path = None
+        if self.folder is not None and kept_s and not session.closed:
+            path = self.folder / _LEFT / f"{card.id}{SUFFIX}"
+        try:
+            await asyncio.to_thread(self.engine.close, session, reason, path)
+            if path is not None:
+                kept = dataclasses.replace(card, until=time.time() + kept_s)
+                await asyncio.to_thread(self._write, _LEFT, kept)
+        except (OSError, RuntimeError, ValueError) as error:
+            _log.warning("a session could not be kept: %s", error)
+        finally:
+            self.cards.pop(card.id, None)
+            if self.folder is not None:
+                (self.folder / _OPEN / f"{card.id}{_CARD}").unlink(missing_ok=True)
+
+    async def resume(
+        self, name: str, owner: str, make: Callable[[dict[str, Any]], BackgroundAgent | None]
+    ) -> tuple[Session, Card]:
+        """Opens a copy of an open session, or a session that was left.
+
+        Args:
+          name: Id of the session.
+          owner: Identity of the client.
+          make: Makes the agent from the configuration of the session.
+
+        Returns:
+          The new session, and the card of the old one.
+
+        Raises:
+          ProtocolError: There is no such session of this client.
+        """
+        card, path = self.cards.get(name), self._left(name)
+        if card is None and path is not None:
+            card = Card(**json.loads(path.with_suffix(_CARD).read_text()))
+        if (
+            card is None or card.owner != owner or (name not in self.cards and path is None)
+        ):  # a foreign one is as unknown as none
+            raise ProtocolError(
+                f"session: got {name[:80]!r}, wanted the id of an open or kept session",
+                "session_not_found",
+            )
+        agent = make(card.config)
+        if name in self.cards:
+            old = next((one for one in self.engine.sessions if one.name == name), None)
+            if old is None:
+                raise ProtocolError("session: it has just ended", "session_not_found")
+            return await asyncio.to_thread(self.engine.fork, old, agent), card
+        session = await asyncio.to_thread(self.engine.restore, str(path), agent)
+        if path is not None and not card.config.get("store"):  # it goes on, and only once
+            path.unlink(missing_ok=True)
+            path.with_suffix(_CARD).unlink(missing_ok=True)
+        return session, card
+
+    def _left(self, name: str) -> pathlib.Path | None:
+        """The file of a session that was left; None if there is none."""
+        if self.folder is None or not name.replace("_", "").isalnum():
+            return None
+        path = self.folder / _LEFT / f"{name}{SUFFIX}"
+        return path if path.exists() and path.with_suffix(_CARD).exists() else None
+
+    def _write(self, place: str, card: Card) -> None:
+        if self.folder is not None:
+            path = self.folder / place / f"{card.id}{_CARD}"
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(dataclasses.asdict(card)))
+            part.replace(path)
+
+    async def _sweep(self) -> None:
+        while self.folder is not None:
+            for path in (self.folder / _LEFT).glob(f"*{_CARD}"):
+                if Card(**json.loads(path.read_text())).until < time.time():
+                    path.with_suffix(SUFFIX).unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
+            await asyncio.sleep(_SWEEP_S)

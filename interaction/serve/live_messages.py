@@ -1,0 +1,249 @@
+"""Messages of OpenAI's Live protocol: what a client may send, and what it is told.
+
+The names of events and fields are those of `openai.types.live`. Unknown fields and events are
+refused, as there.
+"""
+
+import json
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from interaction.serve.audio_formats import PCM, Format
+
+LONGEST_TEXT = 4_000  # characters of an appended text
+_KINDS = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+
+
+class ProtocolError(Exception):
+    """A message that is refused; the session has not changed.
+
+    Attributes:
+      message: What came, what was wanted, and the fix.
+      code: One of the protocol's codes, such as "invalid_value".
+      param: The field, with dots between names.
+      event_id: The client's id of the message.
+    """
+
+    def __init__(
+        self, message: str, code: str = "invalid_value", param: str = "", event_id: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.message, self.code, self.param, self.event_id = message, code, param, event_id
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Pcm(_Strict):
+    type: Literal["audio/pcm"]
+    rate: Literal[16_000, 24_000] = 24_000
+
+
+class _G711(_Strict):
+    type: Literal["audio/pcmu", "audio/pcma"]
+    rate: Literal[8_000] = 8_000
+
+
+class _Voice(_Strict):
+    id: str
+
+
+class _Output(_Strict):
+    voice: str | _Voice | None = None
+
+
+class _Audio(_Strict):
+    format: Annotated[_Pcm | _G711, Field(discriminator="type")] | None = None
+    output: _Output | None = None
+
+
+class ClientDelegation(_Strict):
+    """The client answers what the model delegates."""
+
+    type: Literal["client"]
+    acknowledgement_delay_ms: int | None = None
+
+
+class _Responses(BaseModel):
+    """Settings of a Responses model; the server's agent has its own, and says so."""
+
+    model_config = ConfigDict(extra="allow")
+    model: str | None = None
+    instructions: str | None = None
+    tools: list[Any] | None = None
+
+
+class ServerDelegation(_Strict):
+    """The server's background agent answers what the model delegates."""
+
+    type: Literal["responses"]
+    responses: _Responses = Field(default_factory=_Responses)
+    acknowledgement_delay_ms: int | None = None
+
+
+class _Content(_Strict):
+    type: Literal["input_text", "output_text", "text"] | None = None
+    text: str
+
+
+class _Item(_Strict):
+    type: Literal["message"] | None = None
+    id: str | None = None
+    status: Literal["incomplete", "completed"] | None = None
+    role: Literal["developer", "user", "assistant"]
+    content: list[_Content] = Field(min_length=1, max_length=1)
+
+
+class SessionConfig(_Strict):
+    """What a client asks of a session."""
+
+    model: str = ""
+    audio: _Audio | None = None
+    delegation: (
+        Annotated[ClientDelegation | ServerDelegation, Field(discriminator="type")] | None
+    ) = None
+    input: list[_Item] | None = Field(None, max_length=128)
+    instructions: str | None = Field(None, max_length=100_000)
+    safety_identifier: str | None = None
+    store: bool | None = None
+
+    @property
+    def format(self) -> Format:
+        """The format of audio in both directions."""
+        form = self.audio.format if self.audio else None
+        return Format(form.type, form.rate) if form else Format(PCM, 24_000)
+
+
+class _Event(_Strict):
+    event_id: str | None = Field(None, max_length=512)
+
+
+class SessionStart(_Event):
+    """Begins the session; the first message."""
+
+    type: Literal["session.start"]
+    session: SessionConfig
+
+
+class SessionUpdate(_Event):
+    """Changes how delegations are answered; nothing else can change."""
+
+    type: Literal["session.update"]
+    session: dict[str, Any]
+
+
+class AudioAppend(_Event):
+    """Sound of the user."""
+
+    type: Literal["session.input_audio.append"]
+    audio: str
+
+
+class AudioMute(_Event):
+    """The user is silent from here on, or is heard again."""
+
+    type: Literal["session.input_audio.mute", "session.input_audio.unmute"]
+
+
+class TextAppend(_Event):
+    """Text for the session or for one delegation."""
+
+    type: Literal[
+        "session.instructions.append", "session.thinking.append", "session.commentary.append"
+    ]
+    content: str = Field(min_length=1, max_length=LONGEST_TEXT)
+    delegation_id: str | None
+
+    @field_validator("content")
+    @classmethod
+    def _has_words(cls, content: str) -> str:
+        if not content.strip():
+            raise ValueError("wanted words")
+        return content
+
+
+class FrameAppend(_Event):
+    """A video frame, which the model sees in its next step; not of OpenAI's protocol."""
+
+    type: Literal["interaction.input_frame.append"]
+    frame: str  # base64 of uint8[size, size, 3], RGB
+
+
+class SessionClose(_Event):
+    """Ends the session."""
+
+    type: Literal["session.close"]
+
+
+ClientEvent = (
+    SessionStart | SessionUpdate | AudioAppend | AudioMute | TextAppend | FrameAppend | SessionClose
+)
+_EVENTS: dict[str, type[_Event]] = {
+    "session.start": SessionStart,
+    "session.update": SessionUpdate,
+    "session.input_audio.append": AudioAppend,
+    "session.input_audio.mute": AudioMute,
+    "session.input_audio.unmute": AudioMute,
+    "session.instructions.append": TextAppend,
+    "session.thinking.append": TextAppend,
+    "session.commentary.append": TextAppend,
+    "interaction.input_frame.append": FrameAppend,
+    "session.close": SessionClose,
+}
+
+
+def read_event(text: str | bytes) -> Any:  # noqa: ANN401
+    """Reads a message of a client: one of `ClientEvent`.
+
+    Raises:
+      ProtocolError: It is no JSON object, of an unknown type, or has a wrong field.
+    """
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("message: got no JSON, wanted one object", "invalid_json") from error
+    if not isinstance(fields, dict):
+        raise ProtocolError(
+            f"message: got a JSON {type(fields).__name__}, wanted an object", "invalid_json"
+        )
+    event_id = fields.get("event_id")
+    event_id = event_id if isinstance(event_id, str) else ""
+    kind = fields.get("type")
+    form = _EVENTS.get(kind) if isinstance(kind, str) else None
+    if form is None:
+        raise ProtocolError(
+            f"type: got {str(kind)[:80]!r}, wanted one of {', '.join(_EVENTS)}",
+            "unknown_event" if isinstance(kind, str) else "missing_required_parameter",
+            "type",
+            event_id[:512],
+        )
+    try:
+        return form.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        names = [str(part) for part in first["loc"]]
+        code = _KINDS.get(first["type"], "invalid_value")
+        param = ".".join(names)
+        raise ProtocolError(f"{param}: {first['msg']}", code, param, event_id[:512]) from error
+
+
+def new_id(prefix: str) -> str:
+    """An id that nobody can guess."""
+    return f"{prefix}_{secrets.token_hex(16)}"
+
+
+def event(kind: str, client_event_id: str | None = None, **fields: Any) -> dict[str, Any]:  # noqa: ANN401
+    """An event of the server."""
+    made = {"type": kind, "event_id": new_id("event"), **fields}
+    return made | ({"client_event_id": client_event_id} if client_event_id else {})
+
+
+def error_event(error: ProtocolError, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """The event that tells a client what was refused."""
+    fields: dict[str, Any] = {"type": kind, "code": error.code, "message": error.message}
+    fields |= {"param": error.param} if error.param else {}
+    fields |= {"client_event_id": error.event_id} if error.event_id else {}
+    return event("error", error=fields)

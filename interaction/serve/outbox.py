@@ -1,0 +1,55 @@
+"""What waits to be sent to a client; a slow reader loses speech, and is told."""
+
+import asyncio
+import collections
+import threading
+
+import numpy as np
+
+from interaction.serve.limits import Limits
+
+Item = dict | np.ndarray | None  # an event; PCM float32[turn_samples] in [-1, 1]; None: the end
+
+
+class Outbox:
+    """A queue that the engine's thread fills, and a task of the server's loop empties."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Starts empty; to be made in the loop."""
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._limits = limits
+        self._items: collections.deque[Item] = collections.deque()
+        self._ready = asyncio.Event()
+        self._speech = 0  # PCM among the items
+        self.unheard = 0  # PCM that was left out
+        self.overrun = asyncio.Event()  # set when even events are too many
+
+    def put(self, item: Item) -> None:
+        """Adds an item, from any thread."""
+        if threading.get_ident() == self._thread:
+            self._add(item)
+        else:
+            self._loop.call_soon_threadsafe(self._add, item)
+
+    def _add(self, item: Item) -> None:
+        if isinstance(item, np.ndarray):
+            self._speech += 1
+            if self._speech > self._limits.audio_waiting:
+                first = next(one for one in self._items if isinstance(one, np.ndarray))
+                self._items = collections.deque(one for one in self._items if one is not first)
+                self._speech -= 1
+                self.unheard += 1
+        elif item and len(self._items) - self._speech >= self._limits.events_waiting:
+            self.overrun.set()
+            return
+        self._items.append(item)
+        self._ready.set()
+
+    async def take(self) -> Item:
+        """The oldest item; waits for one."""
+        while not self._items:
+            self._ready.clear()
+            await self._ready.wait()
+        item = self._items.popleft()
+        self._speech -= isinstance(item, np.ndarray)
+        return item

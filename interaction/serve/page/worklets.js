@@ -1,0 +1,63 @@
+// Sound in and out of the page, on the audio thread; all at the rate of the context.
+
+const PIECE = 320; // samples of a message to the server: 20 ms
+const BEHIND = 0.06; // s that a reply waits, for the jitter of the network
+const MOST = 0.5; // s that may wait; silence beyond it is left out
+
+class Capture extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.piece = new Float32Array(PIECE);
+    this.filled = 0;
+  }
+
+  process([input]) {
+    for (const sample of input[0] ?? new Float32Array(128)) {
+      this.piece[this.filled++] = sample;
+      if (this.filled === PIECE) {
+        this.port.postMessage(this.piece.slice());
+        this.filled = 0;
+      }
+    }
+    return true;
+  }
+}
+
+class Player extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.chunks = [];
+    this.place = 0;
+    this.waiting = 0; // samples
+    this.holding = 0; // samples of silence before the next one
+    this.port.onmessage = ({ data }) => this.take(data);
+  }
+
+  take(chunk) {
+    const silent = chunk.every((sample) => Math.abs(sample) < 1e-4);
+    if (this.waiting > MOST * sampleRate && silent) return;
+    if (this.waiting === 0) this.holding = Math.round(BEHIND * sampleRate);
+    this.chunks.push(chunk);
+    this.waiting += chunk.length;
+  }
+
+  process(_, [[output]]) {
+    for (let at = 0; at < output.length; at++) {
+      if (this.holding > 0) {
+        this.holding--;
+      } else if (this.waiting > 0) {
+        output[at] = this.chunks[0][this.place++];
+        this.waiting--;
+        if (this.place === this.chunks[0].length) {
+          this.chunks.shift();
+          this.place = 0;
+        }
+      }
+    }
+    this.port.postMessage(output.slice());
+    return true;
+  }
+}
+
+registerProcessor("capture", Capture);
+registerProcessor("player", Player);

@@ -1,0 +1,119 @@
+"""Sessions that lose their client or their server, and clients that read too slowly."""
+
+import asyncio
+import base64
+import json
+import pathlib
+from collections.abc import Callable
+
+import pytest
+import websockets
+
+from interaction.serve.house import House
+from interaction.serve.limits import Door, Limits
+from interaction.types import Special
+from tests.background.fakes import words
+from tests.serve.clients import answer, bare, house
+from tests.serve.echo import EchoModel
+
+
+def test_a_lost_session_goes_on_and_only_for_its_client(tmp_path: pathlib.Path) -> None:
+    model = EchoModel([Special.SILENT] * 5 + words("one two"))
+    mine, foreign = ({"Authorization": f"Bearer {name}"} for name in ("a", "b"))
+    start = {"type": "session.start", "session": {}}
+
+    async def refused(address: str, name: str, headers: dict[str, str]) -> bool:
+        async with bare(
+            address, started=False, path=f"/{name}/fork", additional_headers=headers
+        ) as socket:
+            return (await answer(socket, start))["error"]["code"] == "session_not_found"
+
+    async def run(address: str) -> None:
+        async with bare(address, started=False, additional_headers=mine) as socket:
+            first = {"type": "session.start", "session": {"model": "demo"}}
+            name = (await answer(socket, first, "session.started"))["session"]["id"]
+            for _ in range(3):
+                await answer(
+                    socket, {"type": "session.input_audio.mute"}, "session.input_audio.muted"
+                )
+                await asyncio.sleep(0.2)
+            assert await refused(address, name, foreign)
+            socket.transport.abort()
+        await asyncio.sleep(0.5)
+        assert await refused(address, name, foreign)
+        assert await refused(address, "session_none", mine)
+        assert await refused(address, "a.b", mine)
+        async with bare(
+            address, started=False, path=f"/{name}/fork", additional_headers=mine
+        ) as socket:
+            started = await answer(socket, start, "session.started")
+            assert started["session"]["id"] != name
+            info = json.loads(await socket.recv())
+            assert info["code"] == "session_resumed" and name in info["message"]
+            text = ""
+            async with asyncio.timeout(5):
+                while "two" not in text:
+                    got = json.loads(await socket.recv())
+                    text += got["delta"] if got["type"].endswith("put_transcript.delta") else ""
+            assert text.strip() == "one two"
+
+    with house(model, door=Door(["a", "b"]), folder=tmp_path) as (address, _):
+        asyncio.run(run(address))
+
+
+def test_sessions_outlive_their_server(tmp_path: pathlib.Path) -> None:
+    start = {"type": "session.start", "session": {"model": "demo"}}
+
+    async def begin(address: str, stop: Callable[[], None]) -> tuple[str, list[dict], int]:
+        async with bare(address, started=False) as socket:
+            name = (await answer(socket, start, "session.started"))["session"]["id"]
+            await asyncio.sleep(0.5)
+            stop()
+            last = []
+            with pytest.raises(websockets.ConnectionClosed) as ended:
+                while True:
+                    last.append(json.loads(await socket.recv()))
+            return name, last, ended.value.rcvd.code
+
+    async def go_on(address: str, name: str) -> str:
+        async with bare(address, started=False, path=f"/{name}/fork") as socket:
+            await answer(socket, start, "session.started")
+            return json.loads(await socket.recv())["message"]
+
+    with house(folder=tmp_path) as (address, one):
+        loop = one  # the server's loop sets the event
+        name, last, code = asyncio.run(begin(address, lambda: drain(loop)))
+    assert code == 1012 and last[-1]["type"] == "session.closed"
+    assert any(event.get("code") == "server_restarts" for event in last)
+    with house(folder=tmp_path) as (address, _):
+        assert name in asyncio.run(go_on(address, name))
+
+
+def drain(one: House) -> None:
+    one.loop.call_soon_threadsafe(one.draining.set)
+
+
+def test_a_slow_reader_loses_speech_and_is_told() -> None:
+    limits = Limits(audio_waiting=3)
+
+    async def run(address: str, one: House) -> None:
+        async with bare(address) as socket:
+            socket.transport.pause_reading()
+            pcm = base64.b64encode(bytes(2 * 4_800)).decode()
+            message = json.dumps({"type": "session.input_audio.append", "audio": pcm})
+            await socket.send(message)
+            await asyncio.sleep(0.5)
+            # The buffers of the kernel hold seconds of speech; this outbox is filled by hand.
+            session = one.engine.sessions[0]
+            for _ in range(4_000):
+                session._pass(session._listeners, session.reply)
+            await asyncio.sleep(0.5)
+            socket.transport.resume_reading()
+            async with asyncio.timeout(20):
+                while True:
+                    got = json.loads(await socket.recv())
+                    if got.get("code") == "output_audio_lost":
+                        return
+
+    with house(limits=limits) as (address, one):
+        asyncio.run(run(address, one))
