@@ -11,6 +11,8 @@ import json
 import logging
 import pathlib
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
 from absl import app, flags
@@ -69,6 +71,18 @@ def read_tokens(path: str | None) -> list[str]:
     return found
 
 
+def prepare_agents() -> Callable[[str], BackgroundAgent] | None:
+    """Loads the background model; returns what makes an agent, None if there is no such model."""
+    background = _BACKGROUND.value or find_background(_MODEL.value)
+    if background is None:
+        return None
+    reasoner = BatchedReasoner(load_reasoner(background), 3 * _ROWS.value)
+    reasoner.warm_up()
+    prices = json.loads(STOCK.read_text())["prices"]
+    stock = [Row(item, price, place) for item, (price, place) in prices.items()]
+    return lambda instructions: ReasonerAgent(reasoner, Toolbox(demo_tools(stock)))
+
+
 def make_house() -> House:
     """Loads the models and compiles what is needed; the arguments are the flags.
 
@@ -80,19 +94,11 @@ def make_house() -> House:
         raise ValueError(
             f"--host: got {_HOST.value!r}, where other machines come in, wanted --tokens with it"
         )
-    model = interaction.load(_MODEL.value)
-    background = _BACKGROUND.value or find_background(_MODEL.value)
-    make_agent = None
-    if background is not None:
-        reasoner = BatchedReasoner(load_reasoner(background), 3 * _ROWS.value)
-        reasoner.warm_up()
-        prices = json.loads(STOCK.read_text())["prices"]
-        stock = [Row(item, price, place) for item, (price, place) in prices.items()]
-
-        def make_agent(instructions: str) -> BackgroundAgent:
-            return ReasonerAgent(reasoner, Toolbox(demo_tools(stock)))
-
-    engine = interaction.Engine(model, _ROWS.value, frames=model.config.trained_on_frames)
+    with ThreadPoolExecutor() as pool:  # both compile for long
+        agents = pool.submit(prepare_agents)
+        model = interaction.load(_MODEL.value)
+        engine = interaction.Engine(model, _ROWS.value, frames=model.config.trained_on_frames)
+        make_agent = agents.result()
     limits = Limits(session_s=_SESSION_S.value, sessions_a_client=_SESSIONS.value)
     door = Door(tokens, _ORIGINS.value)
     name = pathlib.Path(_MODEL.value).name
@@ -120,9 +126,9 @@ def main(argv: list[str]) -> None:
         ws_max_size=house.limits.message_bytes,
         timeout_graceful_shutdown=30,
     )
-    server = uvicorn.Server(config)
-    print(f"open http://{_HOST.value}:{_PORT.value}", flush=True)
-    server.run()
+    listening = config.bind_socket()
+    print(f"open http://{_HOST.value}:{listening.getsockname()[1]}", flush=True)
+    uvicorn.Server(config).run([listening])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
@@ -74,6 +74,16 @@ def make_app(house: House, about: About | None = None) -> Starlette:
     async def describe(_: Request) -> Response:
         return JSONResponse(told)
 
+    async def content(request: Request) -> Response:
+        try:
+            owner = house.door.check(dict(request.headers))
+            path = house.find_record(request.path_params["session"], owner)
+            if path is None:
+                raise RefusedError(404, "session: there is no record; ask for `store` at its start")
+        except RefusedError as error:
+            return _error(error)
+        return FileResponse(path, media_type="application/octet-stream")
+
     async def metrics(request: Request) -> Response:
         try:
             house.door.check(dict(request.headers))
@@ -85,6 +95,7 @@ def make_app(house: House, about: About | None = None) -> Starlette:
         routes=[
             WebSocketRoute("/v1/live/sessions", live),
             WebSocketRoute("/v1/live/sessions/{session}/fork", live),
+            Route("/v1/live/sessions/{session}/content", content),
             Route("/healthz", health),
             Route("/metrics", metrics),
             Route("/about.json", describe),

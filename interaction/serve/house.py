@@ -2,6 +2,7 @@
 
 With a folder, open sessions are saved every two seconds under `open`. Those that lost their client,
 were stored, or were open when the process ended lie under `left`, where a client finds them again.
+Records of sessions with `store` lie under `records`.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from interaction.serve.live_messages import ProtocolError
 from interaction.serve.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-_OPEN, _LEFT, _CARD = "open", "left", ".json"
+_OPEN, _LEFT, _RECORDS, _CARD = "open", "left", "records", ".json"
 _SWEEP_S = 10.0  # s between two looks for files that are too old
 
 
@@ -80,7 +81,7 @@ class House:
         self.loop = asyncio.get_running_loop()
         await asyncio.to_thread(self.engine.start)
         if self.folder is not None:
-            for place in (_OPEN, _LEFT):
+            for place in (_OPEN, _LEFT, _RECORDS):
                 (self.folder / place).mkdir(parents=True, exist_ok=True)
             until = time.time() + self.limits.kept_s
             for path in sorted((self.folder / _OPEN).glob(f"*{_CARD}")):
@@ -186,6 +187,18 @@ class House:
             path.with_suffix(_CARD).unlink(missing_ok=True)
         return session, card
 
+    def record_path(self, name: str) -> pathlib.Path | None:
+        """Where the record of a session with `store` goes; None without a folder."""
+        return None if self.folder is None else self.folder / _RECORDS / f"{name}.session"
+
+    def find_record(self, name: str, owner: str) -> pathlib.Path | None:
+        """The record of a stored session that has ended; None if this client has none."""
+        left, path = self._left(name), self.record_path(name)
+        if left is None or path is None or not path.exists():
+            return None
+        card = Card(**json.loads(left.with_suffix(_CARD).read_text()))
+        return path if card.owner == owner else None
+
     def _left(self, name: str) -> pathlib.Path | None:
         """The file of a session that was left; None if there is none."""
         if self.folder is None or not name.replace("_", "").isalnum():
@@ -205,5 +218,6 @@ class House:
             for path in (self.folder / _LEFT).glob(f"*{_CARD}"):
                 if Card(**json.loads(path.read_text())).until < time.time():
                     path.with_suffix(SUFFIX).unlink(missing_ok=True)
+                    (self.folder / _RECORDS / f"{path.stem}.session").unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
             await asyncio.sleep(_SWEEP_S)

@@ -132,7 +132,7 @@ class LiveConnection:
         return read_event(text)
 
     async def _open(self, start: SessionStart) -> tuple[Session, Card]:
-        house, config = self._house, start.session
+        house, config, name = self._house, start.session, new_id("session")
         house.check_room(self._owner)
         self._check(config, start.event_id or "")
         if house.draining.is_set():
@@ -144,8 +144,9 @@ class LiveConnection:
                 asked = old.config | {key: value for key, value in given.items() if key != "model"}
             else:
                 asked = config.model_dump(exclude_unset=True)
-                seed = secrets.randbits(31)
-                session = await asyncio.to_thread(house.engine.open, self._make_agent(asked), seed)
+                record = house.record_path(name) if config.store else None
+                known = self._make_agent(asked), secrets.randbits(31), record
+                session = await asyncio.to_thread(house.engine.open, *known)
         except FullError as error:
             raise ProtocolError(
                 f"session: all {house.engine.free + len(house.engine.sessions)} are taken; try "
@@ -155,7 +156,7 @@ class LiveConnection:
         except (RuntimeError, ValueError) as error:
             raise ProtocolError(f"session: {error}", "session_failed") from error
         until = time.time() + house.limits.session_s
-        card = Card(new_id("session"), self._owner, asked, until)
+        card = Card(name, self._owner, asked, until)
         await house.admit(session, card)
         return session, card
 

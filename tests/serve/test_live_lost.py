@@ -6,14 +6,17 @@ import json
 import pathlib
 from collections.abc import Callable
 
+import numpy as np
+import openai
 import pytest
 import websockets
 
+from interaction.engine import session_record
 from interaction.serve.house import House
 from interaction.serve.limits import Door, Limits
 from interaction.types import Special
 from tests.background.fakes import words
-from tests.serve.clients import answer, bare, house
+from tests.serve.clients import TONE, answer, bare, connect, house, talk, until
 from tests.serve.echo import EchoModel
 
 
@@ -39,7 +42,9 @@ def test_a_lost_session_goes_on_and_only_for_its_client(tmp_path: pathlib.Path) 
                 await asyncio.sleep(0.2)
             assert await refused(address, name, foreign)
             socket.transport.abort()
-        await asyncio.sleep(0.5)
+        async with asyncio.timeout(5):
+            while not (tmp_path / "left" / f"{name}.json").exists():
+                await asyncio.sleep(0.02)
         assert await refused(address, name, foreign)
         assert await refused(address, "session_none", mine)
         assert await refused(address, "a.b", mine)
@@ -59,6 +64,32 @@ def test_a_lost_session_goes_on_and_only_for_its_client(tmp_path: pathlib.Path) 
 
     with house(model, door=Door(["a", "b"]), folder=tmp_path) as (address, _):
         asyncio.run(run(address))
+
+
+def test_the_record_of_a_stored_session_is_its_client_s(tmp_path: pathlib.Path) -> None:
+    async def run(address: str) -> str:
+        async with connect(address, {"store": True}) as live:
+            name = (await until(live, "session.started"))[-1].session.id
+            await talk(live, TONE)
+            await live.session.close()
+            await until(live, "session.closed")
+        return name
+
+    with house(door=Door(["secret", "b"]), folder=tmp_path) as (address, _):
+        name = asyncio.run(run(address))
+        mine, foreign = (
+            openai.OpenAI(api_key=key, base_url=f"http://{address}/v1") for key in ("secret", "b")
+        )
+        (tmp_path / "mine").write_bytes(mine.live.sessions.download_recording(name).read())
+        with pytest.raises(openai.NotFoundError):
+            foreign.live.sessions.download_recording(name)
+        with pytest.raises(openai.NotFoundError):
+            mine.live.sessions.download_recording("session_none")
+    turns = session_record.read(tmp_path / "mine").entries
+    assert len(turns) > 4
+    heard = np.concatenate([turn.audio for turn in turns])
+    assert 0.2 < np.abs(heard).max() < 0.3
+    np.testing.assert_allclose(np.concatenate([turn.speech for turn in turns]), heard / 2)
 
 
 def test_sessions_outlive_their_server(tmp_path: pathlib.Path) -> None:

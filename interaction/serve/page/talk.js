@@ -3,6 +3,7 @@
 import { Timeline } from "./timeline.js";
 
 const RATE = 16000;
+const store = new URLSearchParams(location.search).has("store"); // whether the server keeps it
 const TRIES = 8; // reconnections before it gives up
 const element = (id) => document.getElementById(id);
 const timeline = new Timeline(element("timeline"));
@@ -16,8 +17,12 @@ let muted = false;
 let tries = 0;
 let wanted = false; // whether the user wants to talk
 
-// For tests: what was played, and when.
-window.talk = { played: [], started: 0, firstSound: null, sent: 0, codes: [] };
+// For tests, with `?watch` in the address: what was played, and when.
+const watched = new URLSearchParams(location.search).has("watch");
+window.talk = { played: [], playedAt: null, started: 0, firstSound: null, sent: 0, codes: [] };
+
+window.session = () => session;
+window.heard = () => joined(sound.you);
 
 function show(text) {
   element("status").textContent = text;
@@ -50,10 +55,12 @@ async function openAudio() {
   context.createMediaStreamSource(stream).connect(capture);
   const player = new AudioWorkletNode(context, "player", { numberOfInputs: 0 });
   player.connect(context.destination);
-  capture.port.onmessage = ({ data }) => send(data);
-  player.port.onmessage = ({ data }) => {
-    window.talk.played.push(data);
-    if (window.talk.firstSound === null && data.some((x) => Math.abs(x) > 0.01)) {
+  capture.port.onmessage = ({ data: { pcm, time } }) => send(pcm, time);
+  player.port.onmessage = ({ data: { pcm, time } }) => {
+    if (!watched) return;
+    window.talk.playedAt ??= time;
+    window.talk.played.push(pcm);
+    if (window.talk.firstSound === null && pcm.some((x) => Math.abs(x) > 0.01)) {
       window.talk.firstSound = performance.now();
     }
   };
@@ -61,8 +68,9 @@ async function openAudio() {
   return { context, player, tracks: stream.getTracks() };
 }
 
-function send(pcm) {
+function send(pcm, time) {
   if (!session || socket?.readyState !== WebSocket.OPEN) return;
+  window.talk.sentAt ??= time; // s on the clock of the sound
   const whole = toInt(muted ? new Float32Array(pcm.length) : pcm);
   sound.you.push(whole);
   timeline.hear("you", muted ? new Float32Array(pcm.length) : pcm, RATE);
@@ -78,7 +86,7 @@ function connect(fork) {
   socket = new WebSocket(`${scheme}://${location.host}${path}`, names);
   socket.onopen = () => {
     const format = { type: "audio/pcm", rate: RATE };
-    const config = { audio: { format }, ...(fork ? {} : { model: "demo", ...server }) };
+    const config = { audio: { format }, ...(fork ? {} : { model: "demo", store, ...server }) };
     socket.send(JSON.stringify({ type: "session.start", session: config }));
   };
   socket.onmessage = ({ data }) => take(JSON.parse(data));

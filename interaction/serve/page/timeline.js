@@ -42,8 +42,10 @@ export class Timeline {
 
   draw(at = this.now) {
     const { canvas } = this;
-    const style = getComputedStyle(canvas);
-    const colour = (name) => style.getPropertyValue(`--${name}`);
+    // A canvas does not know the page's colours, which follow its light or dark scheme.
+    const of = (selector) => getComputedStyle(document.querySelector(selector));
+    const colour = (name) =>
+      name === "line" ? of("section").borderTopColor : of(`.legend.${name}, .legend .${name}`).color;
     const scale = window.devicePixelRatio || 1;
     const width = canvas.clientWidth;
     const height = 260;

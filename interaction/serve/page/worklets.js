@@ -12,10 +12,13 @@ class Capture extends AudioWorkletProcessor {
   }
 
   process([input]) {
-    for (const sample of input[0] ?? new Float32Array(128)) {
-      this.piece[this.filled++] = sample;
+    const samples = input[0] ?? new Float32Array(128);
+    for (let at = 0; at < samples.length; at++) {
+      this.piece[this.filled++] = samples[at];
       if (this.filled === PIECE) {
-        this.port.postMessage(this.piece.slice());
+        // When the first sample of the piece came in, s.
+        const time = currentTime + (at + 1 - PIECE) / sampleRate;
+        this.port.postMessage({ pcm: this.piece.slice(), time });
         this.filled = 0;
       }
     }
@@ -54,7 +57,7 @@ class Player extends AudioWorkletProcessor {
         }
       }
     }
-    this.port.postMessage(output.slice());
+    this.port.postMessage({ pcm: output.slice(), time: currentTime });
     return true;
   }
 }
