@@ -76,7 +76,7 @@ def prepare_agents() -> Callable[[str], BackgroundAgent] | None:
     background = _BACKGROUND.value or find_background(_MODEL.value)
     if background is None:
         return None
-    reasoner = BatchedReasoner(load_reasoner(background), 3 * _ROWS.value)
+    reasoner = BatchedReasoner(load_reasoner(background), 2 * _ROWS.value)
     reasoner.warm_up()
     prices = json.loads(STOCK.read_text())["prices"]
     stock = [Row(item, price, place) for item, (price, place) in prices.items()]
