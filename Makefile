@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity bench lint format types spell notebook check engines clean
+.PHONY: help demo talk clients browser test parity bench lint format types spell notebook check engines clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
@@ -22,6 +22,16 @@ help: ## lists the targets
 
 demo: $(VENV)/.demo ## streams the bundled recording through the demo's models; writes out/
 	$(BIN)/python -m experiments.converse
+
+talk: $(VENV)/.serve ## serves the demo pair and a page: talk to it at http://localhost:8123
+	$(BIN)/python -m experiments.serve --rows=2 --folder=out/sessions
+
+clients: $(VENV)/.clients ## talks through the clients of OpenAI, Pipecat and LiveKit, a minute each
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/clients
+
+browser: $(VENV)/.browser ## talks to the page in Chromium; writes out/browser.json and out/page.png
+	@[ -x /usr/bin/chromium ] || { echo "Chromium is missing; install it first: sudo apt-get install chromium" >&2; exit 1; }
+	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.browser
 
 test: engines $(VENV)/.test ## runs the tests on the CPU
 	XLA_FLAGS="$(UNOPTIMISED)" $(PYTEST) -m "not optimised"

@@ -196,7 +196,7 @@ def _endless(users: Users) -> Iterator[np.ndarray]:
             yield from chunks_of(user)
 
 
-def memory_mb() -> float:
-    """The memory that this process has now, MB."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+def memory_mb(process: int | str = "self") -> float:
+    """The memory that a process has now, MB; without a number that of this one."""
+    pages = int(pathlib.Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6

@@ -68,6 +68,8 @@ class House:
         self.door, self.limits = door or Door(), limits or Limits()
         self.reads_instructions = reads_instructions
         self.metrics = Metrics(engine)
+        audio = engine.model.config.audio
+        self.turn_s = audio.turn_samples / audio.sample_rate
         self.folder = None if folder is None else pathlib.Path(folder)
         self.cards: dict[str, Card] = {}  # of open sessions
         self.draining = asyncio.Event()
@@ -116,8 +118,10 @@ class House:
         """Refuses a client that has all the sessions that it may have.
 
         Raises:
-          ProtocolError: Names the limit.
+          ProtocolError: Names the limit, or says that the server ends.
         """
+        if self.draining.is_set():
+            raise ProtocolError("session: the server restarts; try again soon", "server_full")
         most = self.limits.sessions_a_client
         if sum(card.owner == owner for card in self.cards.values()) >= most:
             raise ProtocolError(

@@ -155,7 +155,7 @@ class TextAppend(_Event):
         "session.instructions.append", "session.thinking.append", "session.commentary.append"
     ]
     content: str = Field(min_length=1, max_length=LONGEST_TEXT)
-    delegation_id: str | None
+    delegation_id: str | None = None  # some clients leave out null
 
     @field_validator("content")
     @classmethod

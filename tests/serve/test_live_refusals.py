@@ -25,7 +25,8 @@ from tests.serve.clients import answer, bare, house
         ({"type": "session.input_audio.append", "audio": "?"}, "invalid_value", "audio"),
         ({"type": "session.input_audio.append", "audio": "AA=="}, "invalid_value", None),
         ({"type": "session.input_audio.append", "audio": "", "x": 1}, "unknown_parameter", "x"),
-        ({"type": "session.commentary.append", "content": "a"}, "missing_required_parameter", None),
+        ({"type": "session.commentary.append"}, "missing_required_parameter", "content"),
+        ({"type": "session.commentary.append", "content": "a"}, "invalid_value", None),
         (
             {"type": "session.commentary.append", "content": " ", "delegation_id": None},
             "invalid_value",

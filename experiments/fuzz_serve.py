@@ -1,0 +1,158 @@
+r"""Sends damaged messages to a server: each gets one error, and another client notices nothing.
+
+python -m experiments.fuzz_serve --count=100000 --seed=3 --json=out/fuzz_serve.json
+"""
+
+import asyncio
+import base64
+import json
+import pathlib
+import random
+import threading
+import time
+from typing import Any
+
+import uvicorn
+import websockets
+from absl import app, flags
+from tqdm import tqdm
+
+import interaction
+from experiments.load_serve import RATE, first_message
+from interaction.evaluation.endurance import memory_mb
+from interaction.serve.app import make_app
+from interaction.serve.house import House
+from interaction.serve.limits import Limits
+
+_COUNT = flags.DEFINE_integer("count", 100_000, "Messages.", lower_bound=100)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
+_JSON = flags.DEFINE_string("json", None, "File for the figures.")
+_TOGETHER = 50  # messages before their errors are read
+_VALID: list[dict[str, Any]] = [
+    {"type": "session.input_audio.append", "audio": base64.b64encode(bytes(640)).decode()},
+    {"type": "session.commentary.append", "content": "one", "delegation_id": None},
+    {"type": "session.thinking.append", "content": "one", "delegation_id": "delegation_1"},
+    {"type": "session.update", "session": {"delegation": {"type": "client"}}},
+    {"type": "session.start", "session": {"model": "demo"}},
+    {"type": "interaction.input_frame.append", "frame": "AAAA"},
+]
+_VALUES: list[Any] = [
+    *(None, True, 0, -1, 1e308, "", " ", "\0", "=", "é" * 99, [], {}, [[]], {"a": {}}, ["x"]),
+    *("A" * 100_001, 10**40, "../../etc/passwd", "<script>"),
+]
+
+
+def damaged(rng: random.Random) -> str:
+    """A message that no server may take."""
+    message = dict(rng.choice(_VALID))
+    kind = rng.randrange(5)
+    if kind == 0:  # no JSON
+        text = json.dumps(message)
+        return text[: rng.randrange(1, len(text))]
+    if kind == 1:
+        message[rng.choice(["x", "_", "type ", "audio\0", "__class__"])] = rng.choice(_VALUES)
+    elif kind == 2:
+        name = rng.choice([name for name in message if name != "type"])
+        del message[name]
+        return json.dumps(message | {"y": 1})
+    elif kind == 3:
+        message["type"] = rng.choice([*_VALUES, "session", "session.input_audio", "error"])
+    else:
+        name = rng.choice([name for name in message if name != "type"])
+        message[name] = rng.choice(_VALUES)
+        message["z"] = rng.choice(_VALUES)
+    return json.dumps(message)
+
+
+async def listen(socket: websockets.ClientConnection, seen: list[str]) -> None:
+    """Collects what another client is told that is no sound, while it sends silence."""
+
+    async def talk() -> None:
+        pcm = base64.b64encode(bytes(RATE // 25 * 2)).decode()
+        while True:
+            await socket.send(json.dumps({"type": "session.input_audio.append", "audio": pcm}))
+            await asyncio.sleep(0.04)
+
+    talking = asyncio.create_task(talk())
+    try:
+        async for text in socket:
+            event = json.loads(text)
+            quiet = event["type"] in ("session.output_audio.delta", "session.usage.updated")
+            seen += [] if quiet else [event.get("code", event["type"])]
+    finally:
+        talking.cancel()
+
+
+async def fuzz(address: str, count: int, rng: random.Random) -> dict[str, Any]:
+    """Sends messages over one connection while another one listens."""
+    url = f"ws://{address}/v1/live/sessions"
+    codes: dict[str, int] = {}
+    seen: list[str] = []
+    async with websockets.connect(url) as other, websockets.connect(url) as socket:
+        for one in (other, socket):
+            await one.send(first_message(True).replace("responses", "client"))
+        witness = asyncio.create_task(listen(other, seen))
+        before, errors = 0.0, 0
+        with tqdm(total=count, unit="message") as progress:
+            while errors < count:
+                some = min(_TOGETHER, count - errors)
+                for _ in range(some):
+                    await socket.send(damaged(rng))
+                got = 0
+                while got < some:
+                    event = json.loads(await asyncio.wait_for(socket.recv(), 10))
+                    if event["type"] == "error":
+                        got += 1
+                        code = event["error"]["code"]
+                        codes[code] = codes.get(code, 0) + 1
+                errors += got
+                progress.update(got)
+                if not before and errors >= count // 5:
+                    before = memory_mb()
+        await socket.send(json.dumps({"type": "session.close"}))
+        more = [json.loads(text)["type"] async for text in socket]
+        witness.cancel()
+    return {
+        "messages": count,
+        "errors": errors + more.count("error"),
+        "codes": codes,
+        "closed": more[-1] == "session.closed",
+        "told_to_another_client": seen,
+        "memory_growth_mb": round(memory_mb() - before, 1),
+    }
+
+
+def run() -> dict[str, Any]:
+    """Serves in a thread, and sends."""
+    engine = interaction.Engine(interaction.load("demo"), 2)
+    house = House(engine, "demo", limits=Limits(messages_a_second=1e9))
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(house), host="127.0.0.1", port=0, log_level="warning")
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        rng = random.Random(_SEED.value)
+        return asyncio.run(fuzz(f"127.0.0.1:{port}", _COUNT.value, rng))
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def main(argv: list[str]) -> None:
+    """Prints and writes the figures."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    figures = run()
+    print(json.dumps(figures, indent=2))
+    if _JSON.value:
+        path = pathlib.Path(_JSON.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
