@@ -147,7 +147,7 @@ class Client:
 
 
 async def load(server: Server, user: np.ndarray, rng: random.Random) -> dict[str, Any]:
-    """Fills a server; returns figures of the clients and of the server."""
+    """Fills a server with clients of a user, int16[n] at 16 kHz; returns the figures."""
     seconds, most = 60 * _MINUTES.value, _SESSIONS.value
     running: list[tuple[Client, asyncio.Task]] = []
     ends: list[str] = []
@@ -188,7 +188,13 @@ async def load(server: Server, user: np.ndarray, rng: random.Random) -> dict[str
 
 
 async def come_back(how: int, user: np.ndarray, rng: random.Random) -> float | None:
-    """Seconds of talk that are lost after a server ended; None if the client did not go on."""
+    """Seconds of talk that are lost after a server ended; None if the client did not go on.
+
+    Args:
+      how: Signal that ends the server.
+      user: int16[n] at 16 kHz, what the client says.
+      rng: Draws when the server ends.
+    """
     with tempfile.TemporaryDirectory() as place:
         server = await asyncio.to_thread(Server, 2, pathlib.Path(place))
         port = int(server.address.rsplit(":", 1)[1])

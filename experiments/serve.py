@@ -127,6 +127,7 @@ def main(argv: list[str]) -> None:
         timeout_graceful_shutdown=30,
     )
     listening = config.bind_socket()
+    listening.listen()  # those who come early wait
     print(f"open http://{_HOST.value}:{listening.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run([listening])
 

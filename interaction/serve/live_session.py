@@ -42,9 +42,9 @@ _USAGE_S = 2.0  # s between two reports of usage
 _FLUSH_S = 2.0  # s for the last events
 # Why a session ends: the protocol's reasons, then those of this server.
 CLOSED, EXPIRED, LOST = "close_requested", "expired", "connection_lost"
-RESTARTS, OVERRUN, ENDED = "server_restarts", "overrun", "ended"
+RESTARTS, OVERRUN, SILENT, ENDED = "server_restarts", "overrun", "silent", "ended"
 # WebSocket's codes of these ends.
-_CODES = {CLOSED: 1000, EXPIRED: 1000, RESTARTS: 1012, OVERRUN: 1008, ENDED: 1011}
+_CODES = {CLOSED: 1000, EXPIRED: 1000, RESTARTS: 1012, OVERRUN: 1008, SILENT: 1008, ENDED: 1011}
 
 
 class LiveSession:
@@ -120,7 +120,9 @@ class LiveSession:
             except ProtocolError as error:
                 self._house.metrics.refused(error.code)
                 self._outbox.put(error_event(error))
-            except (WebSocketDisconnect, TimeoutError):
+            except TimeoutError:
+                return SILENT
+            except WebSocketDisconnect:
                 return LOST
 
     async def _handle(self, message: Any) -> None:  # noqa: ANN401
@@ -310,7 +312,7 @@ class LiveSession:
     async def _leave(self, reason: str) -> None:
         limits, card = self._house.limits, self._card
         keep = limits.stored_s if card.config.get("store") else 0.0
-        if reason in (LOST, RESTARTS, OVERRUN):
+        if reason in (LOST, RESTARTS, OVERRUN, SILENT):
             keep = max(keep, limits.kept_s)
         await self._house.dismiss(self._session, card, reason, keep)
         line = dataclasses.asdict(self._session.stats) | {

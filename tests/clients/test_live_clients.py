@@ -123,7 +123,7 @@ def test_pipecat(address: str) -> None:
 
     said, heard = asyncio.run(run())
     check(said)
-    assert "what is the capital of" in heard
+    assert "repeat after me" in heard and "never mind" in heard
 
 
 def test_livekit(address: str) -> None:
