@@ -18,16 +18,15 @@ from absl import app, flags
 from tqdm import tqdm
 
 import interaction
-from experiments.load_serve import RATE, first_message
+from experiments.serve_client import RATE, first_message
 from interaction.evaluation.endurance import memory_mb
 from interaction.serve.app import make_app
 from interaction.serve.house import House
 from interaction.serve.limits import Limits
 
-_COUNT = flags.DEFINE_integer("count", 100_000, "Messages.", lower_bound=100)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
-_JSON = flags.DEFINE_string("json", None, "File for the figures.")
 _TOGETHER = 50  # messages before their errors are read
+# What a client is told that only listens.
+_USUAL = ("session.started", "session.output_audio.delta", "session.usage.updated")
 _VALID: list[dict[str, Any]] = [
     {"type": "session.input_audio.append", "audio": base64.b64encode(bytes(640)).decode()},
     {"type": "session.commentary.append", "content": "one", "delegation_id": None},
@@ -77,8 +76,8 @@ async def listen(socket: websockets.ClientConnection, seen: list[str]) -> None:
     try:
         async for text in socket:
             event = json.loads(text)
-            quiet = event["type"] in ("session.output_audio.delta", "session.usage.updated")
-            seen += [] if quiet else [event.get("code", event["type"])]
+            if event["type"] not in _USUAL:
+                seen.append(event.get("code", event["type"]))
     finally:
         talking.cancel()
 
@@ -122,8 +121,8 @@ async def fuzz(address: str, count: int, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def run() -> dict[str, Any]:
-    """Serves in a thread, and sends."""
+def run(count: int, seed: int) -> dict[str, Any]:
+    """Serves in a thread, and sends; the arguments are the flags."""
     engine = interaction.Engine(interaction.load("demo"), 2)
     house = House(engine, "demo", limits=Limits(messages_a_second=1e9))
     server = uvicorn.Server(
@@ -135,24 +134,32 @@ def run() -> dict[str, Any]:
         time.sleep(0.05)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        rng = random.Random(_SEED.value)
-        return asyncio.run(fuzz(f"127.0.0.1:{port}", _COUNT.value, rng))
+        rng = random.Random(seed)
+        return asyncio.run(fuzz(f"127.0.0.1:{port}", count, rng))
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+def define_flags() -> None:
+    """Defines the command line; not on import, so that commands can be imported together."""
+    flags.DEFINE_integer("count", 100_000, "Messages.", lower_bound=100)
+    flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
+    flags.DEFINE_string("json", None, "File for the figures.")
 
 
 def main(argv: list[str]) -> None:
     """Prints and writes the figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    figures = run()
+    figures = run(flags.FLAGS.count, flags.FLAGS.seed)
     print(json.dumps(figures, indent=2))
-    if _JSON.value:
-        path = pathlib.Path(_JSON.value)
+    if flags.FLAGS.json:
+        path = pathlib.Path(flags.FLAGS.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -7,7 +7,6 @@ Without --tokens the server takes connections of this machine alone. With --fold
 a lost connection, SIGTERM and SIGKILL. See docs/serving.md.
 """
 
-import json
 import logging
 import pathlib
 import sys
@@ -19,28 +18,15 @@ from absl import app, flags
 
 import interaction
 from experiments.agent_factory import find_background
+from experiments.converse import make_tools
 from interaction.background.agent import BackgroundAgent
 from interaction.background.batched_reasoner import BatchedReasoner
-from interaction.background.demo_tools import Row, demo_tools
 from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
 from interaction.background.toolbox import Toolbox
 from interaction.serve.app import About, make_app
 from interaction.serve.house import House
 from interaction.serve.limits import Door, Limits, is_loopback
 
-_MODEL = flags.DEFINE_string("model", "demo", "Name or folder of a released model.")
-_BACKGROUND = flags.DEFINE_string(
-    "background", None, "Background model; default: the model's name with _background, if it is."
-)
-_ROWS = flags.DEFINE_integer("rows", 8, "Most sessions at once.", lower_bound=1)
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at.")
-_PORT = flags.DEFINE_integer("port", 8123, "Port; 0 takes a free one.")
-_TOKENS = flags.DEFINE_string("tokens", None, "File with a bearer token a line.")
-_ORIGINS = flags.DEFINE_list("origins", [], "Origins of pages beside the server's own.")
-_FOLDER = flags.DEFINE_string("folder", None, "Folder for sessions that outlive a connection.")
-_SESSION_S = flags.DEFINE_float("session_s", Limits().session_s, "Longest session, s.")
-_SESSIONS = flags.DEFINE_integer("sessions", Limits().sessions_a_client, "Sessions of a client.")
-STOCK = pathlib.Path(__file__).parent / "assets" / "user.json"
 EXAMPLES = [
     "what is seven times eight",
     "what time is it",
@@ -73,14 +59,14 @@ def read_tokens(path: str | None) -> list[str]:
 
 def prepare_agents() -> Callable[[str], BackgroundAgent] | None:
     """Loads the background model; returns what makes an agent, None if there is no such model."""
-    background = _BACKGROUND.value or find_background(_MODEL.value)
+    given = flags.FLAGS
+    background = given.background or find_background(given.model)
     if background is None:
         return None
-    reasoner = BatchedReasoner(load_reasoner(background), 2 * _ROWS.value)
+    reasoner = BatchedReasoner(load_reasoner(background), 2 * given.rows)
     reasoner.warm_up()
-    prices = json.loads(STOCK.read_text())["prices"]
-    stock = [Row(item, price, place) for item, (price, place) in prices.items()]
-    return lambda instructions: ReasonerAgent(reasoner, Toolbox(demo_tools(stock)))
+    text = "" if given.annotation is None else pathlib.Path(given.annotation).read_text()
+    return lambda instructions: ReasonerAgent(reasoner, Toolbox(make_tools(text)))
 
 
 def make_house() -> House:
@@ -89,20 +75,44 @@ def make_house() -> House:
     Raises:
       ValueError: The server would be open to other machines without tokens.
     """
-    tokens = read_tokens(_TOKENS.value)
-    if not tokens and not is_loopback(_HOST.value):
+    given = flags.FLAGS
+    tokens = read_tokens(given.tokens)
+    if not tokens and not is_loopback(given.host):
         raise ValueError(
-            f"--host: got {_HOST.value!r}, where other machines come in, wanted --tokens with it"
+            f"--host: got {given.host!r}, where other machines come in, wanted --tokens too"
         )
     with ThreadPoolExecutor() as pool:  # both compile for long
         agents = pool.submit(prepare_agents)
-        model = interaction.load(_MODEL.value)
-        engine = interaction.Engine(model, _ROWS.value, frames=model.config.trained_on_frames)
+        model = interaction.load(given.model)
+        engine = interaction.Engine(model, given.rows, frames=model.config.trained_on_frames)
         make_agent = agents.result()
-    limits = Limits(session_s=_SESSION_S.value, sessions_a_client=_SESSIONS.value)
-    door = Door(tokens, _ORIGINS.value)
-    name = pathlib.Path(_MODEL.value).name
-    return House(engine, name, make_agent, door=door, limits=limits, folder=_FOLDER.value)
+    limits = Limits(session_s=given.session_s, sessions_a_client=given.sessions)
+    door = Door(tokens, given.origins)
+    name = pathlib.Path(given.model).name
+    return House(engine, name, make_agent, door=door, limits=limits, folder=given.folder)
+
+
+def define_flags() -> None:
+    """Defines the command line; not on import, so that commands can be imported together."""
+    flags.DEFINE_string("model", "demo", "Name or folder of a released model.")
+    flags.DEFINE_string(
+        "background",
+        None,
+        "Background model; default: the model's name with _background.",
+    )
+    flags.DEFINE_integer("rows", 8, "Most sessions at once.", lower_bound=1)
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen at.")
+    flags.DEFINE_integer("port", 8123, "Port; 0 takes a free one.")
+    flags.DEFINE_string("tokens", None, "File with a bearer token a line.")
+    flags.DEFINE_list("origins", [], "Origins of pages beside the server's own.")
+    flags.DEFINE_string("folder", None, "Folder for sessions that outlive a connection.")
+    flags.DEFINE_string(
+        "annotation",
+        None,
+        "Annotation of a recording: the table and delays of the tools.",
+    )
+    flags.DEFINE_float("session_s", Limits().session_s, "Longest session, s.")
+    flags.DEFINE_integer("sessions", Limits().sessions_a_client, "Sessions of a client.")
 
 
 def main(argv: list[str]) -> None:
@@ -111,26 +121,28 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("jax").setLevel(logging.WARNING)
+    given = flags.FLAGS
     print("loading and compiling", flush=True)
     try:
         house = make_house()
     except ValueError as error:
         raise app.UsageError(str(error)) from error
     text = "A closed domain of English requests; it answers any other as one that it knows."
-    about = About(text, EXAMPLES) if _MODEL.value == "demo" else About("Say anything.", [])
+    about = About(text, EXAMPLES) if given.model == "demo" else About("Say anything.", [])
     config = uvicorn.Config(
         make_app(house, about),
-        host=_HOST.value,
-        port=_PORT.value,
+        host=given.host,
+        port=given.port,
         log_level="warning",
         ws_max_size=house.limits.message_bytes,
         timeout_graceful_shutdown=30,
     )
     listening = config.bind_socket()
     listening.listen()  # those who come early wait
-    print(f"open http://{_HOST.value}:{listening.getsockname()[1]}", flush=True)
+    print(f"open http://{given.host}:{listening.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run([listening])
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

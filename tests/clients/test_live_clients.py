@@ -34,7 +34,7 @@ from pipecat.services.openai.live.llm import OpenAILiveLLMService  # noqa: E402
 from pipecat.services.openai.responses.llm import OpenAIResponsesLLMService  # noqa: E402
 from pipecat.tests.utils import SleepFrame, run_test  # noqa: E402
 
-from experiments.load_serve import Server  # noqa: E402
+from experiments.serve_client import Server  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 USER = np.round(read_audio(ROOT / "experiments/assets/user.flac") * 32_767).astype("<i2")
@@ -44,7 +44,8 @@ BASE = "http://{}/v1"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = Server(2, tmp_path_factory.mktemp("house"))
+    annotation = ROOT / "experiments/assets/user.json"
+    server = Server(2, tmp_path_factory.mktemp("house"), more=f"--annotation={annotation}")
     yield server.address
     server.end()
 
