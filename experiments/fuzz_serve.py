@@ -126,7 +126,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
     engine = interaction.Engine(interaction.load("demo"), 2)
     house = House(engine, "demo", limits=Limits(messages_a_second=1e9))
     server = uvicorn.Server(
-        uvicorn.Config(make_app(house), host="127.0.0.1", port=0, log_level="warning")
+        uvicorn.Config(make_app(house), host="127.0.0.1", port=0, log_config=None)
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -133,8 +133,9 @@ def main(argv: list[str]) -> None:
         make_app(house, about),
         host=given.host,
         port=given.port,
-        log_level="warning",
+        log_config=None,
         ws_max_size=house.limits.message_bytes,
+        limit_concurrency=1_000,  # connections, those without a session included
         timeout_graceful_shutdown=30,
     )
     listening = config.bind_socket()

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from interaction.engine import session_events
+from interaction.engine.session import Session
 from interaction.engine.session_events import SessionEvent
 from interaction.serve.live_messages import event
 from interaction.serve.outbox import Outbox
@@ -31,7 +32,10 @@ _WORK = {  # events of the server's agent -> events of a Responses model
 
 
 class LiveEvents:
-    """Puts messages about a session into an outbox; called by the engine's thread."""
+    """Puts messages about a session into an outbox; called by the engine's thread.
+
+    The client's clock begins with the first reply that it is sent.
+    """
 
     def __init__(self, outbox: Outbox, turn_s: float) -> None:
         """Starts before the session.
@@ -42,23 +46,35 @@ class LiveEvents:
         """
         self._outbox, self._turn_s = outbox, turn_s
         self.by_server = True  # whether the server answers delegations
-        self._turn: int | None = None  # the next micro-turn; None before `begin`
+        self._session: Session | None = None  # None before `begin`
+        self._first: int | None = None  # the first micro-turn that the client hears
         self._early: list[str] = []  # delegations that were asked again before `begin`
 
-    def begin(self, turn: int) -> None:
-        """The session begins with a micro-turn of this number."""
-        self._turn = turn
+    def begin(self, session: Session) -> None:
+        """The client knows of its session now."""
+        self._session = session
         for name in self._early:
             self.created(name)
 
     def reply(self, reply: Reply) -> None:
         """Passes on the speech of a micro-turn, float32[turn_samples] in [-1, 1]."""
-        self._turn = (self._turn or 0) + 1
+        if self._first is None:
+            self._first = self._turn
         self._outbox.put(np.asarray(reply.audio))
+
+    @property
+    def _turn(self) -> int:
+        """The number of the current micro-turn."""
+        return 0 if self._session is None else self._session.stats.turns
+
+    @property
+    def now_ms(self) -> int:
+        """The time on the client's clock, ms."""
+        return self._milliseconds(self._turn)
 
     def created(self, name: str) -> None:
         """A delegation waits for the client."""
-        if self._turn is None:
+        if self._session is None:
             self._early.append(name)
         else:
             self._outbox.put(self._delegation(name, "client", self._turn))
@@ -74,7 +90,7 @@ class LiveEvents:
     def tell(self, told: SessionEvent) -> None:
         """Passes on an event of the session."""
         if told.kind in _TRANSCRIPTS:
-            start, end = self.milliseconds(told.turn), self.milliseconds(told.turn + 1)
+            start, end = self._milliseconds(told.turn), self._milliseconds(told.turn + 1)
             kind = _TRANSCRIPTS[told.kind]
             self._outbox.put(event(kind, delta=told.text, start_ms=start, end_ms=end))
         if told.kind in _INFOS:
@@ -100,12 +116,13 @@ class LiveEvents:
 
     def _delegation(self, name: str, target: str, turn: int) -> dict[str, Any]:
         made = {"id": name, "target": target, "type": "delegation"}
-        offset = self.milliseconds(turn)
+        offset = self._milliseconds(turn)
         return event("session.delegation.created", delegation=made, offset_ms=offset)
 
-    def milliseconds(self, turn: int) -> int:
-        """When a micro-turn begins on the session's clock, ms."""
-        return round(1_000 * turn * self._turn_s)
+    def _milliseconds(self, turn: int) -> int:
+        """When a micro-turn begins on the client's clock, ms."""
+        first = turn if self._first is None else self._first
+        return round(1_000 * max(turn - first, 0) * self._turn_s)
 
 
 def _tool_item(told: SessionEvent) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class LiveSession:
         counted = self._house.metrics.watch(session)
         self._outbox.put(event("session.started", event_id, session=self._resource()))
         self._inform(fork)
-        events.begin(session.stats.turns)
+        events.begin(session)
         stops = session.on_reply(events.reply), session.subscribe(events.tell)
         stops += (session.subscribe(self._notice_end),)
         sender = asyncio.create_task(self._send())
@@ -177,7 +177,7 @@ class LiveSession:
         else:
             text = "the live model reads no text that it does not say; the text was left out"
             self._events.info(f"{kind}_not_read", text)
-        now = self._events.milliseconds(self._session.stats.turns)
+        now = self._events.now_ms
         self._outbox.put(
             event(f"session.{kind}.appended", message.event_id, start_ms=now, end_ms=now)
         )

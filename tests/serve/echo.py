@@ -59,7 +59,7 @@ def serving(house: House) -> Iterator[str]:
         make_app(house),
         host="127.0.0.1",
         port=0,
-        log_level="warning",
+        log_config=None,
         ws_max_size=house.limits.message_bytes,
     )
     server = uvicorn.Server(config)

@@ -37,6 +37,11 @@ def test_the_official_client_hears_what_the_model_says() -> None:
             texts = [one for one in events if one.type == "session.output_transcript.delta"]
             assert "".join(one.delta for one in texts).strip() == "one two"
             assert all(one.end_ms - one.start_ms == 200 for one in texts)
+            # The clock counts the speech that was sent before the words.
+            for one in texts:
+                before = [e.type for e in events[: events.index(one)]]
+                sent = before.count("session.output_audio.delta")
+                assert one.end_ms == 200 * sent
 
     script = [Special.SILENT, *words("one two")]
     with house(EchoModel(script)) as (address, _):
