@@ -7,12 +7,14 @@ from mouth to ear comes from the sound alone: what the microphone took and what 
 the clock of the page's sound, against what the model heard and said, from the server's record.
 """
 
+import collections
 import json
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -138,6 +140,7 @@ def run(folder: pathlib.Path) -> dict[str, Any]:
                 break
         if not address:
             raise RuntimeError("the server did not start; run experiments.serve by hand")
+        threading.Thread(target=collections.deque, args=(server.stdout, 0), daemon=True).start()
         ready = time.monotonic() - began
         microphone = folder / "microphone.wav"
         write_audio(microphone, read_audio(ASSET))

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import collections
 import itertools
 import json
 import pathlib
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -41,6 +43,9 @@ class Server:
                 break
         if not self.address:
             raise RuntimeError("the server did not start; run experiments.serve by hand")
+        # Its log is read and dropped, so that it never waits.
+        drain = (self.process.stdout, 0)
+        threading.Thread(target=collections.deque, args=drain, daemon=True).start()
 
     def end(self, how: int = signal.SIGTERM) -> None:
         """Ends the process by a signal, and waits for it."""

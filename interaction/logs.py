@@ -1,4 +1,4 @@
-"""Warnings of a live thread, written on another thread, since a log may wait for a disk."""
+"""Logs of a live thread, written on another thread, since a log may wait for a disk."""
 
 import atexit
 import logging
@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any
 
-_ROOM = 1_000  # warnings that may wait; further ones are dropped
+_ROOM = 1_000  # lines that may wait; further ones are dropped
 _waiting: queue.SimpleQueue = queue.SimpleQueue()
 _starting = threading.Lock()
 _thread: threading.Thread | None = None
@@ -22,14 +22,23 @@ def warn(logger: logging.Logger, text: str, *args: Any, exc_info: bool = False) 
       *args: Values for the format string; they must not be changed afterwards.
       exc_info: Whether to add the exception that is being handled.
     """
+    _put(logger, logging.WARNING, text, args, sys.exc_info() if exc_info else None)
+
+
+def info(logger: logging.Logger, text: str, *args: Any) -> None:  # noqa: ANN401
+    """The same for a line that is no warning."""
+    _put(logger, logging.INFO, text, args, None)
+
+
+def _put(logger: logging.Logger, level: int, text: str, args: tuple, error: Any) -> None:  # noqa: ANN401
     if _waiting.qsize() < _ROOM:
-        _waiting.put((logger, text, args, sys.exc_info() if exc_info else None))
+        _waiting.put((logger, level, text, args, error))
     if _thread is None or not _thread.is_alive():
         _start()
 
 
 def flush(wait_s: float = 1.0) -> None:
-    """Waits until the warnings so far are written, at most `wait_s` seconds."""
+    """Waits until the lines so far are written, at most `wait_s` seconds."""
     if _thread is not None and _thread.is_alive():
         done = threading.Event()
         _waiting.put(done)
@@ -52,9 +61,9 @@ def _write() -> None:
         if isinstance(item, threading.Event):
             item.set()
             continue
-        logger, text, args, error = item
+        logger, level, text, args, error = item
         try:
-            logger.warning(text, *args, exc_info=error)
+            logger.log(level, text, *args, exc_info=error)
         except Exception:  # a broken handler must not stop later warnings
             continue
         finally:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from interaction import logs
 from interaction.engine import session_events
 from interaction.engine.session import Session
 from interaction.engine.session_events import SessionEvent
@@ -321,7 +322,7 @@ class LiveSession:
             "reason": reason,
             "seconds": self._usage()["seconds"],
         }
-        _log.info("%s", json.dumps(line))
+        logs.info(_log, "%s", json.dumps(line))
         self._house.metrics.ended(reason)
 
     async def _say_goodbye(self, sender: asyncio.Task, reason: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import websockets
 
+from interaction import logs
 from interaction.serve.limits import Door, Limits, Rate
 from tests.serve.clients import TONE, answer, bare, connect, house, talk, until
 
@@ -58,6 +59,7 @@ def test_health_figures_and_one_line_a_session(caplog: pytest.LogCaptureFixture)
     assert found['interaction_sessions_ended_total{reason="close_requested"}'] == 1
     assert found["interaction_step_seconds_count"] >= 10
     assert found["interaction_steps_total"] >= found["interaction_step_seconds_count"]
+    logs.flush()
     lines = [
         json.loads(one.message) for one in caplog.records if one.name == "interaction.sessions"
     ]
