@@ -12,7 +12,6 @@ import threading
 import time
 from typing import Any
 
-import uvicorn
 import websockets
 from absl import app, flags
 from tqdm import tqdm
@@ -20,9 +19,9 @@ from tqdm import tqdm
 import interaction
 from experiments.serve_client import RATE, first_message
 from interaction.evaluation.endurance import memory_mb
-from interaction.serve.app import make_app
 from interaction.serve.house import House
 from interaction.serve.limits import Limits
+from interaction.serve.server import Server
 
 _TOGETHER = 50  # messages before their errors are read
 # What a client is told that only listens.
@@ -125,9 +124,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
     """Serves in a thread, and sends; the arguments are the flags."""
     engine = interaction.Engine(interaction.load("demo"), 2)
     house = House(engine, "demo", limits=Limits(messages_a_second=1e9))
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(house), host="127.0.0.1", port=0, log_config=None)
-    )
+    server = Server(house)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import uvicorn
 from absl import app, flags
 
 import interaction
@@ -23,9 +22,10 @@ from interaction.background.agent import BackgroundAgent
 from interaction.background.batched_reasoner import BatchedReasoner
 from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
 from interaction.background.toolbox import Toolbox
-from interaction.serve.app import About, make_app
+from interaction.serve.app import About
 from interaction.serve.house import House
 from interaction.serve.limits import Door, Limits, is_loopback
+from interaction.serve.server import Server
 
 EXAMPLES = [
     "what is seven times eight",
@@ -129,19 +129,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(str(error)) from error
     text = "A closed domain of English requests; it answers any other as one that it knows."
     about = About(text, EXAMPLES) if given.model == "demo" else About("Say anything.", [])
-    config = uvicorn.Config(
-        make_app(house, about),
-        host=given.host,
-        port=given.port,
-        log_config=None,
-        ws_max_size=house.limits.message_bytes,
-        limit_concurrency=1_000,  # connections, those without a session included
-        timeout_graceful_shutdown=30,
-    )
-    listening = config.bind_socket()
+    server = Server(house, about, given.host, given.port)
+    listening = server.config.bind_socket()
     listening.listen()  # those who come early wait
     print(f"open http://{given.host}:{listening.getsockname()[1]}", flush=True)
-    uvicorn.Server(config).run([listening])
+    server.run([listening])
 
 
 if __name__ == "__main__":

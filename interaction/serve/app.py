@@ -18,7 +18,6 @@ from interaction.serve.limits import KEY_PROTOCOL, RefusedError
 from interaction.serve.live import LiveConnection
 
 PAGE = pathlib.Path(__file__).parent / "page"
-_POLICY = 1008  # WebSocket's code of a refusal
 
 
 class About(NamedTuple):

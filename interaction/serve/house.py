@@ -6,13 +6,15 @@ Records of sessions with `store` lie under `records`.
 """
 
 import asyncio
+import collections
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from interaction.background.agent import BackgroundAgent
@@ -73,34 +75,40 @@ class House:
         self.folder = None if folder is None else pathlib.Path(folder)
         self.cards: dict[str, Card] = {}  # of open sessions
         self.draining = asyncio.Event()
-        self.loop: asyncio.AbstractEventLoop | None = None  # once it is started
+        self._opening: collections.Counter[str] = collections.Counter()  # sessions, by owner
+        self._taken: set[str] = set()  # sessions under `left` that are being restored
         self._connections: set[asyncio.Task] = set()
         self._snapshots: Snapshots | None = None
         self._sweeper: asyncio.Task | None = None
 
     async def start(self) -> None:
         """Starts the engine; what a killed process left open can be gone on with."""
-        self.loop = asyncio.get_running_loop()
         await asyncio.to_thread(self.engine.start)
         if self.folder is not None:
             for place in (_OPEN, _LEFT, _RECORDS):
                 (self.folder / place).mkdir(parents=True, exist_ok=True)
-            until = time.time() + self.limits.kept_s
             for path in sorted((self.folder / _OPEN).glob(f"*{_CARD}")):
                 card = Card(**json.loads(path.read_text()))
                 saved = path.with_suffix(SUFFIX)
                 if saved.exists():
                     saved.replace(self.folder / _LEFT / saved.name)
-                    self._write(_LEFT, dataclasses.replace(card, until=until))
+                    kept_s = self.limits.kept_s
+                    if card.config.get("store"):
+                        kept_s = self.limits.stored_s
+                    self._write(_LEFT, dataclasses.replace(card, until=time.time() + kept_s))
                 path.unlink()
             self._snapshots = Snapshots(self.engine, self.folder / _OPEN)
             self._sweeper = asyncio.create_task(self._sweep())
 
-    async def stop(self) -> None:
-        """Ends all connections, whose sessions are saved, and the engine."""
+    async def drain(self) -> None:
+        """Tells all clients that the server ends; saves their sessions and ends them."""
         self.draining.set()
         if self._connections:
             await asyncio.wait(self._connections, timeout=30.0)
+
+    async def stop(self) -> None:
+        """Ends what is left, and the engine."""
+        await self.drain()
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._snapshots is not None:
@@ -114,8 +122,9 @@ class House:
 
     # Sessions.
 
-    def check_room(self, owner: str) -> None:
-        """Refuses a client that has all the sessions that it may have.
+    @contextlib.contextmanager
+    def room(self, owner: str) -> Generator[None]:
+        """Holds a place for a session that a client opens; `admit` takes it.
 
         Raises:
           ProtocolError: Names the limit, or says that the server ends.
@@ -123,18 +132,31 @@ class House:
         if self.draining.is_set():
             raise ProtocolError("session: the server restarts; try again soon", "server_full")
         most = self.limits.sessions_a_client
-        if sum(card.owner == owner for card in self.cards.values()) >= most:
+        mine = sum(card.owner == owner for card in self.cards.values())
+        if mine + self._opening[owner] >= most:
             raise ProtocolError(
                 f"session: got one more than the {most} that a client may have; close one",
                 "session_limit_reached",
             )
+        self._opening[owner] += 1
+        try:
+            yield
+        finally:
+            self._opening[owner] -= 1
 
     async def admit(self, session: Session, card: Card) -> None:
-        """Takes a session that was just opened into the house."""
+        """Takes a session that was just opened into the house.
+
+        Raises:
+          ProtocolError: Its card cannot be written; the session is closed.
+        """
+        try:
+            await asyncio.to_thread(self._write, _OPEN, card)
+        except OSError as error:
+            await asyncio.to_thread(self.engine.close, session, "its card cannot be written")
+            raise ProtocolError(f"session: {error}", "session_failed") from error
         self.cards[card.id] = card
         session.name = card.id
-        if self.folder is not None:
-            await asyncio.to_thread(self._write, _OPEN, card)
 
     async def dismiss(self, session: Session, card: Card, reason: str, kept_s: float) -> None:
         """Closes a session; with a time in s, it can be gone on with for so long."""
@@ -172,9 +194,8 @@ class House:
         card, path = self.cards.get(name), self._left(name)
         if card is None and path is not None:
             card = Card(**json.loads(path.with_suffix(_CARD).read_text()))
-        if (
-            card is None or card.owner != owner or (name not in self.cards and path is None)
-        ):  # a foreign one is as unknown as none
+        gone = name not in self.cards and (path is None or name in self._taken)
+        if card is None or gone or card.owner != owner:  # a foreign one is as unknown as none
             raise ProtocolError(
                 f"session: got {name[:80]!r}, wanted the id of an open or kept session",
                 "session_not_found",
@@ -185,10 +206,15 @@ class House:
             if old is None:
                 raise ProtocolError("session: it has just ended", "session_not_found")
             return await asyncio.to_thread(self.engine.fork, old, agent), card
-        session = await asyncio.to_thread(self.engine.restore, str(path), agent)
-        if path is not None and not card.config.get("store"):  # it goes on, and only once
-            path.unlink(missing_ok=True)
-            path.with_suffix(_CARD).unlink(missing_ok=True)
+        once = path is not None and not card.config.get("store")
+        self._taken |= {name} if once else set()
+        try:
+            session = await asyncio.to_thread(self.engine.restore, str(path), agent)
+            if path is not None and once:
+                path.unlink(missing_ok=True)
+                path.with_suffix(_CARD).unlink(missing_ok=True)
+        finally:
+            self._taken.discard(name)
         return session, card
 
     def record_path(self, name: str) -> pathlib.Path | None:

@@ -21,6 +21,7 @@ class Limits:
     silent_s: float = 60.0  # without any message; sound counts
     session_s: float = 7_200.0
     sessions_a_client: int = 64
+    connections: int = 1_000  # of all clients, those without a session included
     audio_waiting: int = 25  # micro-turns of speech that wait for a slow reader
     events_waiting: int = 1_000  # more of a slow reader's events end its connection
     kept_s: float = 300.0  # a lost session can be gone on with

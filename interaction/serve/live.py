@@ -87,25 +87,33 @@ class LiveConnection:
     async def _open(self, start: SessionStart) -> tuple[Session, Card]:
         house, config, name = self._house, start.session, new_id("session")
         self._check(config, start.event_id or "")
-        house.check_room(self._owner)
         asked = config.model_dump(exclude_unset=True)
+        with house.room(self._owner):
+            session, asked = await self._take(asked, name)
+            card = Card(name, self._owner, asked, time.time() + house.limits.session_s)
+            await house.admit(session, card)
+        return session, card
+
+    async def _take(self, asked: dict[str, Any], name: str) -> tuple[Session, dict[str, Any]]:
+        """Opens a session of this id as a client asked; returns it and its configuration."""
+        house = self._house
         try:
             if self._fork:
-                session, old = await house.resume(self._fork, self._owner, self._make_agent)
-                asked = old.config | {key: value for key, value in asked.items() if key != "model"}
+                asked.pop("model", None)  # a fork keeps its model
+                known = self._fork, self._owner, lambda old: self._make_agent(old | asked)
+                session, old = await house.resume(*known)
+                asked = old.config | asked
             else:
-                record = house.record_path(name) if config.store else None
-                known = self._make_agent(asked), secrets.randbits(31), record
-                session = await asyncio.to_thread(house.engine.open, *known)
+                record = house.record_path(name) if asked.get("store") else None
+                given = self._make_agent(asked), secrets.randbits(31), record
+                session = await asyncio.to_thread(house.engine.open, *given)
         except FullError as error:
             raise ProtocolError(
                 "session: all places are taken; try again later", "server_full"
             ) from error
         except (RuntimeError, ValueError) as error:
             raise ProtocolError(f"session: {error}", "session_failed") from error
-        card = Card(name, self._owner, asked, time.time() + house.limits.session_s)
-        await house.admit(session, card)
-        return session, card
+        return session, asked
 
     def _check(self, config: SessionConfig, event_id: str) -> None:
         """Refuses what this server cannot do."""

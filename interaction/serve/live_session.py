@@ -97,6 +97,8 @@ class LiveSession:
         events.begin(session)
         stops = session.on_reply(events.reply), session.subscribe(events.tell)
         stops += (session.subscribe(self._notice_end),)
+        if session.closed:  # before it had a subscriber
+            self._ended.set()
         sender = asyncio.create_task(self._send())
         try:
             reason = await self._until_over(sender)

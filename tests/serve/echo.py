@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-import uvicorn
 
-from interaction.serve.app import make_app
 from interaction.serve.house import House
+from interaction.serve.server import Server
 from interaction.types import Chunk, Reply, Special
 from tests.background.fakes import FakeModel, wait_for
 
@@ -55,14 +54,8 @@ class EchoModel(FakeModel):
 @contextlib.contextmanager
 def serving(house: House) -> Iterator[str]:
     """Runs a server in a thread; yields its host and port."""
-    config = uvicorn.Config(
-        make_app(house),
-        host="127.0.0.1",
-        port=0,
-        log_config=None,
-        ws_max_size=house.limits.message_bytes,
-    )
-    server = uvicorn.Server(config)
+    server = Server(house)
+    house.server = server  # so that a test can end it
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_for(lambda: server.started or not thread.is_alive(), 20)

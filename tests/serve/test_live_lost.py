@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -112,16 +113,12 @@ def test_sessions_outlive_their_server(tmp_path: pathlib.Path) -> None:
             return json.loads(await socket.recv())["message"]
 
     with house(folder=tmp_path) as (address, one):
-        loop = one  # the server's loop sets the event
-        name, last, code = asyncio.run(begin(address, lambda: drain(loop)))
+        end = functools.partial(setattr, one.server, "should_exit", True)  # as a signal does
+        name, last, code = asyncio.run(begin(address, end))
     assert code == 1012 and last[-1]["type"] == "session.closed"
     assert any(event.get("code") == "server_restarts" for event in last)
     with house(folder=tmp_path) as (address, _):
         assert name in asyncio.run(go_on(address, name))
-
-
-def drain(one: House) -> None:
-    one.loop.call_soon_threadsafe(one.draining.set)
 
 
 def test_a_slow_reader_loses_speech_and_is_told() -> None:
@@ -140,11 +137,11 @@ def test_a_slow_reader_loses_speech_and_is_told() -> None:
                 session._pass(session._listeners, session.reply)
             await asyncio.sleep(0.5)
             socket.transport.resume_reading()
+            got: dict = {}
             async with asyncio.timeout(20):
-                while True:
+                while got.get("code") != "output_audio_lost":
                     got = json.loads(await socket.recv())
-                    if got.get("code") == "output_audio_lost":
-                        return
+            assert int(got["message"].split()[0]) >= 200 and "too slowly" in got["message"]
 
     with house(limits=limits) as (address, one):
         asyncio.run(run(address, one))

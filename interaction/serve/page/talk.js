@@ -46,6 +46,9 @@ const toInt = (pcm) => Int16Array.from(pcm, (x) => Math.max(-32768, Math.min(327
 const toFloat = (pcm) => Float32Array.from(pcm, (x) => x / 32768);
 
 async function openAudio() {
+  if (!navigator.mediaDevices) {
+    throw new Error("open the page over HTTPS or from localhost; browsers ask for that");
+  }
   const context = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
   await context.audioWorklet.addModule("worklets.js");
   const stream = await navigator.mediaDevices.getUserMedia({
@@ -83,14 +86,16 @@ function connect(fork) {
   const path = fork ? `/v1/live/sessions/${fork}/fork` : "/v1/live/sessions";
   const token = element("token").value;
   const names = ["interaction", ...(token ? [`openai-insecure-api-key.${token}`] : [])];
-  socket = new WebSocket(`${scheme}://${location.host}${path}`, names);
-  socket.onopen = () => {
+  const mine = new WebSocket(`${scheme}://${location.host}${path}`, names);
+  socket = mine;
+  mine.onopen = () => {
     const format = { type: "audio/pcm", rate: RATE };
     const config = { audio: { format }, ...(fork ? {} : { model: "demo", store, ...server }) };
-    socket.send(JSON.stringify({ type: "session.start", session: config }));
+    mine.send(JSON.stringify({ type: "session.start", session: config }));
   };
-  socket.onmessage = ({ data }) => take(JSON.parse(data));
-  socket.onclose = ({ code }) => {
+  mine.onmessage = ({ data }) => mine === socket && take(JSON.parse(data));
+  mine.onclose = ({ code }) => {
+    if (mine !== socket) return; // the user has started another talk
     const kept = session;
     session = null;
     if (wanted && ![1000, 1008].includes(code) && tries < TRIES) {
