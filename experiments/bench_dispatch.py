@@ -11,8 +11,6 @@ competes with the call.
 
 import dataclasses
 import functools
-import json
-import pathlib
 import time
 from typing import Any
 
@@ -23,6 +21,7 @@ from absl import app, flags
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
+from experiments.figures_file import write_figures
 from interaction.config import ModelConfig
 from interaction.distributed import sharding
 from interaction.distributed.packing import LIMITS, Packing
@@ -159,10 +158,7 @@ def main(argv: list[str]) -> None:
     }
     for name, value in figures.items():
         print(f"{name:<28}{value if isinstance(value, int | str) else round(value, 3):>10}")
-    if _JSON.value:
-        path = pathlib.Path(_JSON.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(figures, _JSON.value)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ the flow head if no session speaks, and the vocoder if all sessions have been si
 micro-turns with and without speech are also reported apart.
 """
 
-import json
 import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -24,6 +22,7 @@ from absl import app, flags
 import interaction
 from experiments.baselines.torch_stream import TorchStream
 from experiments.converse import ASSET
+from experiments.figures_file import write_figures
 from interaction.data.audio_file import read_audio
 from interaction.types import Special
 
@@ -202,10 +201,7 @@ def main(argv: list[str]) -> None:
     figures = {name: round(float(value), 3) for name, value in figures.items()}
     for name, value in figures.items():
         print(f"{name:<28}{value:>10g}")
-    if _JSON.value:
-        path = pathlib.Path(_JSON.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(figures, _JSON.value)
 
 
 if __name__ == "__main__":

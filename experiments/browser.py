@@ -22,6 +22,7 @@ import numpy as np
 from absl import app, flags
 from playwright.sync_api import Page, sync_playwright
 
+from experiments.figures_file import write_figures
 from interaction.data.audio_file import read_audio, write_audio
 from interaction.engine import session_record
 
@@ -177,7 +178,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = run(pathlib.Path(folder))
     print(json.dumps(figures, indent=2))
-    pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(figures, _JSON.value)
 
 
 if __name__ == "__main__":

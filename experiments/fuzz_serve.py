@@ -6,7 +6,6 @@ python -m experiments.fuzz_serve --count=100000 --seed=3 --json=out/fuzz_serve.j
 import asyncio
 import base64
 import json
-import pathlib
 import random
 import threading
 import time
@@ -17,6 +16,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 import interaction
+from experiments.figures_file import write_figures
 from experiments.serve_client import RATE, first_message
 from interaction.evaluation.endurance import memory_mb
 from interaction.serve.house import House
@@ -151,10 +151,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     figures = run(flags.FLAGS.count, flags.FLAGS.seed)
     print(json.dumps(figures, indent=2))
-    if flags.FLAGS.json:
-        path = pathlib.Path(flags.FLAGS.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(figures, flags.FLAGS.json)
 
 
 if __name__ == "__main__":

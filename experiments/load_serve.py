@@ -21,6 +21,7 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
+from experiments.figures_file import write_figures
 from experiments.serve_client import Client, Server
 from interaction.data.audio_file import read_audio
 from interaction.evaluation.endurance import memory_mb
@@ -149,10 +150,7 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     figures = run(given.sessions, given.minutes, given.kills, given.seed)
     print(json.dumps(figures, indent=2))
-    if given.json:
-        path = pathlib.Path(given.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(figures, given.json)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 import interaction
+from experiments.figures_file import write_figures
 from interaction.background.batched_reasoner import BatchedReasoner
 from interaction.background.demo_tools import demo_tools
 from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
@@ -300,10 +301,7 @@ def main(argv: list[str]) -> None:
         live_until_killed(pathlib.Path(_CHILD.value))
     figures = _RUNS[_WHAT.value]()
     print(json.dumps(figures, indent=2))
-    if _JSON.value:
-        path = pathlib.Path(_JSON.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(figures, _JSON.value)
 
 
 if __name__ == "__main__":
