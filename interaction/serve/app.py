@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket
 
 from interaction.serve.house import House
 from interaction.serve.limits import KEY_PROTOCOL, RefusedError
-from interaction.serve.live import LiveConnection
+from interaction.serve.live.connection import LiveConnection
 
 PAGE = pathlib.Path(__file__).parent / "page"
 

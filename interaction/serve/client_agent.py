@@ -13,11 +13,13 @@ class ClientAgent(BackgroundAgent):
     refused.
     """
 
-    def __init__(self, created: Callable[[str], object], dropped: Callable[[str], object]) -> None:
+    def __init__(
+        self, created: Callable[[str, str], object], dropped: Callable[[str], object]
+    ) -> None:
         """Starts without delegations.
 
         Args:
-          created: Called with the id of each delegation that waits for an answer.
+          created: Called with id and request of each delegation that waits for an answer.
           dropped: Called with the id of each one whose answer is no longer wanted.
         """
         self._created, self._dropped = created, dropped
@@ -35,12 +37,12 @@ class ClientAgent(BackgroundAgent):
             self._asked += 1
             name = f"delegation_{self._asked}"
             self._open[name] = delegation
-        self._created(name)
+        self._created(name, request)
 
     def update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
         """See `BackgroundAgent`."""
         self.cancel(delegation)
-        self.ask(delegation, request)
+        self.ask(delegation, f"{request} (corrected: {'; '.join(updates)})")
 
     def cancel(self, delegation: int) -> None:
         """See `BackgroundAgent`."""

@@ -22,7 +22,7 @@ from interaction.engine.engine import Engine
 from interaction.engine.session import SUFFIX, Session
 from interaction.engine.snapshots import Snapshots
 from interaction.serve.limits import Door, Limits
-from interaction.serve.live_messages import ProtocolError
+from interaction.serve.messages import ProtocolError
 from interaction.serve.metrics import Metrics
 
 _log = logging.getLogger(__name__)

@@ -1,22 +1,31 @@
 """What a client sends: its messages, one at a time, at a bounded rate."""
 
+from collections.abc import Callable
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from interaction.serve.limits import Rate
-from interaction.serve.live_messages import ProtocolError, read_event
+from interaction.serve.messages import ProtocolError
 
 
 class Inbox:
     """The messages of a WebSocket."""
 
-    def __init__(self, socket: WebSocket, a_second: float) -> None:
-        """Takes an accepted connection, and the most messages a second."""
-        self._socket, self._rate = socket, Rate(a_second)
+    def __init__(
+        self, socket: WebSocket, read: Callable[[str], Any], messages_a_second: float
+    ) -> None:
+        """Starts to receive.
+
+        Args:
+          socket: An accepted connection.
+          read: Reads a message, or raises `ProtocolError`.
+          messages_a_second: The most that are taken.
+        """
+        self._socket, self._read, self._rate = socket, read, Rate(messages_a_second)
 
     async def next(self) -> Any:  # noqa: ANN401
-        """The next message, one of `live_messages.ClientEvent`.
+        """The next message.
 
         Raises:
           WebSocketDisconnect: The client is gone.
@@ -30,4 +39,4 @@ class Inbox:
         text = message.get("text")
         if text is None:
             raise ProtocolError("message: got bytes, wanted JSON as text", "invalid_json")
-        return read_event(text)
+        return self._read(text)

@@ -3,12 +3,21 @@
 import asyncio
 import collections
 import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from interaction.serve.limits import Limits
 
-Item = dict | np.ndarray | None  # an event; PCM float32[turn_samples] in [-1, 1]; None: the end
+
+class Speech(NamedTuple):
+    """What the model says in a micro-turn, and the event that brings it."""
+
+    pcm: np.ndarray  # float32[turn_samples] in [-1, 1]
+    event: dict[str, Any]  # without its sound
+
+
+Item = dict | Speech | None  # an event; speech; None: the end
 
 
 class Outbox:
@@ -20,8 +29,8 @@ class Outbox:
         self._limits = limits
         self._items: collections.deque[Item] = collections.deque()
         self._ready = asyncio.Event()
-        self._speech = 0  # PCM among the items
-        self.unheard = 0  # PCM that was left out
+        self._speech = 0  # `Speech` among the items
+        self.unheard = 0  # `Speech` that was left out
         self.overrun = asyncio.Event()  # set when even events are too many
 
     def put(self, item: Item) -> None:
@@ -32,10 +41,10 @@ class Outbox:
             self._loop.call_soon_threadsafe(self._add, item)
 
     def _add(self, item: Item) -> None:
-        if isinstance(item, np.ndarray):
+        if isinstance(item, Speech):
             self._speech += 1
             if self._speech > self._limits.audio_waiting:
-                first = next(one for one in self._items if isinstance(one, np.ndarray))
+                first = next(one for one in self._items if isinstance(one, Speech))
                 self._items = collections.deque(one for one in self._items if one is not first)
                 self._speech -= 1
                 self.unheard += 1
@@ -51,5 +60,5 @@ class Outbox:
             self._ready.clear()
             await self._ready.wait()
         item = self._items.popleft()
-        self._speech -= isinstance(item, np.ndarray)
+        self._speech -= isinstance(item, Speech)
         return item

@@ -4,63 +4,40 @@ The names of events and fields are those of `openai.types.live`. Unknown fields 
 refused, as there.
 """
 
-import json
-import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from interaction.serve.audio_formats import PCM, Format
+from interaction.serve.messages import ClientMessage, ProtocolError, Strict, new_id, read_message
 
 LONGEST_TEXT = 4_000  # characters of an appended text
-_KINDS = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 
 
-class ProtocolError(Exception):
-    """A message that is refused; the session has not changed.
-
-    Attributes:
-      message: What came, what was wanted, and the fix.
-      code: One of the protocol's codes, such as "invalid_value".
-      param: The field, with dots between names.
-      event_id: The client's id of the message.
-    """
-
-    def __init__(
-        self, message: str, code: str = "invalid_value", param: str = "", event_id: str = ""
-    ) -> None:
-        super().__init__(message)
-        self.message, self.code, self.param, self.event_id = message, code, param, event_id
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Pcm(_Strict):
+class _Pcm(Strict):
     type: Literal["audio/pcm"]
     rate: Literal[16_000, 24_000] = 24_000
 
 
-class _G711(_Strict):
+class _G711(Strict):
     type: Literal["audio/pcmu", "audio/pcma"]
     rate: Literal[8_000] = 8_000
 
 
-class _Voice(_Strict):
+class _Voice(Strict):
     id: str
 
 
-class _Output(_Strict):
+class _Output(Strict):
     voice: str | _Voice | None = None
 
 
-class _Audio(_Strict):
+class _Audio(Strict):
     format: Annotated[_Pcm | _G711, Field(discriminator="type")] | None = None
     output: _Output | None = None
 
 
-class ClientDelegation(_Strict):
+class ClientDelegation(Strict):
     """The client answers what the model delegates."""
 
     type: Literal["client"]
@@ -76,7 +53,7 @@ class _Responses(BaseModel):
     tools: list[Any] | None = None
 
 
-class ServerDelegation(_Strict):
+class ServerDelegation(Strict):
     """The server's background agent answers what the model delegates."""
 
     type: Literal["responses"]
@@ -84,12 +61,12 @@ class ServerDelegation(_Strict):
     acknowledgement_delay_ms: int | None = None
 
 
-class _Content(_Strict):
+class _Content(Strict):
     type: Literal["input_text", "output_text", "text"] | None = None
     text: str
 
 
-class _Item(_Strict):
+class _Item(Strict):
     type: Literal["message"] | None = None
     id: str | None = None
     status: Literal["incomplete", "completed"] | None = None
@@ -97,7 +74,7 @@ class _Item(_Strict):
     content: list[_Content] = Field(min_length=1, max_length=1)
 
 
-class SessionConfig(_Strict):
+class SessionConfig(Strict):
     """What a client asks of a session."""
 
     model: str = ""
@@ -117,38 +94,34 @@ class SessionConfig(_Strict):
         return Format(form.type, form.rate) if form else Format(PCM, 24_000)
 
 
-class _Event(_Strict):
-    event_id: str | None = Field(None, max_length=512)
-
-
-class SessionStart(_Event):
+class SessionStart(ClientMessage):
     """Begins the session; the first message."""
 
     type: Literal["session.start"]
     session: SessionConfig
 
 
-class SessionUpdate(_Event):
+class SessionUpdate(ClientMessage):
     """Changes how delegations are answered; nothing else can change."""
 
     type: Literal["session.update"]
     session: dict[str, Any]
 
 
-class AudioAppend(_Event):
+class AudioAppend(ClientMessage):
     """Sound of the user."""
 
     type: Literal["session.input_audio.append"]
     audio: str
 
 
-class AudioMute(_Event):
+class AudioMute(ClientMessage):
     """The user is silent from here on, or is heard again."""
 
     type: Literal["session.input_audio.mute", "session.input_audio.unmute"]
 
 
-class TextAppend(_Event):
+class TextAppend(ClientMessage):
     """Text for the session or for one delegation."""
 
     type: Literal[
@@ -165,14 +138,14 @@ class TextAppend(_Event):
         return content
 
 
-class FrameAppend(_Event):
+class FrameAppend(ClientMessage):
     """A video frame, which the model sees in its next step; not of OpenAI's protocol."""
 
     type: Literal["interaction.input_frame.append"]
     frame: str  # base64 of uint8[size, size, 3], RGB
 
 
-class SessionClose(_Event):
+class SessionClose(ClientMessage):
     """Ends the session."""
 
     type: Literal["session.close"]
@@ -181,7 +154,7 @@ class SessionClose(_Event):
 ClientEvent = (
     SessionStart | SessionUpdate | AudioAppend | AudioMute | TextAppend | FrameAppend | SessionClose
 )
-_EVENTS: dict[str, type[_Event]] = {
+_EVENTS: dict[str, type[ClientMessage]] = {
     "session.start": SessionStart,
     "session.update": SessionUpdate,
     "session.input_audio.append": AudioAppend,
@@ -201,38 +174,7 @@ def read_event(text: str | bytes) -> Any:  # noqa: ANN401
     Raises:
       ProtocolError: It is no JSON object, of an unknown type, or has a wrong field.
     """
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError("message: got no JSON, wanted one object", "invalid_json") from error
-    if not isinstance(fields, dict):
-        raise ProtocolError(
-            f"message: got a JSON {type(fields).__name__}, wanted an object", "invalid_json"
-        )
-    event_id = fields.get("event_id")
-    event_id = event_id if isinstance(event_id, str) else ""
-    kind = fields.get("type")
-    form = _EVENTS.get(kind) if isinstance(kind, str) else None
-    if form is None:
-        raise ProtocolError(
-            f"type: got {str(kind)[:80]!r}, wanted one of {', '.join(_EVENTS)}",
-            "unknown_event" if isinstance(kind, str) else "missing_required_parameter",
-            "type",
-            event_id[:512],
-        )
-    try:
-        return form.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        names = [str(part) for part in first["loc"]]
-        code = _KINDS.get(first["type"], "invalid_value")
-        param = ".".join(names)
-        raise ProtocolError(f"{param}: {first['msg']}", code, param, event_id[:512]) from error
-
-
-def new_id(prefix: str) -> str:
-    """An id that nobody can guess."""
-    return f"{prefix}_{secrets.token_hex(16)}"
+    return read_message(text, _EVENTS)
 
 
 def event(kind: str, client_event_id: str | None = None, **fields: Any) -> dict[str, Any]:  # noqa: ANN401

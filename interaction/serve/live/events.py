@@ -7,11 +7,12 @@ import numpy as np
 from interaction.engine import session_events
 from interaction.engine.session import Session
 from interaction.engine.session_events import SessionEvent
-from interaction.serve.live_messages import event
-from interaction.serve.outbox import Outbox
+from interaction.serve.live.messages import event
+from interaction.serve.outbox import Outbox, Speech
 from interaction.types import Reply
 
-_INFOS = {
+_AUDIO = "session.output_audio.delta"
+INFOS = {
     session_events.AUDIO_LOST: "input_audio_lost",
     session_events.MICROPHONE: "input_audio_level",
     session_events.DEADLINE_MISSED: "deadline_missed",
@@ -60,7 +61,7 @@ class LiveEvents:
         """Passes on the speech of a micro-turn, float32[turn_samples] in [-1, 1]."""
         if self._first is None:
             self._first = self._turn
-        self._outbox.put(np.asarray(reply.audio))
+        self._outbox.put(Speech(np.asarray(reply.audio), {"type": _AUDIO}))
 
     @property
     def _turn(self) -> int:
@@ -72,7 +73,7 @@ class LiveEvents:
         """The time on the client's clock, ms."""
         return self._milliseconds(self._turn)
 
-    def created(self, name: str) -> None:
+    def created(self, name: str, request: str = "") -> None:
         """A delegation waits for the client."""
         if self._session is None:
             self._early.append(name)
@@ -93,8 +94,8 @@ class LiveEvents:
             start, end = self._milliseconds(told.turn), self._milliseconds(told.turn + 1)
             kind = _TRANSCRIPTS[told.kind]
             self._outbox.put(event(kind, delta=told.text, start_ms=start, end_ms=end))
-        if told.kind in _INFOS:
-            self.info(_INFOS[told.kind], told.text)
+        if told.kind in INFOS:
+            self.info(INFOS[told.kind], told.text)
         if told.kind in _WORK and self.by_server:
             self._tell_work(told)
 

@@ -1,8 +1,6 @@
 """A connection of OpenAI's Live protocol, from its first message to its session."""
 
 import asyncio
-import contextlib
-import json
 import secrets
 import time
 from typing import Any
@@ -10,25 +8,22 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from interaction.background.agent import BackgroundAgent
-from interaction.engine.rows import FullError
 from interaction.engine.session import Session
 from interaction.serve.client_agent import ClientAgent
 from interaction.serve.house import Card, House
 from interaction.serve.inbox import Inbox
-from interaction.serve.live_events import LiveEvents
-from interaction.serve.live_messages import (
-    ProtocolError,
+from interaction.serve.live.events import LiveEvents
+from interaction.serve.live.messages import (
     ServerDelegation,
     SessionConfig,
     SessionStart,
     error_event,
-    new_id,
+    read_event,
 )
-from interaction.serve.live_session import LiveSession
+from interaction.serve.live.session import LiveSession
+from interaction.serve.messages import ProtocolError, new_id
+from interaction.serve.opening import Link, engine_errors, refuse
 from interaction.serve.outbox import Outbox
-
-_POLICY, _BUSY = 1008, 1013  # WebSocket's codes of a refusal
-_FULL = ("server_full", "session_limit_reached")
 
 
 class LiveConnection:
@@ -43,10 +38,10 @@ class LiveConnection:
           owner: Identity of the client.
           fork: Id of the session to go on with; "" for a fresh one.
         """
-        self._house, self._socket, self._owner, self._fork = house, socket, owner, fork
-        self._inbox = Inbox(socket, house.limits.messages_a_second)
-        self._outbox = Outbox(house.limits)
-        self._events = LiveEvents(self._outbox, house.turn_s)
+        self._house, self._owner, self._fork = house, owner, fork
+        inbox = Inbox(socket, read_event, house.limits.messages_a_second)
+        self._link = Link(house, socket, inbox, Outbox(house.limits))
+        self._events = LiveEvents(self._link.outbox, house.turn_s)
         self._agent: ClientAgent | None = None  # if the client answers delegations
 
     async def run(self) -> None:
@@ -55,26 +50,18 @@ class LiveConnection:
             start = await asyncio.wait_for(self._start(), self._house.limits.start_s)
             session, card = await self._open(start)
         except ProtocolError as error:
-            await self._refuse(error)
+            await refuse(self._link, error, error_event)
         except TimeoutError:
-            await self._refuse(ProtocolError("session.start: got nothing in time", "timeout"))
+            error = ProtocolError("session.start: got nothing in time", "timeout")
+            await refuse(self._link, error, error_event)
         except WebSocketDisconnect:
             pass  # before anything began
         else:
-            known = self._house, self._socket, self._inbox, self._outbox, self._events
-            live = LiveSession(*known, session, card, self._agent)
-            await live.run(start.event_id, self._fork)
-
-    async def _refuse(self, error: ProtocolError) -> None:
-        self._house.metrics.refused(error.code)
-        full = error.code in _FULL
-        kind = "server_error" if full else "invalid_request_error"
-        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-            await self._socket.send_text(json.dumps(error_event(error, kind)))
-            await self._socket.close(_BUSY if full else _POLICY)
+            known = self._link, self._events, session, card, self._agent
+            await LiveSession(*known, start.event_id, self._fork).run()
 
     async def _start(self) -> SessionStart:
-        first = await self._inbox.next()
+        first = await self._link.inbox.next()
         if not isinstance(first, SessionStart):
             raise ProtocolError(
                 f"type: got {first.type!r}, wanted session.start as the first message",
@@ -97,7 +84,7 @@ class LiveConnection:
     async def _take(self, asked: dict[str, Any], name: str) -> tuple[Session, dict[str, Any]]:
         """Opens a session of this id as a client asked; returns it and its configuration."""
         house = self._house
-        try:
+        with engine_errors():
             if self._fork:
                 asked.pop("model", None)  # a fork keeps its model
                 known = self._fork, self._owner, lambda old: self._make_agent(old | asked)
@@ -107,12 +94,6 @@ class LiveConnection:
                 record = house.record_path(name) if asked.get("store") else None
                 given = self._make_agent(asked), secrets.randbits(31), record
                 session = await asyncio.to_thread(house.engine.open, *given)
-        except FullError as error:
-            raise ProtocolError(
-                "session: all places are taken; try again later", "server_full"
-            ) from error
-        except (RuntimeError, ValueError) as error:
-            raise ProtocolError(f"session: {error}", "session_failed") from error
         return session, asked
 
     def _check(self, config: SessionConfig, event_id: str) -> None:

@@ -1,0 +1,1 @@
+"""OpenAI's Realtime protocol over WebSocket: the same stream, shown as turns."""
