@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 from interaction.serve.house import House
 from interaction.serve.limits import KEY_PROTOCOL, RefusedError
 from interaction.serve.live.connection import LiveConnection
+from interaction.serve.realtime.connection import RealtimeConnection
 
 PAGE = pathlib.Path(__file__).parent / "page"
 
@@ -51,18 +52,28 @@ def make_app(house: House, about: About | None = None) -> Starlette:
         finally:
             await house.stop()
 
-    async def live(socket: WebSocket) -> None:
+    async def enter(socket: WebSocket) -> str | None:
+        """Lets a client in and returns who it is; None if it is refused."""
         try:
             owner = house.door.check(dict(socket.headers))
         except RefusedError as error:
             house.metrics.refused(str(error.status))
             await socket.send_denial_response(_error(error))
-            return
+            return None
         await socket.accept(subprotocol=_subprotocol(socket))
         task = asyncio.current_task()
         if task is not None:
             house.enter(task)
-        await LiveConnection(house, socket, owner, socket.path_params.get("session", "")).run()
+        return owner
+
+    async def live(socket: WebSocket) -> None:
+        if (owner := await enter(socket)) is not None:
+            await LiveConnection(house, socket, owner, socket.path_params.get("session", "")).run()
+
+    async def realtime(socket: WebSocket) -> None:
+        if (owner := await enter(socket)) is not None:
+            model = socket.query_params.get("model", "")
+            await RealtimeConnection(house, socket, owner, model).run()
 
     async def health(_: Request) -> Response:
         engine = house.engine
@@ -95,6 +106,7 @@ def make_app(house: House, about: About | None = None) -> Starlette:
             WebSocketRoute("/v1/live/sessions", live),
             WebSocketRoute("/v1/live/sessions/{session}/fork", live),
             Route("/v1/live/sessions/{session}/content", content),
+            WebSocketRoute("/v1/realtime", realtime),
             Route("/healthz", health),
             Route("/metrics", metrics),
             Route("/about.json", describe),

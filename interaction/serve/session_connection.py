@@ -97,15 +97,19 @@ class SessionConnection(abc.ABC):
 
     # What all have in common.
 
-    async def run(self) -> None:
-        """Serves the session to its end."""
+    async def run(self, first: Any = None) -> None:  # noqa: ANN401
+        """Serves the session to its end.
+
+        Args:
+          first: A message that has come already and is still to be handled.
+        """
         counted = self.house.metrics.watch(self.session)
         stops = [*self.begin(), self.session.subscribe(self._notice_end)]
         if self.session.closed:  # before it had a subscriber
             self._ended.set()
         sender = asyncio.create_task(self._send())
         try:
-            reason = await self._until_over(sender)
+            reason = await self._until_over(sender, first)
         finally:
             for stop in stops:
                 stop()
@@ -141,11 +145,12 @@ class SessionConnection(abc.ABC):
         """Whether the client has sent any sound."""
         return self._decoder is not None
 
-    async def _listen(self) -> str:
+    async def _listen(self, first: Any) -> str:  # noqa: ANN401
         """Handles messages; returns why they end."""
+        silent_s = self.house.limits.silent_s
         while True:
             try:
-                message = await asyncio.wait_for(self._inbox.next(), self.house.limits.silent_s)
+                message, first = first or await asyncio.wait_for(self._inbox.next(), silent_s), None
                 if (reason := await self._take(message)) is not None:
                     return reason
             except ProtocolError as error:
@@ -155,6 +160,10 @@ class SessionConnection(abc.ABC):
                 return SILENT
             except WebSocketDisconnect as error:
                 return self.left(error.code)
+
+    def later(self, work: Callable[..., object], *values: Any) -> None:  # noqa: ANN401
+        """Does something in the loop; from any thread, in order."""
+        self._loop.call_soon_threadsafe(work, *values)
 
     async def _take(self, message: Any) -> str | None:  # noqa: ANN401
         try:
@@ -169,7 +178,7 @@ class SessionConnection(abc.ABC):
         """Ends the connection if the engine ended the session; on the engine's thread."""
         if told.kind == session_events.CLOSED:
             self.inform("session_ended", told.text)
-            self._loop.call_soon_threadsafe(self._ended.set)
+            self.later(self._ended.set)
 
     async def _report(self) -> None:
         while True:
@@ -198,7 +207,7 @@ class SessionConnection(abc.ABC):
         text = f"{1_000 * replies * self.house.turn_s:.0f} ms: you read too slowly"
         self.inform("output_audio_lost", text)
 
-    async def _until_over(self, sender: asyncio.Task) -> str:
+    async def _until_over(self, sender: asyncio.Task, first: Any) -> str:  # noqa: ANN401
         """Waits until the session is over; returns why."""
         waits = {
             EXPIRED: asyncio.sleep(self.card.until - time.time()),
@@ -209,7 +218,7 @@ class SessionConnection(abc.ABC):
         tasks: dict[asyncio.Task, str] = {
             asyncio.create_task(work): reason for reason, work in waits.items()
         }
-        listener = asyncio.create_task(self._listen())
+        listener = asyncio.create_task(self._listen(first))
         tasks |= {listener: LOST, asyncio.create_task(self._report()): LOST}
         try:
             done, _ = await asyncio.wait([*tasks, sender], return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,121 @@
+"""What the Realtime protocol refuses, and that nothing else changes."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import websockets
+
+from tests.serve.clients import answer, house
+from tests.serve.test_realtime import FUNCTION
+
+
+@contextlib.asynccontextmanager
+async def bare(address: str) -> AsyncIterator:
+    async with websockets.connect(f"ws://{address}/v1/realtime?model=demo") as socket:
+        first = json.loads(await socket.recv())
+        assert first["type"] == "session.created" and first["session"]["model"] == "demo"
+        yield socket
+
+
+def update(**session: Any) -> dict[str, Any]:
+    return {"type": "session.update", "session": {"type": "realtime"} | session}
+
+
+def create(**item: Any) -> dict[str, Any]:
+    return {"type": "conversation.item.create", "item": item}
+
+
+TEXT = [{"type": "input_text", "text": "hello"}]
+WEATHER = {"type": "function", "name": "weather", "parameters": {"properties": {"place": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "param"),
+    [
+        ("{", "invalid_json", None),
+        ({"type": "session.start"}, "unknown_event", "type"),
+        ({"type": "session.update", "session": {}}, "missing_required_parameter", "session.type"),
+        (update(type="transcription"), "invalid_value", "session.type"),
+        (update(colour=1), "unknown_parameter", "session.colour"),
+        (update(output_modalities=["text", "audio"]), "invalid_value", "session.output_modalities"),
+        (update(tools=[WEATHER]), "unsupported_parameter", "session.tools"),
+        (update(tools=[FUNCTION, FUNCTION]), "unsupported_parameter", "session.tools"),
+        (update(tools=[{"type": "mcp"}]), "unsupported_parameter", "session.tools"),
+        ({"type": "input_audio_buffer.append", "audio": "?"}, "invalid_value", "audio"),
+        ({"type": "input_audio_buffer.append", "audio": "AA=="}, "invalid_value", None),
+        ({"type": "input_audio_buffer.commit"}, "input_audio_buffer_commit_empty", None),
+        ({"type": "response.cancel"}, "response_cancel_not_active", None),
+        (
+            {"type": "response.create", "response": {"conversation": "none"}},
+            "unsupported_parameter",
+            "response.conversation",
+        ),
+        (
+            {"type": "conversation.item.retrieve", "item_id": "a"},
+            "item_retrieve_invalid_item_id",
+            "item_id",
+        ),
+        (
+            {
+                "type": "conversation.item.truncate",
+                "item_id": "a",
+                "content_index": 0,
+                "audio_end_ms": 5,
+            },
+            "item_truncate_invalid_item_id",
+            "item_id",
+        ),
+        (
+            create(type="function_call_output", call_id="a", output="b"),
+            "invalid_value",
+            "item.call_id",
+        ),
+        (
+            create(type="message", role="user", content=[{"type": "input_image"}]),
+            "unsupported_content",
+            "item.content",
+        ),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bad_message_is_refused_alone(
+    message: Any, code: str, param: str | None, first: bool
+) -> None:
+    if isinstance(message, dict):
+        message = message | {"event_id": "mine"}
+
+    async def run(address: str) -> None:
+        async with bare(address) as socket:
+            if not first:
+                await answer(socket, update(), "session.updated")
+            error = (await answer(socket, message))["error"]
+            assert error["code"] == code and error["message"]
+            assert error["param"] == param or param is None
+            assert error["event_id"] == ("mine" if isinstance(message, dict) else None)
+            told = await answer(socket, update(instructions="x"), "session.updated")
+            assert told["session"]["instructions"] == "x" and not told["session"]["tools"]
+
+    with house() as (address, _):
+        asyncio.run(run(address))
+
+
+def test_history_is_told_not_to_be_read_and_text_in_a_talk_is_refused() -> None:
+    async def run(address: str) -> None:
+        async with bare(address) as socket:
+            await answer(socket, update(), "session.updated")
+            item = create(type="message", role="user", content=TEXT)
+            told = await answer(socket, item, "info")
+            assert told["code"] == "input_not_read"
+            sound = {"type": "input_audio_buffer.append", "audio": ""}
+            await socket.send(json.dumps(sound))
+            error = (await answer(socket, item))["error"]
+            assert "not trained" in error["message"]
+            other = update(audio={"input": {"format": {"type": "audio/pcmu"}}})
+            assert (await answer(socket, other))["error"]["code"] == "immutable_parameter"
+
+    with house() as (address, _):
+        asyncio.run(run(address))
