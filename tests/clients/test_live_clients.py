@@ -8,14 +8,11 @@ import asyncio
 import base64
 import contextlib
 import json
-import pathlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
-from interaction.data.audio_file import read_audio
 
 pipecat = pytest.importorskip("pipecat", reason="needs the clients extra")
 rtc = pytest.importorskip("livekit.rtc", reason="needs the clients extra")
@@ -34,40 +31,9 @@ from pipecat.services.openai.live.llm import OpenAILiveLLMService  # noqa: E402
 from pipecat.services.openai.responses.llm import OpenAIResponsesLLMService  # noqa: E402
 from pipecat.tests.utils import SleepFrame, run_test  # noqa: E402
 
-from experiments.serve_client import Server  # noqa: E402
+from tests.clients.bundled import RATE, check, pieces, pieces_in_time  # noqa: E402
 
-ROOT = pathlib.Path(__file__).parents[2]
-USER = np.round(read_audio(ROOT / "experiments/assets/user.flac") * 32_767).astype("<i2")
-RATE, PIECE = 16_000, 640
 BASE = "http://{}/v1"
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    annotation = ROOT / "experiments/assets/user.json"
-    server = Server(2, tmp_path_factory.mktemp("house"), more=f"--annotation={annotation}")
-    yield server.address
-    server.end()
-
-
-def check(said: str) -> None:
-    """What the model has to say to the bundled user, and what it may not."""
-    words = " ".join(said.split())
-    assert "tokyo" in words and "purple tiger window" in words
-    assert "eight seconds are over" in words, "the timer's delegation"
-    assert "okay it is fifty eight dollars" in words, "the corrected delegation"
-    rest = words.partition("fifty eight dollars")[2]
-    assert "five" in rest and "cold lake" not in rest, "the interruption ends the story"
-    assert "fifty six" not in words, "the cancelled delegation"
-    assert words.endswith("goodbye")
-
-
-async def pieces() -> AsyncIterator[bytes]:
-    """The user's PCM in real time, and two seconds of silence."""
-    pcm, began = np.concatenate([USER, np.zeros(2 * RATE, "<i2")]), time.monotonic()
-    for place in range(0, len(pcm), PIECE):
-        yield pcm[place : place + PIECE].tobytes()
-        await asyncio.sleep(max(0.0, began + (place + PIECE) / RATE - time.monotonic()))
 
 
 def test_openai(address: str) -> None:
@@ -80,7 +46,7 @@ def test_openai(address: str) -> None:
             await live.session.start(session=session)
 
             async def talk() -> None:
-                async for data in pieces():
+                async for data in pieces_in_time():
                     await live.session.input_audio.append(audio=base64.b64encode(data).decode())
                 await live.session.close()
 
@@ -103,11 +69,9 @@ class Script:
         yield LLMContextFrame(context=LLMContext())
         yield SleepFrame(sleep=1.0)
         began = time.monotonic()
-        pcm = np.concatenate([USER, np.zeros(2 * RATE, "<i2")])
-        for place in range(0, len(pcm), PIECE):
-            data = pcm[place : place + PIECE].tobytes()
+        for end_s, data in pieces():
             yield InputAudioRawFrame(audio=data, sample_rate=RATE, num_channels=1)
-            yield SleepFrame(sleep=max(0.0, began + (place + PIECE) / RATE - time.monotonic()))
+            yield SleepFrame(sleep=max(0.0, began + end_s - time.monotonic()))
 
 
 def test_pipecat(address: str) -> None:
@@ -149,7 +113,7 @@ def test_livekit(address: str) -> None:
         listening = asyncio.create_task(listen())
         while "session.started" not in kinds:
             await asyncio.sleep(0.05)
-        async for data in pieces():
+        async for data in pieces_in_time():
             session.push_audio(rtc.AudioFrame(data, RATE, 1, len(data) // 2))
         await session.aclose()
         with contextlib.suppress(asyncio.TimeoutError):
