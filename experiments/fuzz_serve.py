@@ -1,6 +1,7 @@
 r"""Sends damaged messages to a server: each gets one error, and another client notices nothing.
 
 python -m experiments.fuzz_serve --count=100000 --seed=3 --json=out/fuzz_serve.json
+python -m experiments.fuzz_serve --protocol=realtime
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import json
 import random
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import websockets
 from absl import app, flags
@@ -26,23 +27,59 @@ from interaction.serve.server import Server
 _TOGETHER = 50  # messages before their errors are read
 # What a client is told that only listens.
 _USUAL = ("session.started", "session.output_audio.delta", "session.usage.updated")
-_VALID: list[dict[str, Any]] = [
-    {"type": "session.input_audio.append", "audio": base64.b64encode(bytes(640)).decode()},
+_SOUND = base64.b64encode(bytes(640)).decode()
+_LIVE: list[dict[str, Any]] = [
+    {"type": "session.input_audio.append", "audio": _SOUND},
     {"type": "session.commentary.append", "content": "one", "delegation_id": None},
     {"type": "session.thinking.append", "content": "one", "delegation_id": "delegation_1"},
     {"type": "session.update", "session": {"delegation": {"type": "client"}}},
     {"type": "session.start", "session": {"model": "demo"}},
     {"type": "interaction.input_frame.append", "frame": "AAAA"},
 ]
+_OUTPUT = {"type": "function_call_output", "call_id": "delegation_1", "output": "one"}
+_UPDATE = {"type": "session.update", "session": {"type": "realtime"}}
+_REALTIME: list[dict[str, Any]] = [
+    {"type": "input_audio_buffer.append", "audio": _SOUND},
+    {"type": "conversation.item.create", "item": _OUTPUT},
+    {"type": "conversation.item.retrieve", "item_id": "item_1"},
+    {"type": "conversation.item.truncate", "item_id": "a", "content_index": 0, "audio_end_ms": 0},
+    {"type": "response.create", "response": {"conversation": "auto"}},
+    {"type": "response.cancel", "response_id": "resp_1"},
+    _UPDATE,
+]
+
+
+class Protocol(NamedTuple):
+    """What is damaged, and how a session begins and is asked whether it still goes on."""
+
+    path: str
+    first: str  # a message
+    valid: list[dict[str, Any]]
+    last: dict[str, Any]  # a message
+    answer: str  # the type of the event that answers the last message
+
+
+PROTOCOLS = {
+    "live": Protocol(
+        "/v1/live/sessions",
+        first_message(True).replace("responses", "client"),
+        _LIVE,
+        {"type": "session.close"},
+        "session.closed",
+    ),
+    "realtime": Protocol(
+        "/v1/realtime", json.dumps(_UPDATE), _REALTIME, _UPDATE, "session.updated"
+    ),
+}
 _VALUES: list[Any] = [
     *(None, True, 0, -1, 1e308, "", " ", "\0", "=", "é" * 99, [], {}, [[]], {"a": {}}, ["x"]),
     *("A" * 100_001, 10**40, "../../etc/passwd", "<script>"),
 ]
 
 
-def damaged(rng: random.Random) -> str:
-    """A message that no server may take."""
-    message = dict(rng.choice(_VALID))
+def damaged(rng: random.Random, valid: list[dict[str, Any]]) -> str:
+    """A message that no server may take, made from one of those that it takes."""
+    message = dict(rng.choice(valid))
     kind = rng.randrange(5)
     if kind == 0:  # no JSON
         text = json.dumps(message)
@@ -81,21 +118,24 @@ async def listen(socket: websockets.ClientConnection, seen: list[str]) -> None:
         talking.cancel()
 
 
-async def fuzz(address: str, count: int, rng: random.Random) -> dict[str, Any]:
+async def fuzz(address: str, protocol: Protocol, count: int, rng: random.Random) -> dict[str, Any]:
     """Sends messages over one connection while another one listens."""
-    url = f"ws://{address}/v1/live/sessions"
+    live, url = PROTOCOLS["live"], f"ws://{address}"
     codes: dict[str, int] = {}
     seen: list[str] = []
-    async with websockets.connect(url) as other, websockets.connect(url) as socket:
-        for one in (other, socket):
-            await one.send(first_message(True).replace("responses", "client"))
+    async with (
+        websockets.connect(url + live.path) as other,
+        websockets.connect(url + protocol.path) as socket,
+    ):
+        await other.send(live.first)
+        await socket.send(protocol.first)
         witness = asyncio.create_task(listen(other, seen))
         before, errors = 0.0, 0
         with tqdm(total=count, unit="message") as progress:
             while errors < count:
                 some = min(_TOGETHER, count - errors)
                 for _ in range(some):
-                    await socket.send(damaged(rng))
+                    await socket.send(damaged(rng, protocol.valid))
                 got = 0
                 while got < some:
                     event = json.loads(await asyncio.wait_for(socket.recv(), 10))
@@ -107,20 +147,22 @@ async def fuzz(address: str, count: int, rng: random.Random) -> dict[str, Any]:
                 progress.update(got)
                 if not before and errors >= count // 5:
                     before = memory_mb()
-        await socket.send(json.dumps({"type": "session.close"}))
-        more = [json.loads(text)["type"] async for text in socket]
+        await socket.send(json.dumps(protocol.last))
+        more = [""]
+        while more[-1] != protocol.answer:
+            more.append(json.loads(await asyncio.wait_for(socket.recv(), 10))["type"])
         witness.cancel()
     return {
         "messages": count,
         "errors": errors + more.count("error"),
         "codes": codes,
-        "closed": more[-1] == "session.closed",
+        "goes_on": more[-1] == protocol.answer,
         "told_to_another_client": seen,
         "memory_growth_mb": round(memory_mb() - before, 1),
     }
 
 
-def run(count: int, seed: int) -> dict[str, Any]:
+def run(protocol: str, count: int, seed: int) -> dict[str, Any]:
     """Serves in a thread, and sends; the arguments are the flags."""
     engine = interaction.Engine(interaction.load("demo"), 2)
     house = House(engine, "demo", limits=Limits(messages_a_second=1e9))
@@ -132,7 +174,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         rng = random.Random(seed)
-        return asyncio.run(fuzz(f"127.0.0.1:{port}", count, rng))
+        return asyncio.run(fuzz(f"127.0.0.1:{port}", PROTOCOLS[protocol], count, rng))
     finally:
         server.should_exit = True
         thread.join(30)
@@ -140,6 +182,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
 
 def define_flags() -> None:
     """Defines the command line; not on import, so that commands can be imported together."""
+    flags.DEFINE_enum("protocol", "live", list(PROTOCOLS), "Protocol of the messages.")
     flags.DEFINE_integer("count", 100_000, "Messages.", lower_bound=100)
     flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
     flags.DEFINE_string("json", None, "File for the figures.")
@@ -149,9 +192,10 @@ def main(argv: list[str]) -> None:
     """Prints and writes the figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    figures = run(flags.FLAGS.count, flags.FLAGS.seed)
+    given = flags.FLAGS
+    figures = run(given.protocol, given.count, given.seed)
     print(json.dumps(figures, indent=2))
-    write_figures(figures, flags.FLAGS.json)
+    write_figures(figures, given.json)
 
 
 if __name__ == "__main__":
