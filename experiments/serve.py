@@ -1,4 +1,4 @@
-r"""Serves a model: OpenAI's Live protocol over WebSocket, and a page with a microphone.
+r"""Serves a model: OpenAI's Live and Realtime protocols over WebSocket, and a page.
 
 python -m experiments.serve                          # http://localhost:8123, this machine only
 python -m experiments.serve --host=0.0.0.0 --tokens=FILE --folder=/var/lib/interaction
@@ -9,6 +9,7 @@ a lost connection, SIGTERM and SIGKILL. See docs/serving.md.
 
 import logging
 import pathlib
+import resource
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,8 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("jax").setLevel(logging.WARNING)
     given = flags.FLAGS
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each connection
     print("loading and compiling", flush=True)
     try:
         house = make_house()

@@ -55,7 +55,7 @@ def test_every_example_is_run() -> None:
     assert found == {
         **{"README.md": 2, "docs/kernels.md": 1},
         **{"docs/sessions.md": 2, "docs/tpu_pods.md": 2},
-        "docs/serving.md": 1,  # see tests/serve/test_docs_example.py
+        "docs/serving.md": 2,  # see tests/serve/test_docs_example.py
     }
 
 

@@ -32,7 +32,7 @@ from interaction.distributed.jax_settings import model_settings
 from interaction.types import Special
 
 _log = logging.getLogger(__name__)
-SIZES = (1, 2, 4, 8)  # rows of a call; fewer are padded
+SIZES = (1, 4, 8)  # rows of a call; fewer are padded. Each size is traced at the start
 TOGETHER_S = 0.001  # s that a call waits for the threads that the call before it served
 
 

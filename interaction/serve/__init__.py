@@ -1,1 +1,1 @@
-"""Servers of live sessions: OpenAI's Live protocol over WebSocket, and a page with a microphone."""
+"""Servers of live sessions: OpenAI's Live and Realtime protocols over WebSocket, and a page."""

@@ -4,19 +4,19 @@ import asyncio
 import contextlib
 import pathlib
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 from interaction.serve.house import House
 from interaction.serve.limits import KEY_PROTOCOL, RefusedError
-from interaction.serve.live.connection import LiveConnection
-from interaction.serve.realtime.connection import RealtimeConnection
+from interaction.serve.live.live_connection import LiveConnection
+from interaction.serve.realtime.realtime_connection import RealtimeConnection
 
 PAGE = pathlib.Path(__file__).parent / "page"
 
@@ -52,6 +52,18 @@ def make_app(house: House, about: About | None = None) -> Starlette:
         finally:
             await house.stop()
 
+    return Starlette(
+        routes=[
+            *_protocols(house),
+            *_files(house, told),
+            *_for_operators(house),
+            Mount("/", StaticFiles(directory=PAGE, html=True)),
+        ],
+        lifespan=lifespan,
+    )
+
+
+def _protocols(house: House) -> list[BaseRoute]:
     async def enter(socket: WebSocket) -> str | None:
         """Lets a client in and returns who it is; None if it is refused."""
         try:
@@ -68,19 +80,22 @@ def make_app(house: House, about: About | None = None) -> Starlette:
 
     async def live(socket: WebSocket) -> None:
         if (owner := await enter(socket)) is not None:
-            await LiveConnection(house, socket, owner, socket.path_params.get("session", "")).run()
+            fork = socket.path_params.get("session", "")
+            await LiveConnection(house, socket, owner, fork).run()
 
     async def realtime(socket: WebSocket) -> None:
         if (owner := await enter(socket)) is not None:
             model = socket.query_params.get("model", "")
             await RealtimeConnection(house, socket, owner, model).run()
 
-    async def health(_: Request) -> Response:
-        engine = house.engine
-        fine = engine.error is None and not house.draining.is_set()
-        fields = {"status": "ok" if fine else "failing", "sessions": len(engine.sessions)}
-        return JSONResponse(fields | {"free": engine.free}, 200 if fine else 503)
+    return [
+        WebSocketRoute("/v1/live/sessions", live),
+        WebSocketRoute("/v1/live/sessions/{session}/fork", live),
+        WebSocketRoute("/v1/realtime", realtime),
+    ]
 
+
+def _files(house: House, told: dict[str, Any]) -> list[BaseRoute]:
     async def describe(_: Request) -> Response:
         return JSONResponse(told)
 
@@ -94,6 +109,19 @@ def make_app(house: House, about: About | None = None) -> Starlette:
             return _error(error)
         return FileResponse(path, media_type="application/octet-stream")
 
+    return [
+        Route("/about.json", describe),
+        Route("/v1/live/sessions/{session}/content", content),
+    ]
+
+
+def _for_operators(house: House) -> list[BaseRoute]:
+    async def health(_: Request) -> Response:
+        engine = house.engine
+        fine = engine.error is None and not house.draining.is_set()
+        fields = {"status": "ok" if fine else "failing", "sessions": len(engine.sessions)}
+        return JSONResponse(fields | {"free": engine.free}, 200 if fine else 503)
+
     async def metrics(request: Request) -> Response:
         try:
             house.door.check(dict(request.headers))
@@ -101,19 +129,7 @@ def make_app(house: House, about: About | None = None) -> Starlette:
             return _error(error)
         return PlainTextResponse(house.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    return Starlette(
-        routes=[
-            WebSocketRoute("/v1/live/sessions", live),
-            WebSocketRoute("/v1/live/sessions/{session}/fork", live),
-            Route("/v1/live/sessions/{session}/content", content),
-            WebSocketRoute("/v1/realtime", realtime),
-            Route("/healthz", health),
-            Route("/metrics", metrics),
-            Route("/about.json", describe),
-            Mount("/", StaticFiles(directory=PAGE, html=True)),
-        ],
-        lifespan=lifespan,
-    )
+    return [Route("/healthz", health), Route("/metrics", metrics)]
 
 
 def _subprotocol(socket: WebSocket) -> str | None:

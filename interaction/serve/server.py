@@ -1,11 +1,30 @@
 """`Server`: uvicorn's server, which lets sessions end well before it closes their connections."""
 
+import asyncio
 import socket
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from interaction.serve.app import About, make_app
 from interaction.serve.house import House
+
+
+class _Http(H11Protocol):
+    """HTTP of uvicorn, which would wait for a request for ever, and for any number of them."""
+
+    start_s = 10.0  # s for a request
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self.limit_concurrency and len(self.connections) > self.limit_concurrency:
+            transport.abort()
+        else:
+            self._deadline = self.loop.call_later(self.start_s, self._give_up)
+
+    def _give_up(self) -> None:
+        if self in self.connections and self.cycle is None:
+            self.transport.abort()
 
 
 class Server(uvicorn.Server):
@@ -23,14 +42,16 @@ class Server(uvicorn.Server):
           port: Port; 0 takes a free one.
         """
         self._house = house
+        limits = house.limits
         super().__init__(
             uvicorn.Config(
                 make_app(house, about),
                 host=host,
                 port=port,
+                http=type("Http", (_Http,), {"start_s": limits.start_s}),
                 log_config=None,  # the caller's
-                ws_max_size=house.limits.message_bytes,
-                limit_concurrency=house.limits.connections,
+                ws_max_size=limits.message_bytes,
+                limit_concurrency=limits.connections,
                 timeout_graceful_shutdown=30,
             )
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from interaction.serve.outbox import Speech
-from interaction.serve.realtime.messages import Settings
+from interaction.serve.realtime.realtime_messages import Settings
 from interaction.serve.realtime.turns import Turns
 
 LOUD, STILL = np.full(3_200, 0.1, np.float32), np.zeros(3_200, np.float32)

@@ -14,7 +14,7 @@ import numpy as np
 
 from interaction.serve.messages import ProtocolError, new_id
 from interaction.serve.outbox import Outbox, Speech
-from interaction.serve.realtime.messages import REQUEST, Settings, event
+from interaction.serve.realtime.realtime_messages import REQUEST, Settings, event
 
 _QUIET = 3  # micro-turns that end a response or an item
 _PATIENCE = 25  # micro-turns for the model to speak after the client asked for it

@@ -12,15 +12,15 @@ from interaction.engine.session import Session
 from interaction.serve.client_agent import ClientAgent
 from interaction.serve.house import Card, House
 from interaction.serve.inbox import Inbox
-from interaction.serve.live.events import LiveEvents
-from interaction.serve.live.messages import (
+from interaction.serve.live.live_events import LiveEvents
+from interaction.serve.live.live_messages import (
     ServerDelegation,
     SessionConfig,
     SessionStart,
     error_event,
     read_event,
 )
-from interaction.serve.live.session import LiveSession
+from interaction.serve.live.live_session import LiveSession
 from interaction.serve.messages import ProtocolError, new_id
 from interaction.serve.opening import Link, engine_errors, refuse
 from interaction.serve.outbox import Outbox

@@ -7,7 +7,7 @@ import numpy as np
 from interaction.engine import session_events
 from interaction.engine.session import Session
 from interaction.engine.session_events import SessionEvent
-from interaction.serve.live.messages import event
+from interaction.serve.live.live_messages import event
 from interaction.serve.outbox import Outbox, Speech
 from interaction.types import Reply
 

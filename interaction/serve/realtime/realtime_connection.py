@@ -14,15 +14,15 @@ from interaction.serve.inbox import Inbox
 from interaction.serve.messages import ProtocolError, new_id
 from interaction.serve.opening import Link, engine_errors, refuse
 from interaction.serve.outbox import Outbox
-from interaction.serve.realtime.agent import RealtimeAgent
-from interaction.serve.realtime.messages import (
+from interaction.serve.realtime.realtime_agent import RealtimeAgent
+from interaction.serve.realtime.realtime_messages import (
     SessionUpdate,
     Settings,
     error_event,
     event,
     read_event,
 )
-from interaction.serve.realtime.session import RealtimeSession
+from interaction.serve.realtime.realtime_session import RealtimeSession
 
 
 class RealtimeConnection:

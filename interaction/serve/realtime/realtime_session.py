@@ -12,11 +12,11 @@ from interaction.engine.session import Session
 from interaction.engine.session_events import SessionEvent
 from interaction.serve.audio_formats import Format
 from interaction.serve.house import Card
-from interaction.serve.live.events import INFOS
+from interaction.serve.live.live_events import INFOS
 from interaction.serve.messages import ProtocolError, decode_base64, new_id
 from interaction.serve.opening import Link
-from interaction.serve.realtime.agent import RealtimeAgent
-from interaction.serve.realtime.messages import (
+from interaction.serve.realtime.realtime_agent import RealtimeAgent
+from interaction.serve.realtime.realtime_messages import (
     AudioAppend,
     AudioClear,
     AudioCommit,

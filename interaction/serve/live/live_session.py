@@ -10,8 +10,8 @@ from interaction.engine.session import Session
 from interaction.serve.audio_formats import Format
 from interaction.serve.client_agent import ClientAgent
 from interaction.serve.house import Card
-from interaction.serve.live.events import LiveEvents
-from interaction.serve.live.messages import (
+from interaction.serve.live.live_events import LiveEvents
+from interaction.serve.live.live_messages import (
     AudioAppend,
     AudioMute,
     FrameAppend,
