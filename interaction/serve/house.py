@@ -38,6 +38,7 @@ class Card:
     owner: str  # identity of the client, from `Door.check`
     config: dict[str, Any]  # what the client asked for
     until: float  # s since the epoch, when its file goes
+    resumable: bool = True  # whether its protocol can go on with it
 
 
 class House:
@@ -90,13 +91,14 @@ class House:
             for path in sorted((self.folder / _OPEN).glob(f"*{_CARD}")):
                 card = Card(**json.loads(path.read_text()))
                 saved = path.with_suffix(SUFFIX)
-                if saved.exists():
+                if saved.exists() and card.resumable:
                     saved.replace(self.folder / _LEFT / saved.name)
                     kept_s = self.limits.kept_s
                     if card.config.get("store"):
                         kept_s = self.limits.stored_s
                     self._write(_LEFT, dataclasses.replace(card, until=time.time() + kept_s))
                 path.unlink()
+                saved.unlink(missing_ok=True)
             self._snapshots = Snapshots(self.engine, self.folder / _OPEN)
             self._sweeper = asyncio.create_task(self._sweep())
 
@@ -195,7 +197,8 @@ class House:
         if card is None and path is not None:
             card = Card(**json.loads(path.with_suffix(_CARD).read_text()))
         gone = name not in self.cards and (path is None or name in self._taken)
-        if card is None or gone or card.owner != owner:  # a foreign one is as unknown as none
+        # A foreign one is as unknown as none.
+        if card is None or gone or card.owner != owner or not card.resumable:
             raise ProtocolError(
                 f"session: got {name[:80]!r}, wanted the id of an open or kept session",
                 "session_not_found",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import websockets
 
-from tests.serve.clients import answer, house
+from interaction.serve.limits import Door
+from tests.serve.clients import answer, bare as live, house
 from tests.serve.test_realtime import FUNCTION
 
 
@@ -119,3 +120,39 @@ def test_history_is_told_not_to_be_read_and_text_in_a_talk_is_refused() -> None:
 
     with house() as (address, _):
         asyncio.run(run(address))
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": "Bearer right", "origin": "https://example.org"}, 403),
+    ],
+)
+def test_who_does_not_get_in(headers: dict[str, str], status: int) -> None:
+    async def run(address: str) -> None:
+        url = f"ws://{address}/v1/realtime"
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(url, additional_headers=headers)
+        assert refused.value.response.status_code == status
+        good = {"authorization": "Bearer right"}
+        async with websockets.connect(url, additional_headers=good) as socket:
+            assert json.loads(await socket.recv())["type"] == "session.created"
+
+    with house(door=Door(["right"])) as (address, _):
+        asyncio.run(run(address))
+
+
+def test_the_live_protocol_cannot_go_on_with_its_sessions() -> None:
+    async def run(address: str, one: Any) -> None:
+        async with bare(address) as socket:
+            told = await answer(socket, update(), "session.updated")
+            path = f"/{told['session']['id']}/fork"
+            async with live(address, started=False, path=path) as other:
+                error = await answer(other, {"type": "session.start", "session": {}})
+                assert error["error"]["code"] == "session_not_found"
+            assert len(one.engine.sessions) == 1
+
+    with house() as (address, one):
+        asyncio.run(run(address, one))

@@ -46,7 +46,7 @@ class RealtimeConnection:
         self._link = Link(house, socket, inbox, Outbox(house.limits))
         config = {"model": model} if model else {}
         until = time.time() + house.limits.session_s
-        self._card = Card(new_id("sess"), owner, config, until)
+        self._card = Card(new_id("sess"), owner, config, until, resumable=False)
 
     async def run(self) -> None:
         """Serves the connection to its end."""
