@@ -8,7 +8,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import pathlib
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from interaction.data.audio_file import read_audio
+from interaction.data.bundled_user import ASSET
 
 pipecat = pytest.importorskip("pipecat", reason="needs the clients extra")
 rtc = pytest.importorskip("livekit.rtc", reason="needs the clients extra")
@@ -36,15 +36,14 @@ from pipecat.tests.utils import SleepFrame, run_test  # noqa: E402
 
 from experiments.serve_client import Server  # noqa: E402
 
-ROOT = pathlib.Path(__file__).parents[2]
-USER = np.round(read_audio(ROOT / "experiments/assets/user.flac") * 32_767).astype("<i2")
+USER = np.round(read_audio(ASSET) * 32_767).astype("<i2")
 RATE, PIECE = 16_000, 640
 BASE = "http://{}/v1"
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    annotation = ROOT / "experiments/assets/user.json"
+    annotation = ASSET.with_suffix(".json")
     server = Server(2, tmp_path_factory.mktemp("house"), more=f"--annotation={annotation}")
     yield server.address
     server.end()
