@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo talk clients browser test parity bench lint format types spell notebook check engines clean
+.PHONY: help demo talk clients browser test parity bench lint format types spell wheel notebook check engines clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
@@ -60,14 +60,29 @@ types: $(VENV)/.dev ## checks types with pyrefly
 spell: $(VENV)/.dev ## checks spelling with codespell
 	$(BIN)/codespell
 
-notebook: $(VENV)/.dev ## executes the notebooks; writes them to out/
-	mkdir -p out
-	for name in inspect_session delegation; do \
-		$(BIN)/jupytext --quiet --to py:percent --output - colab/$$name.ipynb | \
-			diff -I '^#   ' - colab/$$name.py; \
-		JAX_PLATFORMS=cpu $(BIN)/python -m nbconvert --to notebook --execute \
-			--output-dir out colab/$$name.ipynb; \
+wheel: $(VENV)/.python ## builds the wheel in out/, and checks that it has all files of the library
+	rm -rf build out/*.whl # a build also packs what an earlier one left in build/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir=out .
+	diff <(git ls-files interaction pallas_kernels | sort) \
+		<($(BIN)/python -m zipfile --list out/*.whl | sed -E '1d; s/ .*//; /dist-info/d' | sort)
+
+notebook: wheel $(VENV)/.dev ## runs the notebooks with the wheel, outside the clone; writes them to out/
+	for pair in colab/*.py; do \
+		$(BIN)/jupytext --quiet --to py:percent --output - $${pair%.py}.ipynb | \
+			diff -I '^#   ' - $$pair; \
 	done
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/colab # talks through Chromium where it is
+	place=$$(mktemp -d); trap 'rm -rf $$place' EXIT; mkdir $$place/empty; \
+	$(BIN)/python -m venv $$place/venv; \
+	$$place/venv/bin/python -m pip install --quiet ipykernel nbconvert; \
+	cp colab/*.ipynb $$place/empty; cd $$place/empty; \
+	export JAX_PLATFORMS=cpu INTERACTION_SOURCE="file://$$(echo $(CURDIR)/out/*.whl)"; \
+	for notebook in *.ipynb; do \
+		$$place/venv/bin/python -m nbconvert --to notebook --execute \
+			--output-dir $(CURDIR)/out $$notebook; \
+	done; \
+	$$place/venv/bin/python -m pip install --quiet "interaction[serve] @ $$INTERACTION_SOURCE"; \
+	$$place/venv/bin/python -c 'import interaction.serve.app, interaction.serve.server'
 
 check: lint types spell ## checks rules, format, types and spelling
 

@@ -14,31 +14,32 @@
 # %% [markdown]
 # # A model behind the model
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/interaction-models/interaction/blob/main/colab/delegation.ipynb)
+#
 # The demo model answers small talk itself. What takes arithmetic, a clock, a timer, a table or a
 # conversion it delegates, with control tokens in its text stream, to a background model that
 # reasons and calls tools while the conversation continues. Here the pair talks to a recorded user
 # for a minute of real time. Then we read the session record, replay it bit for bit, and put an
 # agent of our own in the place of the background model. Everything runs on a CPU in a few minutes.
 #
-# Run it from a clone of the repository in which `pip install -e '.[demo]'` was run.
+# The first cell installs the library from `SOURCE`, a direct reference as pip takes it; the
+# environment variable `INTERACTION_SOURCE` names another one, such as a wheel's `file://` address.
+
+# %%
+import os
+
+SOURCE = os.environ.get(
+    "INTERACTION_SOURCE", "git+https://github.com/interaction-models/interaction"
+)
+# %pip install --quiet "interaction[demo] @ {SOURCE}"
 
 # %%
 import json
 import pathlib
-import sys
 import tempfile
 
 import numpy as np
 from IPython.display import Audio, Image, display
-
-here = pathlib.Path.cwd()
-root = next((place for place in (here, *here.parents) if (place / "experiments").is_dir()), None)
-if root is None:
-    raise FileNotFoundError(
-        f"{here}: got no clone of the repository, wanted one; clone it, run "
-        "`pip install -e '.[demo]'` there, and start the notebook from there"
-    )
-sys.path.insert(0, str(root))
 
 import interaction
 from interaction.background.agent import CALL, DONE, RESULT, TEXT, BackgroundAgent, Event
@@ -46,6 +47,7 @@ from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
 from interaction.background.tool import tool
 from interaction.background.toolbox import Toolbox
 from interaction.data.audio_file import read_audio
+from interaction.data.bundled_user import ASSET
 from interaction.engine import replay, session_record
 from interaction.evaluation import parse_events, timeline
 from interaction.evaluation.delegation_history import read_delegations
@@ -64,8 +66,8 @@ from interaction.evaluation.transcript import converse, transcript
 # %%
 live = interaction.load("demo")
 reasoner = load_reasoner("demo_background")
-user = read_audio(root / "experiments/assets/user.flac")
-meta = json.loads((root / "experiments/assets/user.json").read_text())
+user = read_audio(ASSET)
+meta = json.loads(ASSET.with_suffix(".json").read_text())
 toolbox = Toolbox(session_tools(meta))
 for schema in toolbox.schemas():
     function = schema["function"]

@@ -14,17 +14,27 @@
 # %% [markdown]
 # # Inside a session
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/interaction-models/interaction/blob/main/colab/inspect_session.ipynb)
+#
 # Load the demo model, let it hear a recorded user, listen to both, and look inside: what was said
 # and when, how likely each kind of text token was, which experts were chosen, and how far back
 # attention reaches. There is no background model here, so a delegation gets no result;
 # `delegation.ipynb` shows one with results. Everything runs on a CPU in a few minutes.
 #
-# Run it from a clone of the repository in which `pip install -e '.[demo]'` was run.
+# The first cell installs the library from `SOURCE`, a direct reference as pip takes it; the
+# environment variable `INTERACTION_SOURCE` names another one, such as a wheel's `file://` address.
+
+# %%
+import os
+
+SOURCE = os.environ.get(
+    "INTERACTION_SOURCE", "git+https://github.com/interaction-models/interaction"
+)
+# %pip install --quiet "interaction[demo] @ {SOURCE}"
 
 # %%
 import functools
 import pathlib
-import sys
 import tempfile
 import time
 from unittest import mock
@@ -35,17 +45,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Audio, Image, display
 
-here = pathlib.Path.cwd()
-root = next((place for place in (here, *here.parents) if (place / "experiments").is_dir()), None)
-if root is None:
-    raise FileNotFoundError(
-        f"{here}: got no clone of the repository, wanted one; clone it, run "
-        "`pip install -e '.[demo]'` there, and start the notebook from there"
-    )
-sys.path.insert(0, str(root))
-
 import interaction
 from interaction.data.audio_file import read_audio
+from interaction.data.bundled_user import ASSET
 from interaction.evaluation import parse_events, timeline
 from interaction.evaluation.rollout import Rollout
 from interaction.evaluation.transcript import converse, transcript
@@ -61,7 +63,7 @@ from interaction.ops.attention import window_mask
 # %%
 model = interaction.load("demo")
 config = model.config
-user = read_audio(root / "experiments/assets/user.flac")
+user = read_audio(ASSET)
 samples = config.audio.turn_samples
 turns = len(user) // samples
 user = user[: turns * samples]
@@ -105,7 +107,7 @@ both = np.stack([np.append(user, np.zeros(samples)), np.append(np.zeros(samples)
 display(Audio(both, rate=config.audio.sample_rate))
 
 # %%
-events = parse_events((root / "experiments/assets/user.json").read_text())
+events = parse_events(ASSET.with_suffix(".json").read_text())
 conversation = converse(
     user, Rollout(audio, text, user_transcript, np.array(times)), model.decode, events
 )

@@ -21,9 +21,9 @@ from absl import app, flags
 
 import interaction
 from experiments.baselines.torch_stream import TorchStream
-from experiments.converse import ASSET
 from experiments.figures_file import write_figures
 from interaction.data.audio_file import read_audio
+from interaction.data.bundled_user import ASSET
 from interaction.types import Special
 
 _PRESET = flags.DEFINE_string("preset", "demo", "Name or folder of a released model.")

@@ -22,6 +22,7 @@ import numpy as np
 from absl import app, flags
 from playwright.sync_api import Page, sync_playwright
 
+from experiments.converse import ASSET
 from experiments.figures_file import write_figures
 from interaction.data.audio_file import read_audio, write_audio
 from interaction.engine import session_record
@@ -31,7 +32,6 @@ _SCREENSHOT = flags.DEFINE_string("screenshot", "out/page.png", "File for a pict
 _SOUND = flags.DEFINE_string("sound", "out/page.wav", "File for what the page played.")
 _CHROMIUM = flags.DEFINE_string("chromium", "/usr/bin/chromium", "The browser.")
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "Length of the talk, s.")
-ASSET = pathlib.Path(__file__).parent / "assets" / "user.flac"
 RATE = 16_000
 _LOUD = 0.01  # PCM beyond it is speech
 _PIECE_S = 1.5  # s of sound that are found in another sound

@@ -22,6 +22,7 @@ from interaction.background.demo_tools import Row, demo_tools
 from interaction.background.tool import Tool
 from interaction.background.toolbox import Toolbox
 from interaction.data.audio_file import read_audio, write_audio
+from interaction.data.bundled_user import ASSET
 from interaction.engine import session_record
 from interaction.evaluation import parse_events, timeline
 from interaction.evaluation.delegation_history import Delegation, read_delegations
@@ -30,7 +31,6 @@ from interaction.evaluation.rollout import TURN, Listener, Rollout, rollout
 from interaction.evaluation.talk import MakeAgent, session_tools, talk
 from interaction.evaluation.transcript import SessionView, converse, transcript
 
-ASSET = pathlib.Path(__file__).parent / "assets" / "user.flac"
 TAIL_S = 1.0  # silence after the user, s
 TAIL_WAITING_S = 3.0  # the same with a background model, whose result may come late, s
 

@@ -20,9 +20,9 @@ from absl import app, flags
 from tqdm import tqdm
 
 from experiments.figures_file import write_figures
-from experiments.load_serve import ASSET
 from experiments.serve_client import Client, Server, first_message
 from interaction.data.audio_file import read_audio
+from interaction.data.bundled_user import ASSET
 from interaction.evaluation.endurance import memory_mb
 
 PATHS = ("/v1/live/sessions", "/v1/realtime")

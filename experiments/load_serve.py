@@ -24,9 +24,9 @@ from tqdm import tqdm
 from experiments.figures_file import write_figures
 from experiments.serve_client import Client, Server
 from interaction.data.audio_file import read_audio
+from interaction.data.bundled_user import ASSET
 from interaction.evaluation.endurance import memory_mb
 
-ASSET = pathlib.Path(__file__).parent / "assets" / "user.flac"
 TALK_S = (3.0, 8.0)  # s after which a server is killed
 _BACK_S = 60.0  # s that a client tries to come back
 

@@ -1,6 +1,6 @@
 r"""Makes the recording of the demo: a minute of a user whose voice training never has.
 
-python -m experiments.make_recording --out=experiments/assets/user.flac
+python -m experiments.make_recording --out=interaction/data/user.flac
 """
 
 import json
@@ -251,7 +251,7 @@ def compose() -> tuple[np.ndarray, dict[str, Any]]:
 def define_flags() -> None:
     """Defines the flags. Not at import, so that tests can import several commands."""
     flags.DEFINE_string(
-        "out", "experiments/assets/user.flac", "Recording; its annotation has the suffix .json."
+        "out", "interaction/data/user.flac", "Recording; its annotation has the suffix .json."
     )
 
 

@@ -19,11 +19,11 @@ from interaction.background import MicroTurn, Reasoner, ScriptedAgent, load_reas
 from interaction.background.agent import DONE, TEXT
 from interaction.background.scripted import Line
 from interaction.data.audio_file import read_audio, write_audio
+from interaction.data.bundled_user import ASSET
 from interaction.types import Special
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 TOKENS, SPEECH = FOLDER / "released_session.json", FOLDER / "released_speech.flac"
-USER = pathlib.Path(__file__).parents[1] / "experiments" / "assets" / "user.flac"
 TURN = 3_200  # samples of a micro-turn
 SCRIPT = {
     "ring in eight seconds": [Line(40, TEXT, "eight seconds are over"), Line(0, DONE)],
@@ -41,7 +41,7 @@ def run_live() -> tuple[dict[str, Any], np.ndarray, list[MicroTurn]]:
       Text tokens, user transcript and delegations as JSON types; the model's PCM
       float32[samples] at 16 kHz; the micro-turns as a background agent observes them.
     """
-    user = read_audio(USER)
+    user = read_audio(ASSET)
     user = np.pad(user, (0, -len(user) % TURN)).reshape(-1, TURN)
     agent = ScriptedAgent(SCRIPT)
     talk = interaction.Conversation(interaction.load("demo"), agent, seed=0)

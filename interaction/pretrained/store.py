@@ -1,10 +1,12 @@
 """The released form of a model: one folder with weights, config and tokenizer.
 
 `model.safetensors` contains arrays under their paths in the parameter tree, such as
-"backbone/text_in/table", `config.json` the `ModelConfig`, `tokenizer.json` the tokenizer. Weights
-are read and written in parts: a model may be larger than the memory of a host.
+"backbone/text_in/table", `config.json` the `ModelConfig` and the version of the format,
+`tokenizer.json` the tokenizer. Weights are read and written in parts: a model may be larger than
+the memory of a host. A folder that names no version is from before that field, of version 1.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -21,13 +23,15 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
 from interaction.config import ModelConfig
-from interaction.pretrained.config_json import config_from_json, config_to_json
+from interaction.pretrained.config_json import config_from_json
 from interaction.pretrained.lazy_array import Index, LazyArray
 from interaction.pretrained.tree_paths import differences, flatten
 from interaction.types import Params
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 RELEASED = pathlib.Path(__file__).parent / "models"
+VERSION = 1  # of the three files together
+_VERSION = "format_version"  # its name in CONFIG
 _BACKGROUND = "_background"  # end of the names of background models
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _CODES = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}  # names in safetensors
@@ -60,7 +64,8 @@ def save_model(
     with tempfile.TemporaryDirectory(dir=place) as temporary:
         fresh = pathlib.Path(temporary)
         shutil.copyfile(tokenizer, fresh / TOKENIZER)
-        (fresh / CONFIG).write_text(config_to_json(config))
+        fields = {_VERSION: VERSION, **dataclasses.asdict(config)}
+        (fresh / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
         _write_weights(fresh / WEIGHTS, flatten(params), _DTYPES[dtype])
         for name in (TOKENIZER, CONFIG, WEIGHTS):
             os.replace(fresh / name, place / name)
@@ -143,8 +148,8 @@ def load_model(
       The config, and a nested dict of float32 `LazyArray` arrays.
 
     Raises:
-      ValueError: The folder or a file is missing, cut off, of another format, or does not fit the
-        config; or, as a part of an array is read, it is not finite.
+      ValueError: The folder or a file is missing, cut off, of another format or version, or does
+        not fit the config; or, as a part of an array is read, it is not finite.
     """
     place = pathlib.Path(folder)
     config = load_config(place)
@@ -172,17 +177,28 @@ def load_config(folder: str | os.PathLike) -> ModelConfig:
     """The config in a released folder.
 
     Raises:
-      ValueError: The file is missing, is not JSON, or has unknown or contradictory fields.
+      ValueError: The file is missing, is not JSON, is of another version, or has unknown or
+        contradictory fields.
     """
     path = _existing(pathlib.Path(folder), CONFIG)
     try:
         fields = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); copy the folder again") from error
+    if isinstance(fields, dict):
+        _check_version(path, fields.pop(_VERSION, 1))
     try:
         return config_from_json(ModelConfig, fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _check_version(path: pathlib.Path, version: Any) -> None:  # noqa: ANN401
+    if version != VERSION:
+        raise ValueError(
+            f"{path}: {_VERSION}: got {version!r}, wanted {VERSION}; load the folder with the "
+            "release that wrote it, or export the model again"
+        )
 
 
 def load_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:

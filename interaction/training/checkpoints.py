@@ -1,9 +1,10 @@
 """Checkpoints of a run: state and position in the data, written asynchronously by Orbax.
 
-The file of the position also holds a fingerprint of every array. Fingerprints are computed on the
-device and are the same on any mesh. A checkpoint that cannot be read, or whose fingerprints differ,
-is refused with its name, and the run continues from the one before. All processes of a run see the
-same folder.
+The file of the position also holds the version of the format and a fingerprint of every array.
+Fingerprints are computed on the device and are the same on any mesh. A checkpoint that cannot be
+read, or whose fingerprints differ, is refused with its name, and the run continues from the one
+before. A checkpoint of another version stops the run; one without a version is from before this
+field, and is read as version 1. All processes of a run see the same folder.
 """
 
 import functools
@@ -27,7 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from interaction.distributed.xla_options import step_compiler_options
 from interaction.pretrained.fingerprints import fold
 from interaction.pretrained.lazy_array import Index, LazyArray
-from interaction.pretrained.store import WEIGHTS, load_weights
+from interaction.pretrained.store import WEIGHTS, load_model
 from interaction.pretrained.tree_paths import differences, flatten
 from interaction.training import hosts
 from interaction.training.finite import NotFiniteError, not_finite
@@ -35,8 +36,9 @@ from interaction.training.input_pipeline import InputPipeline
 from interaction.training.state import TrainState
 from interaction.types import Array
 
-# Fields of the position's file: fingerprints of the arrays, and a hash of all other fields.
-_LEAVES, _SEAL = "leaves", "sha256"
+VERSION = 1  # of the format
+# Fields of the position's file: version, fingerprints of the arrays, hash of all other fields.
+_VERSION, _LEAVES, _SEAL = "format_version", "leaves", "sha256"
 _RELEASED = ("ema/", "buffers/")  # parts of the state that a released model consists of
 _log = logging.getLogger(__name__)
 _snapshot = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -84,7 +86,7 @@ class Checkpoints:
             flat = _snapshot(flat)
         items = {
             "state": ocp.args.StandardSave(traverse_util.unflatten_dict(flat, sep="/")),
-            "pipeline": ocp.args.JsonSave(_seal({**pipeline, _LEAVES: leaves})),
+            "pipeline": ocp.args.JsonSave(_seal({**pipeline, _VERSION: VERSION, _LEAVES: leaves})),
         }
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._saved = step
@@ -104,7 +106,8 @@ class Checkpoints:
           The step and the state; None if there is no checkpoint.
 
         Raises:
-          ValueError: All checkpoints are damaged, or one belongs to another model or other data.
+          ValueError: All checkpoints are damaged, or one is of another version, of another model or
+            of other data.
         """
         refused: dict[int, str] = {}
         for step in hosts.from_first(_steps(self.path)):
@@ -214,12 +217,13 @@ def load_part(source: str, part: str) -> tuple[dict[str, LazyArray], str]:
       Lazy arrays under their full paths, and the folder that they are in.
 
     Raises:
-      ValueError: There is no checkpoint, it is damaged, or it has no such part.
+      ValueError: There is no checkpoint, it is damaged or of another version, or it has no such
+        part.
     """
     folder = pathlib.Path(source).absolute()
     released = (folder / WEIGHTS).exists()
     place = folder if released else _newest(folder)
-    flat = load_weights(folder) if released else _open_arrays(place)
+    flat = flatten(load_model(folder)[1]) if released else _open_arrays(place)
     found = {name: leaf for name, leaf in flat.items() if f"{name}/".startswith(f"{part}/")}
     if not found:
         parts = sorted({name.partition("/")[0] for name in flat})
@@ -255,7 +259,7 @@ def _read_state(
 
     Raises:
       DamagedError: The checkpoint differs from what was written.
-      ValueError: The checkpoint belongs to another model or other data.
+      ValueError: The checkpoint is of another version, or belongs to another model or other data.
     """
     wanted = flatten(abstract)
     position = _read_position(place)
@@ -286,6 +290,7 @@ def _read_state(
 
 def _open_arrays(place: pathlib.Path) -> dict[str, LazyArray]:
     """Averaged parameters and buffers of the checkpoint at `place`, by path."""
+    _read_position(place)  # refuses another version
     try:
         names = flatten(_handler().metadata(_state_of(place)).tree)
         return {_inner(name): _open(place, name) for name in names if name.startswith(_RELEASED)}
@@ -335,7 +340,12 @@ def _verify(place: pathlib.Path, flat: Mapping[str, LazyArray]) -> None:
 
 
 def _read_position(place: pathlib.Path) -> dict[str, Any]:
-    """The position of the input pipeline; in checkpoints of older runs it has no hash."""
+    """The position of the input pipeline; in checkpoints of older runs it has no hash.
+
+    Raises:
+      DamagedError: It is missing, or differs from what was written.
+      ValueError: The checkpoint is of another version.
+    """
     try:
         marker = json.loads((place / "_CHECKPOINT_METADATA").read_text())
         if not marker.get("commit_timestamp_nsecs"):
@@ -344,6 +354,12 @@ def _read_position(place: pathlib.Path) -> dict[str, Any]:
         seal = fields.pop(_SEAL, None)
     except Exception as error:
         raise _damaged(place, error) from error
+    version = fields.get(_VERSION, 1)
+    if version != VERSION:
+        raise ValueError(
+            f"{place}: {_VERSION}: got {version!r}, wanted {VERSION}; go on with the release that "
+            "began the run, or start a new --workdir"
+        )
     if (seal is not None or _LEAVES in fields) and _seal(fields)[_SEAL] != seal:
         raise _damaged(place, "pipeline/metadata differs from what was written")
     return fields

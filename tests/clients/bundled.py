@@ -1,7 +1,6 @@
 """The bundled conversation: what its user says, when, and what the model has to answer."""
 
 import asyncio
-import pathlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from interaction.data.audio_file import read_audio
+from interaction.data.bundled_user import ASSET
 
-ROOT = pathlib.Path(__file__).parents[2]
-USER = np.round(read_audio(ROOT / "experiments/assets/user.flac") * 32_767).astype("<i2")
+USER = np.round(read_audio(ASSET) * 32_767).astype("<i2")
 RATE, PIECE = 16_000, 640
 
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 
 from experiments.serve_client import Server
-from tests.clients.bundled import ROOT
+from interaction.data.bundled_user import ASSET
 
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    annotation = ROOT / "experiments/assets/user.json"
+    annotation = ASSET.with_suffix(".json")
     server = Server(2, tmp_path_factory.mktemp("house"), more=f"--annotation={annotation}")
     yield server.address
     server.end()

@@ -158,6 +158,18 @@ def test_bad_config_is_named(
         load_model(released)
 
 
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_version_is_refused(released: pathlib.Path, version: object) -> None:
+    fields = json.loads((released / CONFIG).read_text())
+    assert fields["format_version"] == 1
+    (released / CONFIG).write_text(json.dumps(fields | {"format_version": version}))
+    with pytest.raises(ValueError, match=rf"format_version: got {version!r}, wanted 1; load"):
+        load_model(released)
+    del fields["format_version"]  # a folder from before the field
+    (released / CONFIG).write_text(json.dumps(fields))
+    assert load_model(released)[0] == MODEL
+
+
 def test_config_that_is_no_object_is_named(released: pathlib.Path) -> None:
     (released / CONFIG).write_text("[]")
     with pytest.raises(ValueError, match=r"config: got \[\], wanted a JSON object"):

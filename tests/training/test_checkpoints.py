@@ -206,11 +206,28 @@ def test_a_checkpoint_without_fingerprints_is_read(
     shutil.copytree(saved, run)
     path = run / "checkpoints/2/pipeline/metadata"
     fields = json.loads(path.read_text())
-    del fields["leaves"], fields["sha256"]
+    del fields["leaves"], fields["sha256"], fields["format_version"]
     path.write_text(json.dumps(fields))
     step, state = Checkpoints(str(run), 2).restore(_abstract(_state(0)), _pipeline(data, 0))
     assert step == 2
     assert toy.digest(state) == toy.digest(_state(2))
+
+
+def test_a_checkpoint_of_another_version_stops_the_run(
+    saved: pathlib.Path, data: str, tmp_path: pathlib.Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    path = run / "checkpoints/2/pipeline/metadata"
+    fields = json.loads(path.read_text())
+    assert fields["format_version"] == 1
+    path.write_text(json.dumps(fields | {"format_version": 2}))
+    match = r"checkpoints/2: format_version: got 2, wanted 1; go on with the release"
+    with pytest.raises(ValueError, match=match):
+        Checkpoints(str(run), 2).restore(_abstract(_state(0)), _pipeline(data, 0))
+    with pytest.raises(ValueError, match=match):
+        load_part(str(run), "vocoder")
+    assert not (run / "damaged").exists()
 
 
 def test_a_part_is_read_piece_by_piece(data: str, tmp_path: pathlib.Path) -> None:
