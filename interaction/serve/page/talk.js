@@ -22,7 +22,8 @@ const watched = new URLSearchParams(location.search).has("watch");
 window.talk = { played: [], playedAt: null, started: 0, firstSound: null, sent: 0, codes: [] };
 
 window.session = () => session;
-window.heard = () => joined(sound.you);
+window.heard = () => toBase64(joined(sound.you));
+window.played = () => toBase64(joined(window.talk.played.map(toInt)));
 
 function show(text) {
   element("status").textContent = text;
