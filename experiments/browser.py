@@ -18,13 +18,13 @@ from absl import app, flags
 from playwright.sync_api import Page
 
 from experiments.chromium import RATE, begin_talk, open_page, read_pcm, serving
+from experiments.converse import ASSET
 from experiments.figures_file import write_figures
 from interaction.data.audio_file import read_audio, write_audio
 from interaction.data.domain import answer_words
 from interaction.engine import session_record
 from interaction.evaluation.recognizer import talk_accuracy
 
-ASSET = pathlib.Path(__file__).parent / "assets" / "user.flac"
 _LOUD = 0.01  # PCM beyond it is speech
 _PIECE_S = 1.5  # s of sound that are found in another sound
 

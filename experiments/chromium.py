@@ -43,20 +43,31 @@ def serving(folder: pathlib.Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def open_page(chromium: str, options: Sequence[str], setup: str = "") -> Iterator[Page]:
+def open_page(
+    chromium: str,
+    options: Sequence[str],
+    setup: str = "",
+    surroundings: dict[str, str] | None = None,
+) -> Iterator[Page]:
     """Yields an empty page, as high as a desktop shows; its errors are those of the block.
 
     Args:
       chromium: Path of the browser.
       options: Of its command line.
       setup: JavaScript that runs before that of the page.
+      surroundings: The browser's environment, in which it plays aloud; without one it is mute.
 
     Raises:
       RuntimeError: JavaScript raised an error or wrote one to the console, and which.
     """
     errors: list[str] = []
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=[*_FLAGS, *options])
+        browser = play.chromium.launch(
+            executable_path=chromium,
+            args=[*_FLAGS, *options],
+            env=surroundings,
+            ignore_default_args=["--mute-audio"] if surroundings else None,
+        )
         page = browser.new_page(viewport={"width": 900, "height": 1_000})
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: said.type == "error" and errors.append(said.text))
