@@ -9,6 +9,7 @@ the clock of the page's sound, against what the model heard and said, from the s
 
 import json
 import pathlib
+import sys
 import tempfile
 import time
 from typing import Any, NamedTuple
@@ -25,6 +26,9 @@ from interaction.data.domain import answer_words
 from interaction.engine import session_record
 from interaction.evaluation.recognizer import talk_accuracy
 
+# The slowest that a page may be, s, and the fewest words that may be recognised, of all.
+MOST_S = {"mouth_to_ear_p50_s": 0.25, "mouth_to_ear_p90_s": 0.40}
+LEAST_RECOGNISED = 0.25
 _LOUD = 0.01  # PCM beyond it is speech
 _PIECE_S = 1.5  # s of sound that are found in another sound
 
@@ -151,6 +155,18 @@ def run(folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def missed(figures: dict[str, Any]) -> list[str]:
+    """What is worse than wanted, in words."""
+    slow = [
+        f"{name}: got {figures[name]} s, wanted at most {most} s"
+        for name, most in MOST_S.items()
+        if figures[name] > most
+    ]
+    if figures["recognised"] >= LEAST_RECOGNISED:
+        return slow
+    return [*slow, f"recognised: got {figures['recognised']}, wanted at least {LEAST_RECOGNISED}"]
+
+
 def define_flags() -> None:
     """Defines the command line; not on import, so that commands can be imported together."""
     flags.DEFINE_string("json", "out/browser.json", "File for the figures.")
@@ -171,6 +187,8 @@ def main(argv: list[str]) -> None:
         figures = run(pathlib.Path(folder))
     print(json.dumps(figures, indent=2))
     write_figures(figures, given.json)
+    if wrong := missed(figures):
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

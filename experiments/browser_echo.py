@@ -32,6 +32,7 @@ from interaction.engine import session_record
 from interaction.evaluation import activity
 from interaction.evaluation.events import TURN_S, reply_time
 from interaction.evaluation.transcript import Word, transcript_words, words_over_time
+from interaction.types import Special
 
 EVERY_S = 12.0  # s from one request to the next; the longest answer lasts 4 s
 ECHO_DB = -12
@@ -202,7 +203,10 @@ def read_talk(path: pathlib.Path, began: float, asked: Sequence[Asked]) -> dict[
     speech = np.concatenate([turn.speech for turn in turns])
     speech = np.concatenate([np.zeros(round(times[0] * RATE), np.float32), speech])
     took = np.concatenate([turn.audio for turn in turns])
-    return score(asked, heard, said, speech) | echo_level(asked, took, speech[: len(took)])
+    # No request needs a tool.
+    delegated = {"delegations": sum(turn.text == Special.DELEGATE for turn in turns)}
+    found = score(asked, heard, said, speech) | delegated
+    return found | echo_level(asked, took, speech[: len(took)])
 
 
 def run(folder: pathlib.Path) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """What counts as a self-answer in a room with an echo."""
 
 import numpy as np
+import pytest
+
+from interaction.evaluation.transcript import Word
+
+pytest.importorskip("playwright", reason="needs the browser extra")
 
 from experiments.browser_echo import RATE, Asked, echo_level, make_user, score
-from interaction.evaluation.transcript import Word
 
 ASKED = [Asked(0.5, 2.0, "tokyo"), Asked(12.5, 14.0, "five")]
 
