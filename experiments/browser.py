@@ -5,6 +5,8 @@ python -m experiments.browser --json=out/browser.json --screenshot=out/page.png
 Starts `experiments.serve`, opens the page, presses Talk, and records what the page plays. The delay
 from mouth to ear comes from the sound alone: what the microphone took and what the page played, on
 the clock of the page's sound, against what the model heard and said, from the server's record.
+A recogniser reads what the page played, and its words are compared with the page's transcript. It
+fails if the page has an error, is too slow or is not understood.
 """
 
 import json
@@ -18,7 +20,7 @@ import numpy as np
 from absl import app, flags
 from playwright.sync_api import Page
 
-from experiments.chromium import RATE, begin_talk, open_page, read_pcm, serving
+from experiments.chromium import RATE, begin_talk, fake_microphone, open_page, read_pcm, serving
 from experiments.converse import ASSET
 from experiments.figures_file import write_figures
 from interaction.data.audio_file import read_audio, write_audio
@@ -99,7 +101,7 @@ def delays(heard: Heard, took: np.ndarray, said: np.ndarray) -> list[float]:
     for onset in onsets(said):
         speech = said[onset : onset + length]
         played = find(speech, heard.played)
-        before = [place for place in onsets(took) if place < onset]
+        before = [place for place in onsets(took) if place <= onset]
         if played is None or not before or len(speech) < length:
             continue
         mouth = find(took[before[-1] : before[-1] + length], heard.sent)
@@ -127,11 +129,7 @@ def run(folder: pathlib.Path) -> dict[str, Any]:
         ready = time.monotonic() - began
         microphone = folder / "microphone.wav"
         write_audio(microphone, read_audio(ASSET))
-        fake = (
-            "--use-fake-device-for-media-stream",
-            f"--use-file-for-fake-audio-capture={microphone}%noloop",
-        )
-        with open_page(given.chromium, fake) as page:
+        with open_page(given.chromium, fake_microphone(microphone)) as page:
             opened = time.monotonic() - began
             heard = talk(page, address, given.seconds, given.screenshot)
         turns = session_record.read(folder / "records" / f"{heard.session}.session").entries
@@ -148,8 +146,8 @@ def run(folder: pathlib.Path) -> dict[str, Any]:
         "mouth_to_ear_p50_s": round(float(np.percentile(found, 50)), 3),
         "mouth_to_ear_p90_s": round(float(np.percentile(found, 90)), 3),
         "times_spoken": len(found),
-        "recognised": talk_accuracy(text, heard.played, words),
-        "recognised_in_record": talk_accuracy(text, said, words),
+        "recognised": round(talk_accuracy(text, heard.played, words) or 0.0, 3),
+        "recognised_in_record": round(talk_accuracy(text, said, words) or 0.0, 3),
         "words": len(text.split()),
         "transcript": heard.transcript,
     }

@@ -79,6 +79,14 @@ def open_page(
         raise RuntimeError("the page has errors: " + "; ".join(errors))
 
 
+def fake_microphone(sound: pathlib.Path) -> tuple[str, str]:
+    """Options of Chromium for a microphone that hears a WAV file once."""
+    return (
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={sound}%noloop",
+    )
+
+
 def begin_talk(page: Page, address: str) -> str:
     """Opens the page of a server and presses Talk; returns the id of the session."""
     page.goto(f"http://{address}/?watch&store")
