@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +64,7 @@ class Asked(NamedTuple):
 
 
 @contextlib.contextmanager
-def room(folder: pathlib.Path) -> Iterator[dict[str, str]]:
+def room(folder: pathlib.Path) -> Generator[dict[str, str]]:
     """Runs a PulseAudio of its own; yields the environment of programs that use it.
 
     Its sink `loudspeaker` and its source `microphone` are the defaults; what is played into its

@@ -8,10 +8,10 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
 RATE = 16_000
 _FLAGS = (
@@ -22,7 +22,7 @@ _FLAGS = (
 
 
 @contextlib.contextmanager
-def serving(folder: pathlib.Path) -> Iterator[str]:
+def serving(folder: pathlib.Path) -> Generator[str]:
     """Runs `experiments.serve` with its sessions in a folder; yields its host and port.
 
     Raises:
@@ -48,7 +48,7 @@ def open_page(
     options: Sequence[str],
     setup: str = "",
     surroundings: dict[str, str] | None = None,
-) -> Iterator[Page]:
+) -> Generator[Page]:
     """Yields an empty page, as high as a desktop shows; its errors are those of the block.
 
     Args:
@@ -61,16 +61,21 @@ def open_page(
       RuntimeError: JavaScript raised an error or wrote one to the console, and which.
     """
     errors: list[str] = []
+
+    def note(said: ConsoleMessage) -> None:
+        if said.type == "error":
+            errors.append(said.text)
+
     with sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=chromium,
             args=[*_FLAGS, *options],
-            env=surroundings,
+            env={**surroundings} if surroundings else None,
             ignore_default_args=["--mute-audio"] if surroundings else None,
         )
         page = browser.new_page(viewport={"width": 900, "height": 1_000})
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and errors.append(said.text))
+        page.on("console", note)
         if setup:
             page.add_init_script(setup)
         yield page
