@@ -1,6 +1,7 @@
 """From mouth to ear through the page, on a server whose model repeats its user at once."""
 
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from interaction.engine import session_record
 from interaction.engine.engine import Engine
 from interaction.serve.app import About
 from interaction.serve.house import House
+from interaction.types import Chunk, Reply
 from tests.serve.echo import EchoModel, serving
 
 pytest.importorskip("playwright", reason="needs the browser extra")
@@ -22,30 +24,43 @@ pytestmark = pytest.mark.skipif(not pathlib.Path(CHROMIUM).exists(), reason="nee
 
 
 def user() -> np.ndarray:
-    """Five seconds of noise whose level changes like that of speech, each after a second."""
+    """Noise whose level changes like that of speech, five times 1.5 s after 1.5 s of silence."""
     rng = np.random.default_rng(0)
     pieces = []
     for _ in range(5):
-        level = np.repeat(rng.uniform(0.05, 0.4, 20), RATE // 10)
+        level = np.repeat(rng.uniform(0.05, 0.4, 15), RATE // 10)
         noise = rng.normal(0, 1, len(level)).clip(-2, 2) / 2
-        pieces += [np.zeros(RATE), level * np.convolve(noise, np.ones(8) / 4, "same")]
+        pieces += [np.zeros(3 * RATE // 2), level * np.convolve(noise, np.ones(8) / 4, "same")]
     return np.concatenate(pieces).astype(np.float32)
 
 
-def test_the_page_adds_little_to_the_time_of_the_model(tmp_path: pathlib.Path) -> None:
+class StallingModel(EchoModel):
+    """One of its steps takes 0.5 s, more than two micro-turns."""
+
+    def step(self, state: dict, chunk: Chunk) -> tuple[dict, Reply]:
+        self.steps += 1
+        if self.steps == 24:
+            time.sleep(0.5)
+        return super().step(state, chunk)
+
+
+@pytest.mark.parametrize("model", [EchoModel, StallingModel])
+def test_the_page_adds_little_to_the_time_of_the_model(
+    tmp_path: pathlib.Path, model: type[EchoModel]
+) -> None:
     microphone = tmp_path / "microphone.wav"
     write_audio(microphone, user())
-    house = House(Engine(EchoModel(), 2), "demo", folder=tmp_path)
+    house = House(Engine(model(), 2), "demo", folder=tmp_path)
     with (
         serving(house, About("Numbers.", ["one two"])) as address,
         open_page(CHROMIUM, fake_microphone(microphone)) as page,
     ):
-        heard = talk(page, address, 14.0, str(tmp_path / "page.png"))
+        heard = talk(page, address, 17.0, str(tmp_path / "page.png"))
     turns = session_record.read(tmp_path / "records" / f"{heard.session}.session").entries
-    took, said = (
-        np.concatenate([getattr(turn, name) for turn in turns]) for name in ("audio", "speech")
-    )
+    took = np.concatenate([turn.audio for turn in turns])
+    said = np.concatenate([turn.speech for turn in turns])
     found = delays(heard, took, said)
-    assert len(found) >= 3
+    assert len(found) >= 4
+    # After a late micro-turn the page leaves out silence.
     assert 0 < np.percentile(found, 50) <= MOST_S["mouth_to_ear_p50_s"]
-    assert np.percentile(found, 90) <= MOST_S["mouth_to_ear_p90_s"]
+    assert 0 < found[-1] <= MOST_S["mouth_to_ear_p50_s"]
