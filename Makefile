@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo talk clients browser test parity bench lint format types spell wheel notebook check engines clean
+.PHONY: help demo talk clients browser page test parity bench lint format types spell wheel notebook check engines chromium clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
@@ -29,9 +29,11 @@ talk: $(VENV)/.serve ## serves the demo pair and a page: talk to it at http://lo
 clients: $(VENV)/.clients ## talks through the clients of OpenAI, Pipecat and LiveKit, a minute each
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/clients
 
-browser: $(VENV)/.browser ## talks to the page in Chromium; writes out/browser.json and out/page.png
-	@[ -x /usr/bin/chromium ] || { echo "Chromium is missing; install it first: sudo apt-get install chromium" >&2; exit 1; }
+browser: chromium $(VENV)/.browser ## talks to the page in Chromium; writes out/browser.json and out/page.png
 	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.browser
+
+page: chromium $(VENV)/.browser ## tests the page in Chromium, a minute
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/browser
 
 test: engines $(VENV)/.test ## runs the tests on the CPU
 	XLA_FLAGS="$(UNOPTIMISED)" $(PYTEST) -m "not optimised"
@@ -92,6 +94,15 @@ engines: ## installs the speech engines that sessions and tests need (Debian, Ub
 		apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(ENGINES); \
 	else \
 		echo "The speech engines are missing; install them first: sudo apt-get install $(ENGINES)" >&2; \
+		exit 1; \
+	fi
+
+chromium: ## installs the browser that tests of the page need (Debian)
+	@if [ -x /usr/bin/chromium ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
+	else \
+		echo "Chromium is missing; install it first: sudo apt-get install chromium" >&2; \
 		exit 1; \
 	fi
 

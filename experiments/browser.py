@@ -5,41 +5,34 @@ python -m experiments.browser --json=out/browser.json --screenshot=out/page.png
 Starts `experiments.serve`, opens the page, presses Talk, and records what the page plays. The delay
 from mouth to ear comes from the sound alone: what the microphone took and what the page played, on
 the clock of the page's sound, against what the model heard and said, from the server's record.
+A recogniser reads what the page played, and its words are compared with the page's transcript. It
+fails if the page has an error, is too slow or is not understood.
 """
 
-import collections
 import json
 import pathlib
-import re
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
-from experiments.converse import ASSET
+from experiments.chromium import RATE, begin_talk, fake_microphone, open_page, read_pcm, serving
 from experiments.figures_file import write_figures
 from interaction.data.audio_file import read_audio, write_audio
+from interaction.data.bundled_user import ASSET
+from interaction.data.domain import answer_words
 from interaction.engine import session_record
+from interaction.evaluation.recognizer import talk_accuracy
 
-_JSON = flags.DEFINE_string("json", "out/browser.json", "File for the figures.")
-_SCREENSHOT = flags.DEFINE_string("screenshot", "out/page.png", "File for a picture of the page.")
-_SOUND = flags.DEFINE_string("sound", "out/page.wav", "File for what the page played.")
-_CHROMIUM = flags.DEFINE_string("chromium", "/usr/bin/chromium", "The browser.")
-_SECONDS = flags.DEFINE_float("seconds", 60.0, "Length of the talk, s.")
-RATE = 16_000
+# The slowest that a page may be, s, and the fewest words that may be recognised, of all.
+MOST_S = {"mouth_to_ear_p50_s": 0.25, "mouth_to_ear_p90_s": 0.40}
+LEAST_RECOGNISED = 0.25
 _LOUD = 0.01  # PCM beyond it is speech
 _PIECE_S = 1.5  # s of sound that are found in another sound
-_FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
-    "--autoplay-policy=no-user-gesture-required",
-)
 
 
 class Heard(NamedTuple):
@@ -54,28 +47,21 @@ class Heard(NamedTuple):
     transcript: str
 
 
-def talk(page: Page, address: str, seconds: float) -> Heard:
-    """Opens the page, talks, and returns what was heard."""
-    page.goto(f"http://{address}/?watch&store")
-    page.wait_for_function("document.querySelectorAll('#examples li').length > 0")
-    page.click("#talk")
-    page.wait_for_function("window.talk.started > 0", timeout=30_000)
-    session = page.evaluate("window.session()")
+def talk(page: Page, address: str, seconds: float, screenshot: str) -> Heard:
+    """Opens the page, talks, takes a picture, and returns what was heard."""
+    session = begin_talk(page, address)
     time.sleep(seconds)
-    page.screenshot(path=_SCREENSHOT.value, full_page=True)
+    page.screenshot(path=screenshot, full_page=True)
+    sent, played = read_pcm(page, "window.heard()"), read_pcm(page, "window.played()")
     told = page.evaluate(
-        "({played: window.talk.played.flatMap((block) => [...block]), at: window.talk.playedAt,"
-        " sentAt: window.talk.sentAt, sent: [...window.heard()],"
+        "({at: window.talk.playedAt, sentAt: window.talk.sentAt,"
         " sound: window.talk.firstSound - window.talk.started,"
         " text: document.querySelector('#transcript').innerText})"
     )
     page.click("#talk")
     page.wait_for_timeout(2_000)
-    pcm = np.array(told["sent"], np.float32) / 32_768
-    played = np.array(told["played"], np.float32)
-    return Heard(
-        played, told["at"], pcm, told["sentAt"], told["sound"] / 1_000, session, told["text"]
-    )
+    first = told["sound"] / 1_000
+    return Heard(played, told["at"], sent, told["sentAt"], first, session, told["text"])
 
 
 def find(piece: np.ndarray, whole: np.ndarray) -> int | None:
@@ -101,19 +87,21 @@ def onsets(pcm: np.ndarray) -> list[int]:
     return [int(place) for place in loud[first]]
 
 
-def delays(heard: Heard, record: pathlib.Path) -> list[float]:
+def delays(heard: Heard, took: np.ndarray, said: np.ndarray) -> list[float]:
     """Delays from mouth to ear beyond the model's own, s, one for each time that it speaks.
 
     The model's own delay counts from the end of a micro-turn, which its reply follows.
+
+    Args:
+      heard: The talk.
+      took: float32[n], what the model took, from the record.
+      said: float32[n], what it said.
     """
-    turns = session_record.read(record).entries
-    took = np.concatenate([turn.audio for turn in turns])
-    said = np.concatenate([turn.speech for turn in turns])
     length, found = round(_PIECE_S * RATE), []
     for onset in onsets(said):
         speech = said[onset : onset + length]
         played = find(speech, heard.played)
-        before = [place for place in onsets(took) if place < onset]
+        before = [place for place in onsets(took) if place <= onset]
         if played is None or not before or len(speech) < length:
             continue
         mouth = find(took[before[-1] : before[-1] + length], heard.sent)
@@ -127,59 +115,80 @@ def delays(heard: Heard, record: pathlib.Path) -> list[float]:
     return found
 
 
+def said_text(transcript: str) -> str:
+    """The model's words in a transcript of the page."""
+    lines = [line.partition(": ") for line in transcript.splitlines()]
+    return " ".join(words for side, _, words in lines if side == "model")
+
+
 def run(folder: pathlib.Path) -> dict[str, Any]:
     """Serves, talks, and returns the figures."""
+    given = flags.FLAGS
     began = time.monotonic()
-    command = [sys.executable, "-m", "experiments.serve", "--port=0", f"--folder={folder}"]
-    server = subprocess.Popen([*command, "--rows=2"], stdout=subprocess.PIPE, text=True)
-    try:
-        address = ""
-        for line in server.stdout or ():
-            found = re.search(r"open http://(\S+)", line)
-            if found:
-                address = found[1]
-                break
-        if not address:
-            raise RuntimeError("the server did not start; run experiments.serve by hand")
-        threading.Thread(target=collections.deque, args=(server.stdout, 0), daemon=True).start()
+    with serving(folder) as address:
         ready = time.monotonic() - began
         microphone = folder / "microphone.wav"
         write_audio(microphone, read_audio(ASSET))
-        with sync_playwright() as play:
-            browser = play.chromium.launch(
-                executable_path=_CHROMIUM.value,
-                args=[*_FLAGS, f"--use-file-for-fake-audio-capture={microphone}%noloop"],
-            )
-            page = browser.new_page(viewport={"width": 900, "height": 1_000})
+        with open_page(given.chromium, fake_microphone(microphone)) as page:
             opened = time.monotonic() - began
-            heard = talk(page, address, _SECONDS.value)
-            browser.close()
-        found = delays(heard, folder / "records" / f"{heard.session}.session")
-    finally:
-        server.terminate()
-        server.wait(30)
-    write_audio(pathlib.Path(_SOUND.value), heard.played)
+            heard = talk(page, address, given.seconds, given.screenshot)
+        turns = session_record.read(folder / "records" / f"{heard.session}.session").entries
+    took = np.concatenate([turn.audio for turn in turns])
+    said = np.concatenate([turn.speech for turn in turns])
+    found = delays(heard, took, said)
+    if not found:
+        raise RuntimeError(f"the page did not speak; it wrote {heard.transcript!r}")
+    write_audio(pathlib.Path(given.sound), heard.played)
+    text, words = said_text(heard.transcript), answer_words()
     return {
         "server_s": round(ready, 1),
         "first_word_s": round(opened + heard.first_sound_s, 1),
         "mouth_to_ear_p50_s": round(float(np.percentile(found, 50)), 3),
         "mouth_to_ear_p90_s": round(float(np.percentile(found, 90)), 3),
         "times_spoken": len(found),
+        "recognised": round(talk_accuracy(text, heard.played, words) or 0.0, 3),
+        "recognised_in_record": round(talk_accuracy(text, said, words) or 0.0, 3),
+        "words": len(text.split()),
         "transcript": heard.transcript,
     }
+
+
+def missed(figures: dict[str, Any]) -> list[str]:
+    """What is worse than wanted, in words."""
+    slow = [
+        f"{name}: got {figures[name]} s, wanted at most {most} s"
+        for name, most in MOST_S.items()
+        if figures[name] > most
+    ]
+    if figures["recognised"] >= LEAST_RECOGNISED:
+        return slow
+    return [*slow, f"recognised: got {figures['recognised']}, wanted at least {LEAST_RECOGNISED}"]
+
+
+def define_flags() -> None:
+    """Defines the command line; not on import, so that commands can be imported together."""
+    flags.DEFINE_string("json", "out/browser.json", "File for the figures.")
+    flags.DEFINE_string("screenshot", "out/page.png", "File for a picture of the page.")
+    flags.DEFINE_string("sound", "out/page.wav", "File for what the page played.")
+    flags.DEFINE_string("chromium", "/usr/bin/chromium", "The browser.")
+    flags.DEFINE_float("seconds", 60.0, "Length of the talk, s.")
 
 
 def main(argv: list[str]) -> None:
     """Prints and writes the figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    for path in (_JSON.value, _SCREENSHOT.value, _SOUND.value):
+    given = flags.FLAGS
+    for path in (given.json, given.screenshot, given.sound):
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         figures = run(pathlib.Path(folder))
     print(json.dumps(figures, indent=2))
-    write_figures(figures, _JSON.value)
+    write_figures(figures, given.json)
+    if wrong := missed(figures):
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -130,7 +130,10 @@ def main(argv: list[str]) -> None:
         house = make_house()
     except ValueError as error:
         raise app.UsageError(str(error)) from error
-    text = "A closed domain of English requests; it answers any other as one that it knows."
+    text = (
+        "It knows a fixed set of English requests, such as these, and takes any other for one of "
+        "them. It learnt from synthetic voices and understands people badly."
+    )
     about = About(text, EXAMPLES) if given.model == "demo" else About("Say anything.", [])
     server = Server(house, about, given.host, given.port)
     listening = server.config.bind_socket()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from interaction.evaluation import activity
 from interaction.evaluation.statistics import word_accuracy
 
 PAD_S = 0.25  # s of faint noise before and after each clip
@@ -132,6 +133,28 @@ def homophones(pronunciations: Mapping[str, Sequence[str]]) -> dict[str, str]:
             old, new = name[word], name[other]
             name = {key: new if value == old else value for key, value in name.items()}
     return name
+
+
+def talk_accuracy(text: str, pcm: np.ndarray, vocabulary: Iterable[str]) -> float | None:
+    """Word accuracy of all that was said in a talk, utterance after utterance.
+
+    Words that sound the same count as the same word.
+
+    Args:
+      text: All words that were said.
+      pcm: float32[n] in [-1, 1], 16 kHz, the sound of them.
+      vocabulary: All words that are recognised.
+
+    Returns:
+      1 - word error rate, at least 0; None without a word.
+    """
+    recognize = Recognizer(vocabulary)
+    spoken = activity.merge(activity.active_intervals(pcm), activity.MERGE_S)
+    pieces = [pcm[start:end] for start, end in np.round(16_000 * spoken).astype(int)]
+    got = " ".join(recognize(piece) for piece in pieces)
+    same = recognize.same
+    wanted, got = (" ".join(same.get(w, w) for w in words.split()) for words in (text, got))
+    return word_accuracy([wanted], [got])
 
 
 def compare(clips: Sequence[Clip], vocabulary: Iterable[str]) -> dict[str, Any]:

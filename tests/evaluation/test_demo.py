@@ -21,7 +21,14 @@ from interaction.data.sessions import QUIET, make_session
 from interaction.data.tokenizer import load_tokenizer
 from interaction.engine.replay import replay
 from interaction.evaluation import parse_events, timeline
-from interaction.evaluation.recognizer import Clip, Recognizer, compare, flat_arpa, homophones
+from interaction.evaluation.recognizer import (
+    Clip,
+    Recognizer,
+    compare,
+    flat_arpa,
+    homophones,
+    talk_accuracy,
+)
 from interaction.evaluation.rollout import rollout
 from interaction.evaluation.run import choose_clips, evaluate as evaluate_model
 from interaction.evaluation.talk import talk
@@ -287,6 +294,18 @@ def test_recognizer_knows_speech_from_noise() -> None:
     )
     assert same["asr_word_accuracy_ratio"] == 1 and same["asr_word_accuracy_original"] > 0.6
     assert wrong["asr_word_accuracy_ratio"] < 0.2
+
+
+def test_all_utterances_of_a_talk_are_recognised() -> None:
+    said = [clips.assistant_clip(text).pcm for text in ("purple tiger window", "monday tuesday")]
+    words = ["purple", "tiger", "window", "monday", "tuesday", "goodbye"]
+    pause = np.zeros(16_000, np.float32)
+    whole = np.concatenate([pause, said[0], pause, said[1], pause])
+    assert talk_accuracy("purple tiger window monday tuesday", whole, words) == 1
+    assert talk_accuracy("purple goodbye window monday tuesday", whole, words) == 0.8
+    half = np.concatenate([pause, said[1]])
+    assert talk_accuracy("purple tiger window monday tuesday", half, words) == 0.4
+    assert talk_accuracy("", pause, words) is None
 
 
 def test_recognizer_leaves_out_words_without_a_pronunciation() -> None:

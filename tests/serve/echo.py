@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from interaction.serve.app import About
 from interaction.serve.house import House
 from interaction.serve.server import Server
 from interaction.types import Chunk, Reply, Special
@@ -52,9 +53,9 @@ class EchoModel(FakeModel):
 
 
 @contextlib.contextmanager
-def serving(house: House) -> Iterator[str]:
+def serving(house: House, about: About | None = None) -> Iterator[str]:
     """Runs a server in a thread; yields its host and port."""
-    server = Server(house)
+    server = Server(house, about)
     house.server = server  # so that a test can end it
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -1,82 +1,96 @@
 // The page's client of the Live protocol: microphone in, speech out, and what happens.
 
+import { fromBase64, joined, toBase64, toFloat, toInt } from "./pcm.js";
+import { play, read, save } from "./saved_session.js";
 import { Timeline } from "./timeline.js";
 
 const RATE = 16000;
-const store = new URLSearchParams(location.search).has("store"); // whether the server keeps it
 const TRIES = 8; // reconnections before it gives up
+const LINE_MS = 1500; // after this pause a screen reader is told a line
+const MICROPHONE = {
+  NotAllowedError:
+    "The microphone is not allowed. Allow it for this page in the browser, then press Talk.",
+  NotFoundError: "There is no microphone. Connect one, then press Talk.",
+  NotReadableError: "Another program has the microphone. Close it, then press Talk.",
+};
+const REFUSALS = {
+  server_full: "All places are taken. Try again later.",
+  session_limit_reached: "You have too many sessions. Close one, then press Talk.",
+};
+const address = new URLSearchParams(location.search);
+const store = address.has("store"); // whether the server keeps it
 const element = (id) => document.getElementById(id);
 const timeline = new Timeline(element("timeline"));
+let server = {}; // what about.json told
 let socket = null;
 let audio = null; // {context, player, tracks}
 let session = null; // the server's id of it
+let problem = ""; // why the server refuses a session, in words
 let events = []; // what happened, for a file
 let sound = { you: [], model: [] }; // PCM of both sides, Int16Array
 let offset = 0; // ms of this page's session at which the server's began
 let muted = false;
 let tries = 0;
+let talks = 0; // how often Talk or Stop was pressed
 let wanted = false; // whether the user wants to talk
+let stopReplay = () => {};
 
 // For tests, with `?watch` in the address: what was played, and when.
-const watched = new URLSearchParams(location.search).has("watch");
+const watched = address.has("watch");
 window.talk = { played: [], playedAt: null, started: 0, firstSound: null, sent: 0, codes: [] };
-
 window.session = () => session;
-window.heard = () => joined(sound.you);
+window.heard = () => toBase64(joined(sound.you));
+window.played = () => toBase64(joined(window.talk.played.map(toInt)));
 
 function show(text) {
   element("status").textContent = text;
 }
 
-function toBase64(pcm) {
-  const bytes = new Uint8Array(pcm.buffer);
-  let text = "";
-  for (let at = 0; at < bytes.length; at += 8192) {
-    text += String.fromCharCode(...bytes.subarray(at, at + 8192));
-  }
-  return btoa(text);
-}
-
-function fromBase64(text) {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  return new Int16Array(bytes.buffer, 0, bytes.length >> 1);
-}
-
-const toInt = (pcm) => Int16Array.from(pcm, (x) => Math.max(-32768, Math.min(32767, x * 32768)));
-const toFloat = (pcm) => Float32Array.from(pcm, (x) => x / 32768);
-
 async function openAudio() {
   if (!navigator.mediaDevices) {
-    throw new Error("open the page over HTTPS or from localhost; browsers ask for that");
+    throw new Error("Open the page over HTTPS or from localhost; browsers ask for that.");
   }
   const context = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
-  await context.audioWorklet.addModule("worklets.js");
-  const stream = await navigator.mediaDevices.getUserMedia({
-    audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true },
-  });
-  const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
-  context.createMediaStreamSource(stream).connect(capture);
-  const player = new AudioWorkletNode(context, "player", { numberOfInputs: 0 });
-  player.connect(context.destination);
-  capture.port.onmessage = ({ data: { pcm, time } }) => send(pcm, time);
-  player.port.onmessage = ({ data: { pcm, time } }) => {
-    if (!watched) return;
-    window.talk.playedAt ??= time;
-    window.talk.played.push(pcm);
-    if (window.talk.firstSound === null && pcm.some((x) => Math.abs(x) > 0.01)) {
-      window.talk.firstSound = performance.now();
-    }
-  };
-  await context.resume();
-  return { context, player, tracks: stream.getTracks() };
+  try {
+    await context.audioWorklet.addModule("worklets.js");
+    const stream = await navigator.mediaDevices.getUserMedia({
+      audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true },
+    });
+    const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
+    context.createMediaStreamSource(stream).connect(capture);
+    const processorOptions = { watched };
+    const player = new AudioWorkletNode(context, "player", { numberOfInputs: 0, processorOptions });
+    player.connect(context.destination);
+    capture.port.onmessage = ({ data: { pcm, time } }) => send(pcm, time);
+    player.port.onmessage = ({ data: { pcm, time } }) => watch(pcm, time);
+    await context.resume();
+    return { context, player, tracks: stream.getTracks() };
+  } catch (error) {
+    context.close();
+    throw error;
+  }
+}
+
+function closeAudio(opened) {
+  opened?.tracks.forEach((track) => track.stop());
+  opened?.context.close();
+}
+
+function watch(pcm, time) {
+  window.talk.playedAt ??= time;
+  window.talk.played.push(pcm);
+  if (window.talk.firstSound === null && pcm.some((x) => Math.abs(x) > 0.01)) {
+    window.talk.firstSound = performance.now();
+  }
 }
 
 function send(pcm, time) {
   if (!session || socket?.readyState !== WebSocket.OPEN) return;
   window.talk.sentAt ??= time; // s on the clock of the sound
-  const whole = toInt(muted ? new Float32Array(pcm.length) : pcm);
+  const heard = muted ? new Float32Array(pcm.length) : pcm;
+  const whole = toInt(heard);
   sound.you.push(whole);
-  timeline.hear("you", muted ? new Float32Array(pcm.length) : pcm, RATE);
+  timeline.hear("you", heard, RATE);
   socket.send(JSON.stringify({ type: "session.input_audio.append", audio: toBase64(whole) }));
   window.talk.sent += pcm.length;
 }
@@ -88,58 +102,77 @@ function connect(fork) {
   const names = ["interaction", ...(token ? [`openai-insecure-api-key.${token}`] : [])];
   const mine = new WebSocket(`${scheme}://${location.host}${path}`, names);
   socket = mine;
+  problem = "";
   mine.onopen = () => {
     const format = { type: "audio/pcm", rate: RATE };
-    const config = { audio: { format }, ...(fork ? {} : { model: "demo", store, ...server }) };
+    const delegation = server.delegates ? { delegation: { type: "responses" } } : {};
+    const config = { audio: { format }, ...(fork ? {} : { model: "demo", store, ...delegation }) };
     mine.send(JSON.stringify({ type: "session.start", session: config }));
   };
   mine.onmessage = ({ data }) => mine === socket && take(JSON.parse(data));
-  mine.onclose = ({ code }) => {
-    if (mine !== socket) return; // the user has started another talk
-    const kept = session;
-    session = null;
-    if (wanted && ![1000, 1008].includes(code) && tries < TRIES) {
-      tries += 1;
-      show(`the connection is lost; try ${tries} of ${TRIES}`);
-      setTimeout(() => wanted && connect(kept ?? fork), Math.min(250 * 2 ** tries, 4000));
-    } else if (wanted) {
-      stop("the connection is closed");
-    }
-  };
+  mine.onclose = ({ code }) => mine === socket && wanted && disconnected(session ?? fork, code);
 }
 
-let server = {}; // delegation: whether the server answers delegations
-
-function line(list, side, text, id) {
-  const last = list.lastElementChild;
-  if (last?.dataset.id === id) {
-    last.lastElementChild.textContent += text;
+function disconnected(kept, code) {
+  session = null;
+  if (!kept) {
+    const token = server.token ? " or does not accept the token" : "";
+    stop(problem || `The server does not answer${token}. Press Talk to try again.`);
+  } else if ([1000, 1008].includes(code) || tries >= TRIES) {
+    stop(problem || "The connection is closed. Press Talk to begin again.");
   } else {
-    const item = document.createElement("li");
-    item.dataset.id = id;
-    const name = document.createElement("span");
-    name.className = side;
-    name.textContent = `${side}: `;
-    const words = document.createElement("span");
-    words.textContent = text;
-    item.append(name, words);
-    list.append(item);
+    tries += 1;
+    show(`The connection is lost. Try ${tries} of ${TRIES} to go on.`);
+    const mine = talks;
+    setTimeout(() => mine === talks && connect(kept), Math.min(250 * 2 ** tries, 4000));
   }
-  list.scrollTop = list.scrollHeight;
 }
 
-function take(event, replay = false) {
+// A line of the transcript; screen readers are told whole lines.
+let unread = null; // {item, timer}
+
+function tell() {
+  if (!unread) return;
+  clearTimeout(unread.timer);
+  element("said").textContent = unread.item.textContent;
+  unread = null;
+}
+
+function say(side, text) {
+  const list = element("transcript");
+  let item = list.lastElementChild;
+  if (item?.dataset.side !== side) {
+    tell();
+    item = line(list, side, `${side}: `, text);
+    item.dataset.side = side;
+  } else {
+    item.lastElementChild.textContent += text;
+    list.scrollTop = list.scrollHeight;
+  }
+  clearTimeout(unread?.timer);
+  unread = { item, timer: setTimeout(tell, LINE_MS) };
+}
+
+function line(list, side, name, text) {
+  const item = document.createElement("li");
+  const [label, words] = ["span", "span"].map((tag) => document.createElement(tag));
+  label.className = side;
+  label.textContent = name;
+  words.textContent = text;
+  item.append(label, words);
+  list.append(item);
+  list.scrollTop = list.scrollHeight;
+  return item;
+}
+
+function take(event, replayed = false) {
   const { type } = event;
-  if (!replay && type !== "session.output_audio.delta") {
+  if (!replayed && type !== "session.output_audio.delta") {
     events.push({ ...event, at: timeline.now });
   }
   if (type === "session.started") {
-    session = event.session.id;
-    tries = 0;
-    offset = 1000 * timeline.now;
-    window.talk.started ||= performance.now();
-    show("connected: talk");
-    for (const id of ["mute", "save"]) element(id).disabled = false;
+    offset = 1000 * (replayed ? event.at : timeline.now);
+    if (!replayed) begun(event.session.id);
   } else if (type === "session.output_audio.delta") {
     const pcm = fromBase64(event.delta);
     sound.model.push(pcm);
@@ -149,7 +182,7 @@ function take(event, replay = false) {
   } else if (type.endsWith("put_transcript.delta")) {
     const side = type.includes("input") ? "you" : "model";
     timeline.say(side, (offset + event.start_ms) / 1000, event.delta);
-    line(element("transcript"), side, event.delta, side);
+    say(side, event.delta);
   } else if (type === "session.delegation.created") {
     timeline.begin(event.delegation.id, (offset + event.offset_ms) / 1000);
   } else if (type === "response.event") {
@@ -166,128 +199,136 @@ function take(event, replay = false) {
     }
   } else if (type === "error") {
     window.talk.codes.push(event.error.code);
-    show(event.error.message);
-  } else if (type === "session.closed" && event.reason === "expired") {
-    stop("the session's time is over");
+    problem = REFUSALS[event.error.code] ?? event.error.message;
+    show(problem);
+  } else if (type === "session.closed" && event.reason === "expired" && !replayed) {
+    stop("The session's time is over. Press Talk to begin another.");
+  }
+}
+
+function begun(id) {
+  session = id;
+  tries = 0;
+  window.talk.started ||= performance.now();
+  show("Connected. Talk.");
+  for (const id of ["mute", "save"]) element(id).disabled = false;
+}
+
+// {"tool": "lookup", "item": "honey"} as "lookup(honey)", {"result": 56} as "56".
+function plain(json) {
+  try {
+    const { tool, ...rest } = JSON.parse(json);
+    const values = Object.values(rest).join(", ").trim();
+    return tool ? `${tool}(${values})` : values;
+  } catch {
+    return json;
   }
 }
 
 function work({ delegation_id: id, event }) {
   const text = {
     "response.created": () => event.response.metadata?.request,
-    "response.output_item.added": () => event.item.arguments,
-    "response.output_item.done": () => event.item.output,
+    "response.output_item.added": () => plain(event.item.arguments),
+    "response.output_item.done": () => plain(event.item.output),
     "response.failed": () => `failed: ${event.response.error.message}`,
     "response.incomplete": () => "cancelled",
     "response.completed": () => "told",
   }[event.type]?.();
+  if (!text) return;
   const ended = ["response.completed", "response.failed", "response.incomplete"];
   timeline.note(id, ended.includes(event.type) ? "" : text, ended.includes(event.type));
-  line(element("delegations"), "work", text ?? event.type, `${id} ${event.type} ${Math.random()}`);
+  const list = element("delegations");
+  const item = [...list.children].findLast((one) => one.dataset.id === id);
+  if (item && event.type !== "response.created") {
+    item.lastElementChild.textContent += ` → ${text}`;
+    list.scrollTop = list.scrollHeight;
+  } else {
+    line(list, "work", text, "").dataset.id = id;
+  }
+}
+
+function clear() {
+  stopReplay();
+  for (const id of ["transcript", "delegations", "said", "step"]) element(id).replaceChildren();
+  clearTimeout(unread?.timer);
+  unread = null;
+  timeline.clear();
 }
 
 async function start() {
+  const mine = ++talks;
   wanted = true;
   tries = 0;
   events = [];
   sound = { you: [], model: [] };
-  for (const id of ["transcript", "delegations"]) element(id).replaceChildren();
+  setMuted(false);
+  clear();
   element("talk").textContent = "Stop";
-  element("talk").setAttribute("aria-pressed", "true");
-  show("asking for the microphone");
+  element("talk").classList.add("on");
+  show("Asking for the microphone.");
+  let opened;
   try {
-    audio ??= await openAudio();
-    connect("");
+    opened = await openAudio();
   } catch (error) {
-    stop(`no microphone: ${error.message}`);
+    if (mine === talks) stop(MICROPHONE[error.name] ?? error.message);
+    return;
   }
+  if (mine !== talks) {
+    closeAudio(opened);
+    return;
+  }
+  audio = opened;
+  for (const track of audio.tracks) track.onended = () => stop("The microphone is gone.");
+  show("Connecting.");
+  connect("");
 }
 
 function stop(text) {
+  talks += 1;
   wanted = false;
   if (socket?.readyState === WebSocket.OPEN) {
     socket.send(JSON.stringify({ type: "session.close" }));
   }
-  audio?.tracks.forEach((track) => track.stop());
-  audio?.context.close();
+  closeAudio(audio);
   audio = null;
   session = null;
   element("talk").textContent = "Talk";
-  element("talk").setAttribute("aria-pressed", "false");
+  element("talk").classList.remove("on");
   element("mute").disabled = true;
   show(text);
 }
 
-function joined(parts) {
-  const whole = new Int16Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
-  }
-  return whole;
-}
-
-function save() {
-  const file = {
-    version: 1,
-    rate: RATE,
-    you: toBase64(joined(sound.you)),
-    model: toBase64(joined(sound.model)),
-    events,
-  };
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(file)], { type: "application/json" }));
-  link.download = "session.json";
-  link.click();
+function setMuted(value) {
+  muted = value;
+  element("mute").setAttribute("aria-pressed", String(muted));
 }
 
 async function replay(file) {
-  const saved = JSON.parse(await file.text());
-  if (saved.version !== 1) {
-    show(`the file has version ${saved.version}, wanted 1; open it with the page that saved it`);
+  let saved;
+  try {
+    saved = await read(file);
+  } catch (error) {
+    show(error.message);
     return;
   }
-  for (const id of ["transcript", "delegations"]) element(id).replaceChildren();
-  Object.assign(timeline, new Timeline(timeline.canvas));
-  const context = new AudioContext({ sampleRate: saved.rate });
-  const sides = ["you", "model"].map((side) => toFloat(fromBase64(saved[side])));
-  const length = Math.max(...sides.map((side) => side.length));
-  const buffer = context.createBuffer(2, length, saved.rate);
-  sides.forEach((side, channel) => buffer.copyToChannel(side, channel));
-  const player = new AudioBufferSourceNode(context, { buffer });
-  player.connect(context.destination);
-  player.start();
-  show("playing a saved session");
-  const began = context.currentTime;
-  let place = 0;
-  let next = 0;
-  const timer = setInterval(() => {
-    const until = Math.min(Math.floor((context.currentTime - began) * saved.rate), length);
-    ["you", "model"].forEach((side, channel) => {
-      timeline.hear(side, sides[channel].subarray(place, until), saved.rate);
-    });
-    place = until;
-    while (next < saved.events.length && saved.events[next].at * saved.rate <= place) {
-      const event = saved.events[next++];
-      if (event.type !== "session.started") take(event, true);
-    }
-    if (place >= length) {
-      clearInterval(timer);
-      context.close();
-      show("the saved session is over");
-    }
-  }, 50);
+  if (wanted) stop("");
+  clear();
+  offset = 0;
+  show("Playing a saved session.");
+  stopReplay = play(saved, {
+    hear: (side, pcm, rate) => timeline.hear(side, pcm, rate),
+    take: (event) => take(event, true),
+    end: () => show("The saved session is over."),
+  });
 }
 
-element("talk").onclick = () => (wanted ? stop("not connected") : start());
-element("mute").onclick = () => {
-  muted = !muted;
-  element("mute").setAttribute("aria-pressed", String(muted));
-  element("mute").textContent = muted ? "Unmute" : "Mute";
+element("talk").onclick = () => (wanted ? stop("Press Talk to begin again.") : start());
+element("mute").onclick = () => setMuted(!muted);
+element("save").onclick = () => save(RATE, sound, events);
+element("open").onchange = ({ target }) => {
+  if (target.files[0]) replay(target.files[0]);
+  target.value = ""; // the same file may be opened again
 };
-element("save").onclick = save;
-element("open").onchange = ({ target }) => target.files[0] && replay(target.files[0]);
 element("type").onsubmit = (submitted) => {
   submitted.preventDefault();
   const content = element("text").value.trim();
@@ -298,27 +339,31 @@ element("type").onsubmit = (submitted) => {
 };
 
 async function about() {
-  const known = await (await fetch("about.json")).json();
-  element("about").textContent = known.about;
+  server = await (await fetch("about.json")).json();
+  element("about").textContent = server.about;
   element("examples").replaceChildren(
-    ...known.examples.map((text) => {
+    ...server.examples.map((text) => {
       const item = document.createElement("li");
       item.textContent = text;
       return item;
     }),
   );
-  if (known.delegates) server = { delegation: { type: "responses" } };
-  if (known.reads_text) {
-    element("text").disabled = false;
-    element("text").placeholder = "Text for the model";
-    document.querySelector("#type button").disabled = false;
-  }
+  element("key").hidden = !server.token;
+  element("type").hidden = !server.reads_text;
+}
+
+function doing() {
+  if (!session) return "";
+  if (muted) return "muted";
+  if (timeline.working) return "working on a request";
+  return timeline.speaking ? "speaking" : "listening";
 }
 
 function draw() {
   timeline.draw();
+  element("doing").textContent = doing();
   requestAnimationFrame(draw);
 }
 
-about().catch((error) => show(`the server does not answer: ${error.message}`));
+about().catch((error) => show(`The server does not answer: ${error.message}`));
 draw();

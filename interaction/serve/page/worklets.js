@@ -2,7 +2,7 @@
 
 const PIECE = 320; // samples of a message to the server: 20 ms
 const BEHIND = 0.06; // s that a reply waits, for the jitter of the network
-const MOST = 0.5; // s that may wait; silence beyond it is left out
+const MOST = 0.12; // s that may wait when a reply comes; silence beyond it is left out
 
 class Capture extends AudioWorkletProcessor {
   constructor() {
@@ -27,8 +27,9 @@ class Capture extends AudioWorkletProcessor {
 }
 
 class Player extends AudioWorkletProcessor {
-  constructor() {
+  constructor({ processorOptions }) {
     super();
+    this.watched = processorOptions.watched; // whether the page is told what is played
     this.chunks = [];
     this.place = 0;
     this.waiting = 0; // samples
@@ -38,7 +39,11 @@ class Player extends AudioWorkletProcessor {
 
   take(chunk) {
     const silent = chunk.every((sample) => Math.abs(sample) < 1e-4);
-    if (this.waiting > MOST * sampleRate && silent) return;
+    if (silent) {
+      const more = Math.max(0, this.waiting - Math.round(MOST * sampleRate));
+      chunk = chunk.subarray(Math.min(more, chunk.length));
+      if (!chunk.length) return;
+    }
     if (this.waiting === 0) this.holding = Math.round(BEHIND * sampleRate);
     this.chunks.push(chunk);
     this.waiting += chunk.length;
@@ -57,7 +62,7 @@ class Player extends AudioWorkletProcessor {
         }
       }
     }
-    this.port.postMessage({ pcm: output.slice(), time: currentTime });
+    if (this.watched) this.port.postMessage({ pcm: output.slice(), time: currentTime });
     return true;
   }
 }
