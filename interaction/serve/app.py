@@ -40,7 +40,7 @@ def make_app(house: House, about: About | None = None) -> Starlette:
         "model": house.name,
         "delegates": house.make_agent is not None,
         "reads_text": config.trained_on_text,
-        "sees": house.engine.frames,
+        "frame_size": config.frame_size if house.engine.frames else 0,  # pixels; 0: it is blind
         "token": not house.door.open,
     }
 

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from interaction.engine.engine import Engine
@@ -46,12 +47,18 @@ document.addEventListener("DOMContentLoaded", () => {
 
 @contextlib.contextmanager
 def page_of(
-    script: str = "", *options: str, heard: str = "", setup: str = "", rows: int = 2, **more: Any
+    script: str = "",
+    *options: str,
+    heard: str = "",
+    setup: str = "",
+    rows: int = 2,
+    frames: bool = False,
+    **more: Any,
 ) -> Iterator[Page]:
     """The page of a model that says and hears these words, a token in a micro-turn."""
     silent, none = [Special.SILENT] * 4, [Special.NONE] * 2
     model = EchoModel([*silent, *words(script)], [*none, *words(heard)] if heard else [])
-    house = House(Engine(model, rows), "demo", **more)
+    house = House(Engine(model, rows, frames=frames), "demo", **more)
     with (
         serving(house, About("Numbers.", ["one two"])) as address,
         open_page(CHROMIUM, (BEEPS, *options), setup) as page,
@@ -59,6 +66,7 @@ def page_of(
         page.set_default_timeout(10_000)
         page.goto(f"http://{address}/?watch")
         expect(page.locator("#examples li")).to_have_count(1)
+        page.model = model  # pyrefly: ignore[missing-attribute]
         yield page
 
 
@@ -206,3 +214,30 @@ def test_talk_and_stop_while_the_microphone_opens_leave_no_microphone_on() -> No
         page.wait_for_function("window.tracks.length === 2")
         states = page.evaluate("window.tracks.map((track) => track.readyState).sort()")
         assert states == ["ended", "live"]
+
+
+def test_a_model_that_sees_gets_the_camera() -> None:
+    with page_of(frames=True) as page:
+        expect(page.locator("#camera")).to_be_disabled()
+        page.click("#talk")
+        page.click("#camera")
+        expect(page.locator("#view")).to_be_visible()
+        seen = page.model.seen
+        page.wait_for_timeout(1_500)
+        # Chromium's fake camera is green, with a disc and a clock.
+        assert 4 <= len(seen) <= 9 and seen[-1].dtype == np.float32
+        size = page.model.config.frame_size
+        assert seen[-1].shape == (size, size, 3)
+        red, green, blue = seen[-1].mean((0, 1))
+        assert green > 0.4 and green > red + 0.1 and green > blue + 0.1
+        page.click("#camera")
+        expect(page.locator("#view")).to_be_hidden()
+        page.wait_for_timeout(500)
+        count = len(seen)
+        page.wait_for_timeout(500)
+        assert len(seen) == count
+
+
+def test_a_blind_model_shows_no_camera() -> None:
+    with page_of() as page:
+        expect(page.locator("#camera")).to_be_hidden()

@@ -22,6 +22,7 @@ class EchoModel(FakeModel):
         super().__init__(script)
         self.config = dataclasses.replace(self.config, trained_on_text=False)  # as the demo
         self.heard = list(heard)
+        self.seen: list[np.ndarray] = []  # frames
 
     def init_state(self, sessions: int, seed: int = 0) -> dict:
         return {"clock": jnp.zeros(sessions, jnp.uint32), "seed": jnp.zeros(sessions, jnp.int32)}
@@ -35,6 +36,8 @@ class EchoModel(FakeModel):
     def step(self, state: dict, chunk: Chunk) -> tuple[dict, Reply]:
         clock = np.where(chunk.reset, 0, np.asarray(state["clock"]))
         seed = np.where(chunk.reset, chunk.seed, np.asarray(state["seed"]))
+        if chunk.frame is not None:
+            self.seen += [chunk.frame[row] for row in np.flatnonzero(chunk.has_frame)]
         for row in np.flatnonzero(chunk.active):
             if chunk.text is not None and np.any(chunk.text[row]):
                 tokens = [int(one) for one in chunk.text[row] if one != Special.PAD]

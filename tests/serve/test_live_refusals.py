@@ -1,14 +1,19 @@
 """What the Live protocol refuses, and that nothing else changes."""
 
 import asyncio
+import base64
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import websockets
 
+from interaction.engine.engine import Engine
 from interaction.serve.house import House
 from interaction.serve.limits import Door, Limits, RefusedError
 from tests.serve.clients import answer, bare, house
+from tests.serve.echo import EchoModel, serving
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,11 @@ def test_a_bad_message_is_refused_alone(message: Any, code: str, param: str | No
             "unsupported_parameter",
             "session.delegation.type",
         ),
+        (
+            {"model": "demo", "interaction": {"video": True}},
+            "unsupported_parameter",
+            "session.interaction.video",
+        ),
     ],
 )
 def test_a_session_that_cannot_begin_is_refused(session: Any, code: str, param: str) -> None:
@@ -148,3 +158,23 @@ def test_without_tokens_only_this_machine_gets_in() -> None:
     for headers in ({"host": "evil.example"}, {"host": "localhost", "origin": "http://evil"}):
         with pytest.raises(RefusedError, match=r"origin|host"):
             door.check(headers)
+
+
+def test_frames_are_for_sessions_that_asked_for_video() -> None:
+    async def run(address: str, model: EchoModel) -> None:
+        size = model.config.frame_size
+        data = base64.b64encode(bytes(range(3)) * size * size).decode()
+        frame = {"type": "interaction.input_frame.append", "frame": data}
+        async with bare(address) as socket:
+            assert "session without video" in (await answer(socket, frame))["error"]["message"]
+        session = {"model": "demo", "interaction": {"video": True}}
+        async with bare(address, started=False) as socket:
+            await answer(socket, {"type": "session.start", "session": session}, "session.started")
+            await socket.send(json.dumps(frame))
+            await asyncio.sleep(0.6)
+        (seen,) = model.seen
+        assert np.array_equal(seen[0, 0] * 255, [0, 1, 2])
+
+    model = EchoModel()
+    with serving(House(Engine(model, 2, frames=True), "demo")) as address:
+        asyncio.run(run(address, model))

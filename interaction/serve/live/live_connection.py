@@ -105,6 +105,9 @@ class LiveConnection:
         if not config.model and not self._fork:
             text = "got none, wanted the name of a model; any name means the one here"
             refuse("session.model", text, "missing_required_parameter")
+        if config.video and not self._house.engine.frames:
+            text = "got true, wanted false: the model here does not see"
+            refuse("session.interaction.video", text)
         if isinstance(config.delegation, ServerDelegation):
             if self._house.make_agent is None:
                 text = "got 'responses', wanted 'client': there is no background model here"

@@ -74,6 +74,12 @@ class _Item(Strict):
     content: list[_Content] = Field(min_length=1, max_length=1)
 
 
+class _Ours(Strict):
+    """What is not of OpenAI's protocol."""
+
+    video: bool = False
+
+
 class SessionConfig(Strict):
     """What a client asks of a session."""
 
@@ -84,8 +90,14 @@ class SessionConfig(Strict):
     ) = None
     input: list[_Item] | None = Field(None, max_length=128)
     instructions: str | None = Field(None, max_length=100_000)
+    interaction: _Ours | None = None
     safety_identifier: str | None = None
     store: bool | None = None
+
+    @property
+    def video(self) -> bool:
+        """Whether the client sends frames."""
+        return self.interaction is not None and self.interaction.video
 
     @property
     def format(self) -> Format:

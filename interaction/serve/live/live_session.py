@@ -102,6 +102,11 @@ class LiveSession(SessionConnection):
         return None
 
     def _show(self, data: bytes) -> None:
+        if not self._config.video:
+            raise ValueError(
+                "frame: got a frame in a session without video; start it with "
+                "`interaction: {video: true}`"
+            )
         size = self.house.engine.model.config.frame_size
         if len(data) != size * size * 3:
             raise ValueError(f"frame: got {len(data)} bytes, wanted RGB of {size}x{size} pixels")

@@ -1,11 +1,11 @@
-// PCM: float in [-1, 1], 16 bits, and base64 of 16 bits.
+// PCM: float in [-1, 1], 16 bits, and base64 of 16 bits or of bytes.
 
 export const toInt = (pcm) =>
   Int16Array.from(pcm, (x) => Math.max(-32768, Math.min(32767, x * 32768)));
 export const toFloat = (pcm) => Float32Array.from(pcm, (x) => x / 32768);
 
-export function toBase64(pcm) {
-  const bytes = new Uint8Array(pcm.buffer);
+export function toBase64(values) {
+  const bytes = new Uint8Array(values.buffer);
   let text = "";
   for (let at = 0; at < bytes.length; at += 8192) {
     text += String.fromCharCode(...bytes.subarray(at, at + 8192));

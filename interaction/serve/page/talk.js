@@ -1,11 +1,13 @@
 // The page's client of the Live protocol: microphone in, speech out, and what happens.
 
 import { fromBase64, joined, toBase64, toFloat, toInt } from "./pcm.js";
+import { Camera, PROBLEMS } from "./camera.js";
 import { play, read, save } from "./saved_session.js";
 import { Timeline } from "./timeline.js";
 
 const RATE = 16000;
 const TRIES = 8; // reconnections before it gives up
+const FRAME_MS = 200; // between two frames of the camera
 const LINE_MS = 1500; // after this pause a screen reader is told a line
 const MICROPHONE = {
   NotAllowedError:
@@ -24,6 +26,7 @@ const timeline = new Timeline(element("timeline"));
 let server = {}; // what about.json told
 let socket = null;
 let audio = null; // {context, player, tracks}
+let camera = null; // of a model that sees
 let session = null; // the server's id of it
 let problem = ""; // why the server refuses a session, in words
 let events = []; // what happened, for a file
@@ -106,7 +109,9 @@ function connect(fork) {
   mine.onopen = () => {
     const format = { type: "audio/pcm", rate: RATE };
     const delegation = server.delegates ? { delegation: { type: "responses" } } : {};
-    const config = { audio: { format }, ...(fork ? {} : { model: "demo", store, ...delegation }) };
+    const video = server.frame_size ? { interaction: { video: true } } : {};
+    const asked = { model: "demo", store, ...delegation, ...video };
+    const config = { audio: { format }, ...(fork ? {} : asked) };
     mine.send(JSON.stringify({ type: "session.start", session: config }));
   };
   mine.onmessage = ({ data }) => mine === socket && take(JSON.parse(data));
@@ -211,7 +216,7 @@ function begun(id) {
   tries = 0;
   window.talk.started ||= performance.now();
   show("Connected. Talk.");
-  for (const id of ["mute", "save"]) element(id).disabled = false;
+  for (const id of ["mute", "camera", "save"]) element(id).disabled = false;
 }
 
 // {"tool": "lookup", "item": "honey"} as "lookup(honey)", {"result": 56} as "56".
@@ -291,16 +296,38 @@ function stop(text) {
   }
   closeAudio(audio);
   audio = null;
+  showCamera(false);
   session = null;
   element("talk").textContent = "Talk";
   element("talk").classList.remove("on");
-  element("mute").disabled = true;
+  for (const id of ["mute", "camera"]) element(id).disabled = true;
   show(text);
 }
 
 function setMuted(value) {
   muted = value;
   element("mute").setAttribute("aria-pressed", String(muted));
+}
+
+async function showCamera(value) {
+  element("camera").setAttribute("aria-pressed", String(value));
+  if (!value) {
+    camera?.close();
+    return;
+  }
+  try {
+    await camera.open();
+    if (element("camera").getAttribute("aria-pressed") === "false") camera.close(); // meanwhile
+  } catch (error) {
+    showCamera(false);
+    show(PROBLEMS[error.name] ?? error.message);
+  }
+}
+
+function sendFrame() {
+  if (!camera?.stream || !session || socket?.readyState !== WebSocket.OPEN) return;
+  const frame = toBase64(camera.frame());
+  socket.send(JSON.stringify({ type: "interaction.input_frame.append", frame }));
 }
 
 async function replay(file) {
@@ -324,6 +351,7 @@ async function replay(file) {
 
 element("talk").onclick = () => (wanted ? stop("Press Talk to begin again.") : start());
 element("mute").onclick = () => setMuted(!muted);
+element("camera").onclick = () => showCamera(!camera.stream);
 element("save").onclick = () => save(RATE, sound, events);
 element("open").onchange = ({ target }) => {
   if (target.files[0]) replay(target.files[0]);
@@ -350,6 +378,11 @@ async function about() {
   );
   element("key").hidden = !server.token;
   element("type").hidden = !server.reads_text;
+  element("camera").hidden = !server.frame_size;
+  if (server.frame_size) {
+    camera = new Camera(element("view"), server.frame_size);
+    setInterval(sendFrame, FRAME_MS);
+  }
 }
 
 function doing() {
