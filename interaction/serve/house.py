@@ -89,8 +89,11 @@ class House:
             for place in (_OPEN, _LEFT, _RECORDS):
                 (self.folder / place).mkdir(parents=True, exist_ok=True)
             for path in sorted((self.folder / _OPEN).glob(f"*{_CARD}")):
-                card = Card(**json.loads(path.read_text()))
+                card = _read_card(path)
                 saved = path.with_suffix(SUFFIX)
+                if card is None:
+                    _log.warning("%s is damaged or of another version; it is left alone", path)
+                    continue
                 if saved.exists() and card.resumable:
                     saved.replace(self.folder / _LEFT / saved.name)
                     kept_s = self.limits.kept_s
@@ -195,7 +198,7 @@ class House:
         """
         card, path = self.cards.get(name), self._left(name)
         if card is None and path is not None:
-            card = Card(**json.loads(path.with_suffix(_CARD).read_text()))
+            card = _read_card(path.with_suffix(_CARD))
         gone = name not in self.cards and (path is None or name in self._taken)
         # A foreign one is as unknown as none.
         if card is None or gone or card.owner != owner or not card.resumable:
@@ -229,8 +232,8 @@ class House:
         left, path = self._left(name), self.record_path(name)
         if left is None or path is None or not path.exists():
             return None
-        card = Card(**json.loads(left.with_suffix(_CARD).read_text()))
-        return path if card.owner == owner else None
+        card = _read_card(left.with_suffix(_CARD))
+        return path if card is not None and card.owner == owner else None
 
     def _left(self, name: str) -> pathlib.Path | None:
         """The file of a session that was left; None if there is none."""
@@ -249,8 +252,17 @@ class House:
     async def _sweep(self) -> None:
         while self.folder is not None:
             for path in (self.folder / _LEFT).glob(f"*{_CARD}"):
-                if Card(**json.loads(path.read_text())).until < time.time():
+                card = _read_card(path)
+                if card is not None and card.until < time.time():
                     path.with_suffix(SUFFIX).unlink(missing_ok=True)
                     (self.folder / _RECORDS / f"{path.stem}.session").unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
             await asyncio.sleep(_SWEEP_S)
+
+
+def _read_card(path: pathlib.Path) -> Card | None:
+    """The card in a file; None if another version of the server wrote it, or it is damaged."""
+    try:
+        return Card(**json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError):
+        return None

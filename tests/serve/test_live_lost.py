@@ -117,8 +117,11 @@ def test_sessions_outlive_their_server(tmp_path: pathlib.Path) -> None:
         name, last, code = asyncio.run(begin(address, end))
     assert code == 1012 and last[-1]["type"] == "session.closed"
     assert any(event.get("code") == "server_restarts" for event in last)
+    for place in ("open", "left"):  # of another version of the server
+        (tmp_path / place / "session_1.json").write_text('{"id": "session_1", "version": 9}')
     with house(folder=tmp_path) as (address, _):
         assert name in asyncio.run(go_on(address, name))
+    assert (tmp_path / "open" / "session_1.json").exists()
 
 
 def test_a_slow_reader_loses_speech_and_is_told() -> None:
