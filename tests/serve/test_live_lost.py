@@ -22,7 +22,7 @@ from tests.serve.echo import EchoModel
 
 
 def test_a_lost_session_goes_on_and_only_for_its_client(tmp_path: pathlib.Path) -> None:
-    model = EchoModel([Special.SILENT] * 5 + words("one two"))
+    model = EchoModel([Special.SILENT] * 20 + words("one two"))
     mine, foreign = ({"Authorization": f"Bearer {name}"} for name in ("a", "b"))
     start = {"type": "session.start", "session": {}}
 
@@ -43,7 +43,7 @@ def test_a_lost_session_goes_on_and_only_for_its_client(tmp_path: pathlib.Path) 
                 await asyncio.sleep(0.2)
             assert await refused(address, name, foreign)
             socket.transport.abort()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while not (tmp_path / "left" / f"{name}.json").exists():
                 await asyncio.sleep(0.02)
         assert await refused(address, name, foreign)
@@ -57,7 +57,7 @@ def test_a_lost_session_goes_on_and_only_for_its_client(tmp_path: pathlib.Path) 
             info = json.loads(await socket.recv())
             assert info["code"] == "session_resumed" and name in info["message"]
             text = ""
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(15):
                 while "two" not in text:
                     got = json.loads(await socket.recv())
                     text += got["delta"] if got["type"].endswith("put_transcript.delta") else ""
