@@ -8,6 +8,7 @@ import pytest
 from scipy.signal import fftconvolve
 
 from interaction.data.audio_file import read_audio
+from interaction.data.bundled_user import ASSET
 from interaction.engine.echo_detector import EchoDetector, correlate
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -16,7 +17,7 @@ RATE, TURN = 16_000, 3_200
 
 @pytest.fixture(scope="module")
 def user() -> np.ndarray:
-    return read_audio(ROOT / "experiments" / "assets" / "user.flac")
+    return read_audio(ASSET)
 
 
 @pytest.fixture(scope="module")
