@@ -169,9 +169,9 @@ def talk_in_browser(step, seconds):
         if heard is None:
             break
         pcm = np.frombuffer(base64.b64decode(heard), "<i2") / np.float32(32_768)
-        said = [step(turn) for turn in pcm.reshape(-1, samples)]
+        said = [step(turn) for turn in pcm.reshape(-1, samples)] or [pcm]
         reply = base64.b64encode((32_767 * np.concatenate(said)).astype("<i2")).decode()
-        counts.append(len(said))
+        counts.append(len(pcm) // samples)
     output.eval_js("talk.stop()")
     return counts
 

@@ -42,7 +42,7 @@ class ClientAgent(BackgroundAgent):
     def update(self, delegation: int, request: str, updates: Sequence[str]) -> None:
         """See `BackgroundAgent`."""
         self.cancel(delegation)
-        self.ask(delegation, f"{request} (corrected: {'; '.join(updates)})")
+        self.ask(delegation, corrected(request, updates))
 
     def cancel(self, delegation: int) -> None:
         """See `BackgroundAgent`."""
@@ -76,3 +76,8 @@ class ClientAgent(BackgroundAgent):
             if number is not None:
                 self._events.append(Event(number, THINKING, text))
         return number is not None
+
+
+def corrected(request: str, updates: Sequence[str]) -> str:
+    """A request with its corrections, in words."""
+    return f"{request} (corrected: {'; '.join(updates)})"

@@ -92,7 +92,8 @@ class House:
                 card = _read_card(path)
                 saved = path.with_suffix(SUFFIX)
                 if card is None:
-                    _log.warning("%s is damaged or of another version; it is left alone", path)
+                    text = "a card of a session is damaged or of another version: %s"
+                    _log.warning(text, path.name[:16])
                     continue
                 if saved.exists() and card.resumable:
                     saved.replace(self.folder / _LEFT / saved.name)
@@ -102,6 +103,7 @@ class House:
                     self._write(_LEFT, dataclasses.replace(card, until=time.time() + kept_s))
                 path.unlink()
                 saved.unlink(missing_ok=True)
+            self._tidy()
             self._snapshots = Snapshots(self.engine, self.folder / _OPEN)
             self._sweeper = asyncio.create_task(self._sweep())
 
@@ -118,6 +120,7 @@ class House:
             self._sweeper.cancel()
         if self._snapshots is not None:
             await asyncio.to_thread(self._snapshots.close)
+            self._tidy()
         await asyncio.to_thread(self.engine.stop)
 
     def enter(self, task: asyncio.Task) -> None:
@@ -157,7 +160,7 @@ class House:
         """
         try:
             await asyncio.to_thread(self._write, _OPEN, card)
-        except OSError as error:
+        except Exception as error:
             await asyncio.to_thread(self.engine.close, session, "its card cannot be written")
             raise ProtocolError(f"session: {error}", "session_failed") from error
         self.cards[card.id] = card
@@ -173,6 +176,7 @@ class House:
             if path is not None:
                 kept = dataclasses.replace(card, until=time.time() + kept_s)
                 await asyncio.to_thread(self._write, _LEFT, kept)
+                await asyncio.to_thread(self._make_room, card.owner)
         except (OSError, RuntimeError, ValueError) as error:
             _log.warning("a session could not be kept: %s", error)
         finally:
@@ -246,16 +250,40 @@ class House:
         if self.folder is not None:
             path = self.folder / place / f"{card.id}{_CARD}"
             part = path.with_suffix(".part")
-            part.write_text(json.dumps(dataclasses.asdict(card)))
+            part.write_text(json.dumps(vars(card)))
             part.replace(path)
+
+    def _remove(self, path: pathlib.Path) -> None:
+        """Removes a session that was left, by its card."""
+        path.with_suffix(SUFFIX).unlink(missing_ok=True)
+        (path.parent.parent / _RECORDS / f"{path.stem}.session").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+    def _make_room(self, owner: str) -> None:
+        """Removes the oldest sessions that a client has left, beyond its limit."""
+        if self.folder is not None:
+            left = [(path, _read_card(path)) for path in (self.folder / _LEFT).glob(f"*{_CARD}")]
+            mine = [(card.until, path) for path, card in left if card and card.owner == owner]
+            for _, path in sorted(mine)[: -self.limits.kept_a_client]:
+                self._remove(path)
+
+    def _tidy(self) -> None:
+        """Removes what belongs to no session: nobody can go on with it."""
+        for path in (self.folder / _OPEN).iterdir() if self.folder is not None else ():
+            if path.suffix != _CARD and not path.with_suffix(_CARD).exists():
+                path.unlink(missing_ok=True)
 
     async def _sweep(self) -> None:
         while self.folder is not None:
+            now = time.time()
             for path in (self.folder / _LEFT).glob(f"*{_CARD}"):
                 card = _read_card(path)
-                if card is not None and card.until < time.time():
-                    path.with_suffix(SUFFIX).unlink(missing_ok=True)
-                    (self.folder / _RECORDS / f"{path.stem}.session").unlink(missing_ok=True)
+                until = card.until if card else path.stat().st_mtime + self.limits.stored_s
+                if until < now:
+                    self._remove(path)
+            for path in (self.folder / _RECORDS).iterdir():
+                known = path.stem in self.cards or self._left(path.stem) is not None
+                if not known and path.stat().st_mtime + self.limits.kept_s < now:
                     path.unlink(missing_ok=True)
             await asyncio.sleep(_SWEEP_S)
 

@@ -24,6 +24,8 @@ class Limits:
     connections: int = 1_000  # of all clients, those without a session included
     audio_waiting: int = 25  # micro-turns of speech that wait for a slow reader
     events_waiting: int = 1_000  # more of a slow reader's events end its connection
+    event_bytes: int = 4 << 20  # the same of their characters
+    kept_a_client: int = 64  # sessions that can be gone on with; the oldest make room
     kept_s: float = 300.0  # a lost session can be gone on with
     stored_s: float = 86_400.0  # the same for one that asked for `store`
 
@@ -68,11 +70,11 @@ class Door:
         """
         host = headers.get("host", "")
         origin = headers.get("origin")
-        if origin and origin.lower() not in self._origins and urlsplit(origin).netloc != host:
+        if origin and origin.lower() not in self._origins and _netloc(origin) != host:
             raise RefusedError(403, "origin: got a page of another site; allow its origin")
         if self.open:
             # A page of another site may give its own name the address of this machine.
-            if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            if not is_loopback(_hostname(host)):
                 raise RefusedError(403, "host: got another name than localhost; set tokens")
             return "local"
         given = _token(headers).encode()
@@ -90,6 +92,20 @@ def _token(headers: Mapping[str, str]) -> str:
         if name.strip().startswith(KEY_PROTOCOL):
             return name.strip().removeprefix(KEY_PROTOCOL)
     return ""
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _hostname(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _KINDS = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 _LONGEST_ID = 512  # characters
+_DEEPEST = 32  # levels of a message
 
 
 class ProtocolError(Exception):
@@ -53,7 +55,7 @@ def read_message(text: str | bytes, forms: Mapping[str, type[ClientMessage]]) ->
       ProtocolError: It is no JSON object, of an unknown type, or has a wrong field.
     """
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("message: got no JSON, wanted one object", "invalid_json") from error
     if not isinstance(fields, dict):
@@ -62,6 +64,9 @@ def read_message(text: str | bytes, forms: Mapping[str, type[ClientMessage]]) ->
         )
     event_id = fields.get("event_id")
     event_id = event_id[:_LONGEST_ID] if isinstance(event_id, str) else ""
+    if _is_deep(fields, _DEEPEST):
+        text = f"message: got more than {_DEEPEST} levels, wanted fewer"
+        raise ProtocolError(text, "invalid_json", event_id=event_id)
     kind = fields.get("type")
     form = forms.get(kind) if isinstance(kind, str) else None
     if form is None:
@@ -78,6 +83,21 @@ def read_message(text: str | bytes, forms: Mapping[str, type[ClientMessage]]) ->
         param = ".".join(str(part) for part in first["loc"])
         code = _KINDS.get(first["type"], "invalid_value")
         raise ProtocolError(f"{param}: {first['msg']}", code, param, event_id) from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"got {text}, wanted a finite number")
+    return value
+
+
+def _is_deep(value: Any, levels: int) -> bool:  # noqa: ANN401
+    """Whether a value has more levels."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deep(one, levels - 1) for one in inner)
 
 
 def decode_base64(text: str, field: str) -> bytes:

@@ -1,8 +1,9 @@
 """What a connection does before its session is open, whatever its protocol."""
 
+import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NamedTuple
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -26,6 +27,32 @@ class Link(NamedTuple):
     outbox: Outbox
 
 
+async def first_message(link: Link, work: Coroutine[Any, Any, Any], limit_s: float) -> Any:  # noqa: ANN401
+    """Waits for the first message of a client.
+
+    Args:
+      link: The connection.
+      work: Takes the message.
+      limit_s: Longest wait, s.
+
+    Raises:
+      ProtocolError: Nothing came in time, the server ends, or what `work` raises.
+    """
+    waiting = asyncio.create_task(work)
+    ending = asyncio.create_task(link.house.draining.wait())
+    try:
+        await asyncio.wait([waiting, ending], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        if ending.done():
+            raise ProtocolError("session: the server restarts; try again soon", "server_full")
+        raise ProtocolError("session: got nothing in time", "timeout")
+    finally:
+        for task in (waiting, ending):
+            task.cancel()
+        await asyncio.gather(waiting, ending, return_exceptions=True)
+
+
 @contextlib.contextmanager
 def engine_errors() -> Generator[None]:
     """Turns the engine's errors into those of a protocol.
@@ -38,7 +65,7 @@ def engine_errors() -> Generator[None]:
     except FullError as error:
         text = "session: all places are taken; try again later"
         raise ProtocolError(text, "server_full") from error
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ProtocolError(f"session: {error}", "session_failed") from error
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import json
 import threading
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ class Speech(NamedTuple):
     event: dict[str, Any]  # without its sound
 
 
-Item = dict | Speech | None  # an event; speech; None: the end
+Item = str | Speech | None  # JSON of an event; speech; None: the end
 
 
 class Outbox:
@@ -30,15 +31,17 @@ class Outbox:
         self._items: collections.deque[Item] = collections.deque()
         self._ready = asyncio.Event()
         self._speech = 0  # `Speech` among the items
+        self._size = 0  # characters of the events
         self.unheard = 0  # `Speech` that was left out
-        self.overrun = asyncio.Event()  # set when even events are too many
+        self.overrun = asyncio.Event()  # set when even events are too many; they are dropped
 
-    def put(self, item: Item) -> None:
-        """Adds an item, from any thread."""
+    def put(self, item: dict[str, Any] | Speech | None) -> None:
+        """Adds an event, speech or the end, from any thread."""
+        ready: Item = json.dumps(item) if isinstance(item, dict) else item
         if threading.get_ident() == self._thread:
-            self._add(item)
+            self._add(ready)
         else:
-            self._loop.call_soon_threadsafe(self._add, item)
+            self._loop.call_soon_threadsafe(self._add, ready)
 
     def _add(self, item: Item) -> None:
         if isinstance(item, Speech):
@@ -48,9 +51,14 @@ class Outbox:
                 self._items = collections.deque(one for one in self._items if one is not first)
                 self._speech -= 1
                 self.unheard += 1
-        elif item and len(self._items) - self._speech >= self._limits.events_waiting:
-            self.overrun.set()
-            return
+        elif item is not None:
+            self._size += len(item)
+            events = len(self._items) - self._speech
+            if events >= self._limits.events_waiting or self._size > self._limits.event_bytes:
+                self.overrun.set()
+                self._items.clear()
+                self._speech = self._size = 0
+                return
         self._items.append(item)
         self._ready.set()
 
@@ -61,4 +69,5 @@ class Outbox:
             await self._ready.wait()
         item = self._items.popleft()
         self._speech -= isinstance(item, Speech)
+        self._size -= len(item) if isinstance(item, str) else 0
         return item

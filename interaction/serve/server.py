@@ -13,18 +13,24 @@ from interaction.serve.house import House
 class _Http(H11Protocol):
     """HTTP of uvicorn, which would wait for a request for ever, and for any number of them."""
 
-    start_s = 10.0  # s for a request
+    start_s = 10.0  # s for a request, from the connection or from the answer before
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if self.limit_concurrency and len(self.connections) > self.limit_concurrency:
             transport.abort()
         else:
-            self._deadline = self.loop.call_later(self.start_s, self._give_up)
+            self.loop.call_later(self.start_s, self._look, None)
 
-    def _give_up(self) -> None:
-        if self in self.connections and self.cycle is None:
+    def _look(self, before: object) -> None:
+        """Closes the connection if nothing was asked since the last look."""
+        if self not in self.connections:  # it is closed, or a WebSocket
+            return
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and self.cycle is before:
             self.transport.abort()
+        else:
+            self.loop.call_later(self.start_s, self._look, self.cycle)
 
 
 class Server(uvicorn.Server):
@@ -50,6 +56,8 @@ class Server(uvicorn.Server):
                 port=port,
                 http=type("Http", (_Http,), {"start_s": limits.start_s}),
                 log_config=None,  # the caller's
+                log_level="warning",  # its lines tell ids of sessions
+                access_log=False,
                 ws_max_size=limits.message_bytes,
                 limit_concurrency=limits.connections,
                 timeout_graceful_shutdown=30,

@@ -104,18 +104,19 @@ class SessionConnection(abc.ABC):
           first: A message that has come already and is still to be handled.
         """
         counted = self.house.metrics.watch(self.session)
-        stops = [*self.begin(), self.session.subscribe(self._notice_end)]
-        if self.session.closed:  # before it had a subscriber
-            self._ended.set()
-        sender = asyncio.create_task(self._send())
+        sender, reason = asyncio.create_task(self._send()), ENDED
+        stops: list[Callable[[], object]] = []
         try:
+            stops += [*self.begin(), self.session.subscribe(self._notice_end)]
+            if self.session.closed:  # before it had a subscriber
+                self._ended.set()
             reason = await self._until_over(sender, first)
-        finally:
+        finally:  # whatever went wrong, its place is free again
             for stop in stops:
                 stop()
-        await self._leave(reason)
-        counted()
-        await self._say_goodbye(sender, reason)
+            await self._leave(reason)
+            counted()
+            await self._say_goodbye(sender, reason)
 
     @property
     def seconds(self) -> int:
@@ -129,14 +130,17 @@ class SessionConnection(abc.ABC):
           ValueError: It is no sound of that format.
         """
         audio = self.house.engine.model.config.audio
-        if self._decoder is None:
+        decoder = self._decoder
+        if decoder is None:
             form = self.formats[0]
             said_s = len(data) / (2 if form.kind == PCM else 1) / form.rate
             # Silence first, so that chunks are complete shortly before a step.
             until = self.house.engine.due - _EARLY_S - time.monotonic() + said_s
             silence = round((-until % self.house.turn_s) * audio.sample_rate)
-            self._decoder = Decoder(form, audio.turn_samples, audio.sample_rate, silence)
-        for chunk in self._decoder.feed(data):
+            decoder = Decoder(form, audio.turn_samples, audio.sample_rate, silence)
+        chunks = decoder.feed(data)
+        self._decoder = decoder  # sound that is refused changes nothing
+        for chunk in chunks:
             with contextlib.suppress(ValueError):  # the session has just ended
                 self.session.receive(None, np.zeros_like(chunk) if muted else chunk)
 
@@ -150,7 +154,9 @@ class SessionConnection(abc.ABC):
         silent_s = self.house.limits.silent_s
         while True:
             try:
-                message, first = first or await asyncio.wait_for(self._inbox.next(), silent_s), None
+                # `wait_for` of Python 3.11 may lose a cancellation among many messages.
+                async with asyncio.timeout(silent_s):
+                    message, first = first or await self._inbox.next(), None
                 if (reason := await self._take(message)) is not None:
                     return reason
             except ProtocolError as error:
@@ -160,6 +166,9 @@ class SessionConnection(abc.ABC):
                 return SILENT
             except WebSocketDisconnect as error:
                 return self.left(error.code)
+            except Exception:  # a mistake here ends this session alone, and well
+                logs.warn(_log, "a message failed", exc_info=True)
+                return ENDED
 
     def later(self, work: Callable[..., object], *values: Any) -> None:  # noqa: ANN401
         """Does something in the loop; from any thread, in order."""
@@ -188,19 +197,17 @@ class SessionConnection(abc.ABC):
     async def _send(self) -> None:
         """Sends what waits, until the end or until the client is gone."""
         rate = self.house.engine.model.config.audio.sample_rate
-        encoder, form, told = None, None, 0
+        encoder, told = None, 0
         with contextlib.suppress(RuntimeError, WebSocketDisconnect, OSError):
             while (item := await self.outbox.take()) is not None:
                 if isinstance(item, Speech):
-                    if encoder is None or form != self.formats[1]:
-                        form = self.formats[1]
-                        encoder = Encoder(form, rate)
+                    encoder = encoder or Encoder(self.formats[1], rate)
                     if self.outbox.unheard > told:
                         self._tell_unheard(self.outbox.unheard - told)
                         told = self.outbox.unheard
                     delta = base64.b64encode(encoder.feed(item.pcm)).decode()
-                    item = item.event | {"delta": delta}
-                await self._socket.send_text(json.dumps(item))
+                    item = json.dumps(item.event | {"delta": delta})
+                await self._socket.send_text(item)
 
     def _tell_unheard(self, replies: int) -> None:
         self.house.metrics.unheard(replies)

@@ -150,6 +150,9 @@ def test_a_session_is_saved_and_plays_again(tmp_path: pathlib.Path) -> None:
         path.write_text("{}")
         page.set_input_files("#open", path)
         status(page, "session.json has version undefined, wanted 1")
+        path.write_text('{"version": 1, "you": "?"}')
+        page.set_input_files("#open", path)
+        status(page, "session.json is damaged")
         path.write_text("no")
         page.set_input_files("#open", path)
         status(page, "session.json is no saved session")
@@ -241,3 +244,20 @@ def test_a_model_that_sees_gets_the_camera() -> None:
 def test_a_blind_model_shows_no_camera() -> None:
     with page_of() as page:
         expect(page.locator("#camera")).to_be_hidden()
+
+
+def test_stop_while_it_connects_leaves_no_session() -> None:
+    slow = """
+      window.WebSocket = class extends WebSocket {
+        set onopen(callback) { super.onopen = () => setTimeout(callback, 500); }
+      };
+    """
+    with page_of(setup=slow) as page:
+        page.click("#talk")
+        status(page, "Connecting")
+        page.click("#talk")
+        page.wait_for_timeout(1_500)
+        status(page, "Press Talk to begin again.")
+        health = page.evaluate("fetch('/healthz').then((answer) => answer.json())")
+        assert health["sessions"] == 0
+        expect(page.locator("#mute")).to_be_disabled()

@@ -30,6 +30,7 @@ def create(**item: Any) -> dict[str, Any]:
     return {"type": "conversation.item.create", "item": item}
 
 
+INFINITE = '{"type": "session.update", "session": {"type": "realtime", "prompt": 1e999}}'
 TEXT = [{"type": "input_text", "text": "hello"}]
 WEATHER = {"type": "function", "name": "weather", "parameters": {"properties": {"place": {}}}}
 
@@ -48,6 +49,9 @@ WEATHER = {"type": "function", "name": "weather", "parameters": {"properties": {
         (update(tools=[{"type": "mcp"}]), "unsupported_parameter", "session.tools"),
         ({"type": "input_audio_buffer.append", "audio": "?"}, "invalid_value", "audio"),
         ({"type": "input_audio_buffer.append", "audio": "AA=="}, "invalid_value", None),
+        (INFINITE, "invalid_json", None),
+        (update(prompt=json.loads("[" * 40 + "]" * 40)), "invalid_json", None),
+        (update(prompt="x" * 300_000), "invalid_value", "session"),
         ({"type": "input_audio_buffer.commit"}, "input_audio_buffer_commit_empty", None),
         ({"type": "response.cancel"}, "response_cancel_not_active", None),
         (
@@ -104,7 +108,7 @@ def test_a_bad_message_is_refused_alone(
         asyncio.run(run(address))
 
 
-def test_history_is_told_not_to_be_read_and_text_in_a_talk_is_refused() -> None:
+def test_text_is_told_not_to_be_read_and_the_format_stays() -> None:
     async def run(address: str) -> None:
         async with bare(address) as socket:
             await answer(socket, update(), "session.updated")
@@ -113,8 +117,16 @@ def test_history_is_told_not_to_be_read_and_text_in_a_talk_is_refused() -> None:
             assert told["code"] == "input_not_read"
             sound = {"type": "input_audio_buffer.append", "audio": ""}
             await socket.send(json.dumps(sound))
-            error = (await answer(socket, item))["error"]
-            assert "not trained" in error["message"]
+            assert (await answer(socket, item, "info"))["code"] == "input_not_read"
+            twice = create(type="message", role="user", content=TEXT, id="one")
+            await answer(socket, twice, "conversation.item.done")
+            error = (await answer(socket, twice))["error"]
+            assert error["code"] == "item_create_duplicate_item_id"
+            await answer(
+                socket,
+                {"type": "conversation.item.delete", "item_id": "one"},
+                "conversation.item.deleted",
+            )
             other = update(audio={"input": {"format": {"type": "audio/pcmu"}}})
             assert (await answer(socket, other))["error"]["code"] == "immutable_parameter"
 

@@ -22,7 +22,7 @@ from interaction.serve.live.live_messages import (
 )
 from interaction.serve.live.live_session import LiveSession
 from interaction.serve.messages import ProtocolError, new_id
-from interaction.serve.opening import Link, engine_errors, refuse
+from interaction.serve.opening import Link, engine_errors, first_message, refuse
 from interaction.serve.outbox import Outbox
 
 
@@ -47,12 +47,9 @@ class LiveConnection:
     async def run(self) -> None:
         """Serves the connection to its end."""
         try:
-            start = await asyncio.wait_for(self._start(), self._house.limits.start_s)
+            start = await first_message(self._link, self._start(), self._house.limits.start_s)
             session, card = await self._open(start)
         except ProtocolError as error:
-            await refuse(self._link, error, error_event)
-        except TimeoutError:
-            error = ProtocolError("session.start: got nothing in time", "timeout")
             await refuse(self._link, error, error_event)
         except WebSocketDisconnect:
             pass  # before anything began
@@ -120,6 +117,7 @@ class LiveConnection:
                 refuse("session.delegation.responses.tools", text)
 
     def _make_agent(self, config: dict[str, Any]) -> BackgroundAgent | None:
+        SessionConfig(**config)  # one that was kept may be of another version
         delegation = config.get("delegation") or {}
         if delegation.get("type") == "responses" and self._house.make_agent is not None:
             more = (delegation.get("responses") or {}).get("instructions")

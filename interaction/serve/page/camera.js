@@ -15,10 +15,14 @@ export class Camera {
     this.stream = null;
   }
 
-  async open() {
-    this.stream = await navigator.mediaDevices.getUserMedia({
+  // Calls a function if the camera goes away.
+  async open(gone) {
+    const stream = await navigator.mediaDevices.getUserMedia({
       video: { width: { ideal: 640 }, facingMode: "user" },
     });
+    this.close();
+    this.stream = stream;
+    for (const track of stream.getTracks()) track.onended = gone;
     this.video.srcObject = this.stream;
     this.video.hidden = false;
     await this.video.play();

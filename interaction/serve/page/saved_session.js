@@ -27,8 +27,12 @@ export async function read(file) {
         "open it with the page that saved it.",
     );
   }
-  const sides = { you: toFloat(fromBase64(saved.you)), model: toFloat(fromBase64(saved.model)) };
-  return { rate: saved.rate, sides, events: saved.events };
+  try {
+    const sides = { you: toFloat(fromBase64(saved.you)), model: toFloat(fromBase64(saved.model)) };
+    return { rate: saved.rate, sides, events: [...saved.events] };
+  } catch {
+    throw new Error(`${file.name} is damaged.`);
+  }
 }
 
 // Plays a session; tells of sound and events at their time, and of the end. Returns what stops it.

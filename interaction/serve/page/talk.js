@@ -17,6 +17,7 @@ const MICROPHONE = {
 };
 const REFUSALS = {
   server_full: "All places are taken. Try again later.",
+  session_not_found: "The session is gone. Press Talk to begin another.",
   session_limit_reached: "You have too many sessions. Close one, then press Talk.",
 };
 const address = new URLSearchParams(location.search);
@@ -107,6 +108,7 @@ function connect(fork) {
   socket = mine;
   problem = "";
   mine.onopen = () => {
+    if (mine !== socket) return;
     const format = { type: "audio/pcm", rate: RATE };
     const delegation = server.delegates ? { delegation: { type: "responses" } } : {};
     const video = server.frame_size ? { interaction: { video: true } } : {};
@@ -263,6 +265,7 @@ function clear() {
 async function start() {
   const mine = ++talks;
   wanted = true;
+  session = null;
   tries = 0;
   events = [];
   sound = { you: [], model: [] };
@@ -291,9 +294,10 @@ async function start() {
 function stop(text) {
   talks += 1;
   wanted = false;
-  if (socket?.readyState === WebSocket.OPEN) {
-    socket.send(JSON.stringify({ type: "session.close" }));
-  }
+  const old = socket;
+  socket = null; // what it still brings is of no interest
+  if (old?.readyState === WebSocket.OPEN) old.send(JSON.stringify({ type: "session.close" }));
+  else old?.close();
   closeAudio(audio);
   audio = null;
   showCamera(false);
@@ -316,7 +320,7 @@ async function showCamera(value) {
     return;
   }
   try {
-    await camera.open();
+    await camera.open(() => showCamera(false));
     if (element("camera").getAttribute("aria-pressed") === "false") camera.close(); // meanwhile
   } catch (error) {
     showCamera(false);
@@ -351,7 +355,8 @@ async function replay(file) {
 
 element("talk").onclick = () => (wanted ? stop("Press Talk to begin again.") : start());
 element("mute").onclick = () => setMuted(!muted);
-element("camera").onclick = () => showCamera(!camera.stream);
+element("camera").onclick = ({ target }) =>
+  showCamera(target.getAttribute("aria-pressed") === "false");
 element("save").onclick = () => save(RATE, sound, events);
 element("open").onchange = ({ target }) => {
   if (target.files[0]) replay(target.files[0]);

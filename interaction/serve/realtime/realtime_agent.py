@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from interaction.background.agent import FAILED, BackgroundAgent, Event, MicroTurn
-from interaction.serve.client_agent import ClientAgent
+from interaction.serve.client_agent import ClientAgent, corrected
 
 
 class RealtimeAgent(BackgroundAgent):
@@ -57,7 +57,7 @@ class RealtimeAgent(BackgroundAgent):
         if taker := self._takers.get(delegation):
             taker.update(delegation, request, updates)
         else:
-            self.ask(delegation, request)
+            self.ask(delegation, corrected(request, updates))
 
     def cancel(self, delegation: int) -> None:
         """See `BackgroundAgent`."""

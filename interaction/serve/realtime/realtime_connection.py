@@ -1,6 +1,7 @@
 """A connection of OpenAI's Realtime protocol, from its first message to its session."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -12,7 +13,7 @@ from interaction.engine.session import Session
 from interaction.serve.house import Card, House
 from interaction.serve.inbox import Inbox
 from interaction.serve.messages import ProtocolError, new_id
-from interaction.serve.opening import Link, engine_errors, refuse
+from interaction.serve.opening import Link, engine_errors, first_message, refuse
 from interaction.serve.outbox import Outbox
 from interaction.serve.realtime.realtime_agent import RealtimeAgent
 from interaction.serve.realtime.realtime_messages import (
@@ -56,17 +57,15 @@ class RealtimeConnection:
             settings, card = Settings(self._card.config), self._card
             told = settings.describe(card.id, card.until, self._house.name)
             await self._send(event("session.created", session=told))
-            first = await asyncio.wait_for(self._first(settings), self._house.limits.silent_s)
+            limit_s = self._house.limits.silent_s
+            first = await first_message(self._link, self._first(settings), limit_s)
             asked = settings
             if isinstance(first, SessionUpdate):
                 asked = settings.update(first.session)
             session, agent = await self._open(asked.instructions)
         except ProtocolError as error:
             await refuse(self._link, error, error_event)
-        except TimeoutError:
-            error = ProtocolError("session: got nothing in time", "timeout")
-            await refuse(self._link, error, error_event)
-        except (RuntimeError, WebSocketDisconnect):
+        except WebSocketDisconnect:
             pass  # before anything began
         else:
             await RealtimeSession(self._link, session, self._card, agent, asked.instructions).run(
@@ -91,13 +90,14 @@ class RealtimeConnection:
     async def _open(self, instructions: str) -> tuple[Session, RealtimeAgent]:
         house = self._house
         with house.room(self._card.owner):
-            server = None if house.make_agent is None else house.make_agent(instructions)
-            agent = RealtimeAgent(server)
             with engine_errors():
+                server = None if house.make_agent is None else house.make_agent(instructions)
+                agent = RealtimeAgent(server)
                 seed = secrets.randbits(31)
                 session = await asyncio.to_thread(house.engine.open, agent, seed, None)
             await house.admit(session, self._card)
         return session, agent
 
     async def _send(self, told: dict[str, Any]) -> None:
-        await self._link.socket.send_text(json.dumps(told))
+        with contextlib.suppress(RuntimeError):  # the client is gone, as the next message tells
+            await self._link.socket.send_text(json.dumps(told))

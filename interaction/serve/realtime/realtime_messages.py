@@ -4,6 +4,7 @@ The names of events and fields are those of `openai.types.realtime`. Unknown fie
 refused, as there.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from interaction.serve.audio_formats import PCM, Format
 from interaction.serve.messages import ClientMessage, ProtocolError, Strict, new_id, read_message
 
 LONGEST_TEXT = 4_000  # characters of an item
+_LARGEST = 200_000  # characters of a configuration
 REQUEST = "request"  # the parameter of a function that takes what the model delegates, in words
 
 
@@ -99,8 +101,8 @@ class AudioClear(ClientMessage):
 
 
 class _Content(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-    type: str
+    model_config = ConfigDict(extra="ignore", strict=True)
+    type: str = Field(max_length=40)
     text: str | None = Field(None, max_length=LONGEST_TEXT)
 
 
@@ -109,7 +111,7 @@ class Message(Strict):
 
     type: Literal["message"]
     role: Literal["system", "user", "assistant"]
-    content: list[_Content] = Field(min_length=1, max_length=16)
+    content: list[_Content] = Field(min_length=1, max_length=4)
     id: str | None = Field(None, max_length=64)
     object: Literal["realtime.item"] | None = None
     status: str | None = None
@@ -134,6 +136,13 @@ class ItemCreate(ClientMessage):
     previous_item_id: str | None = None
 
 
+class ItemDelete(ClientMessage):
+    """Removes an item from those that can be asked for; the model has heard or said it."""
+
+    type: Literal["conversation.item.delete"]
+    item_id: str
+
+
 class ItemTruncate(ClientMessage):
     """The client stopped to play an item."""
 
@@ -154,6 +163,10 @@ class _ResponseConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
     conversation: str | None = None
     input: list[Any] | None = None
+    instructions: str | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    output_modalities: list[str] | None = None
+    tools: list[Any] | None = None
 
 
 class ResponseCreate(ClientMessage):
@@ -176,6 +189,7 @@ _EVENTS: dict[str, type[ClientMessage]] = {
     "input_audio_buffer.commit": AudioCommit,
     "input_audio_buffer.clear": AudioClear,
     "conversation.item.create": ItemCreate,
+    "conversation.item.delete": ItemDelete,
     "conversation.item.truncate": ItemTruncate,
     "conversation.item.retrieve": ItemRetrieve,
     "response.create": ResponseCreate,
@@ -231,7 +245,11 @@ class Settings:
         Raises:
           ProtocolError: It asks for what this server cannot do.
         """
-        return Settings(_merge(self.config, session.model_dump(exclude_unset=True)))
+        config = _merge(self.config, session.model_dump(exclude_unset=True))
+        if (size := len(json.dumps(config))) > _LARGEST:
+            text = f"session: got {size} characters, wanted at most {_LARGEST}"
+            raise ProtocolError(text, "invalid_value", "session")
+        return Settings(config)
 
     def describe(self, name: str, until: float, model: str) -> dict[str, Any]:
         """A session as the client is told of it.

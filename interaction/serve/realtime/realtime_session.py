@@ -22,6 +22,7 @@ from interaction.serve.realtime.realtime_messages import (
     AudioCommit,
     FunctionCallOutput,
     ItemCreate,
+    ItemDelete,
     ItemRetrieve,
     ItemTruncate,
     Message,
@@ -108,8 +109,12 @@ class RealtimeSession(SessionConnection):
                 turns.commit()
             case AudioClear():
                 turns.clear()
+            case ItemDelete():
+                turns.remove(message.item_id)
             case ItemTruncate():
-                turns.item(message.item_id, "truncate")
+                if turns.item(message.item_id, "truncate").get("role") != "assistant":
+                    text = "item_id: got another item, wanted one that the model says"
+                    raise ProtocolError(text, "item_truncate_invalid_item_id", "item_id")
                 fields = message.model_dump(exclude={"type", "event_id"})
                 self.outbox.put(event("conversation.item.truncated", **fields))
             case ItemRetrieve():
@@ -124,9 +129,9 @@ class RealtimeSession(SessionConnection):
     def _update(self, message: SessionUpdate) -> None:
         old = self._turns.settings
         new = old.update(message.session)
-        if self.heard and new.input != old.input:
-            text = "session.audio.input.format: got another one, wanted that of the first sound"
-            raise ProtocolError(text, "immutable_parameter", "session.audio.input.format")
+        if self.heard and (new.input, new.output) != (old.input, old.output):
+            text = "session.audio: got another format, wanted that of the first sound"
+            raise ProtocolError(text, "immutable_parameter", "session.audio")
         self._turns.settings = new
         self._agent.by_client = bool(new.function)
         told = new.describe(self.card.id, self.card.until, self.house.name)
@@ -136,6 +141,7 @@ class RealtimeSession(SessionConnection):
     async def _create(self, message: ItemCreate) -> None:
         item = message.item
         name = item.id or new_id("item")
+        self._turns.check_new(name)
         if isinstance(item, FunctionCallOutput):
             if item.call_id not in self._calls:
                 raise ProtocolError(
@@ -161,11 +167,11 @@ class RealtimeSession(SessionConnection):
                     "unsupported_content",
                     "item.content",
                 )
-        if item.role == "user" and self.heard:
+        if item.role == "user" and self.house.engine.model.config.trained_on_text:
             text = " ".join(part.text or "" for part in item.content)
             await asyncio.to_thread(self.house.engine.type, self.session, text)
         else:
-            self.inform("input_not_read", "the live model reads no history as text")
+            self.inform("input_not_read", "the live model does not read this text")
 
     def _create_response(self, message: ResponseCreate) -> None:
         asked = message.response
@@ -175,7 +181,11 @@ class RealtimeSession(SessionConnection):
                 "unsupported_parameter",
                 "response.conversation",
             )
-        self._turns.create_response()
+        if asked is not None and (
+            asked.instructions or asked.tools or "text" in (asked.output_modalities or [])
+        ):
+            self.inform("response_settings_not_read", "a response has the settings of its session")
+        self._turns.create_response(asked.metadata if asked is not None else None)
 
     # What the client is told.
 
@@ -225,7 +235,7 @@ def _words(output: str) -> str:
     """What a function answered, in words: text, JSON of text, or the only text of an object."""
     try:
         value = json.loads(output)
-    except ValueError:
+    except (ValueError, RecursionError):
         return output
     if isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()

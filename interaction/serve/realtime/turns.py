@@ -18,7 +18,7 @@ from interaction.serve.realtime.realtime_messages import REQUEST, Settings, even
 
 _QUIET = 3  # micro-turns that end a response or an item
 _PATIENCE = 25  # micro-turns for the model to speak after the client asked for it
-_KEPT = 256  # items that can be asked for
+_KEPT = 64  # items that can be asked for
 
 
 @dataclasses.dataclass
@@ -29,6 +29,7 @@ class _Response:
     began: int  # micro-turn
     active: int  # the last micro-turn in which the model spoke
     text_only: bool
+    metadata: dict[str, str] | None = None  # the client's
     outputs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     words: str = ""
     message: int | None = None  # its place in `outputs`
@@ -43,6 +44,7 @@ class _Utterance:
     began: int  # micro-turn
     active: int  # the last micro-turn in which the user said a word
     words: str = ""
+    started: bool = False  # whether the client knows that the user speaks
     committed: bool = False
 
 
@@ -69,6 +71,7 @@ class Turns:
         self._utterance: _Utterance | None = None
         self._items: collections.OrderedDict[str, dict[str, Any]] = collections.OrderedDict()
         self._last: str | None = None  # id of the newest item
+        self._function = settings.function  # the last one that there was
 
     # From the model.
 
@@ -121,6 +124,7 @@ class Turns:
           name: Id of the delegation.
           request: The request, in words.
         """
+        self._function = self.settings.function or self._function
         alone = self._response is None
         response = self._response or self._begin_response()
         response.active = self._turn
@@ -131,7 +135,7 @@ class Turns:
             "type": "function_call",
             "status": "in_progress",
             "call_id": name,
-            "name": self.settings.function,
+            "name": self._function,
             "arguments": "",
         }
         index = self._add_output(response, item)
@@ -148,8 +152,8 @@ class Turns:
 
     # From the client.
 
-    def create_response(self) -> None:
-        """Opens a response before the model speaks.
+    def create_response(self, metadata: dict[str, str] | None = None) -> None:
+        """Opens a response before the model speaks, with metadata of the client.
 
         Raises:
           ProtocolError: One is open.
@@ -159,7 +163,7 @@ class Turns:
                 f"response: {self._response.id} is open; wait for its response.done",
                 "conversation_already_has_active_response",
             )
-        self._begin_response()
+        self._begin_response(metadata)
 
     def cancel_response(self, name: str | None) -> None:
         """Ends a response; what the model still says of it is not sent.
@@ -170,7 +174,7 @@ class Turns:
         response = self._response
         if response is None or name not in (None, response.id):
             raise ProtocolError(
-                f"response_id: got {str(name)[:80]}, wanted a response that is open",
+                f"Cancellation failed: got response_id {str(name)[:80]}, wanted an open one",
                 "response_cancel_not_active",
             )
         self._cut = True
@@ -178,21 +182,49 @@ class Turns:
 
     def commit(self) -> None:
         """Makes an item of what the user said."""
-        if self._utterance is None:
-            self._utterance = _Utterance(new_id("item"), self._turn, self._turn)
-        self._commit(self._utterance)
-        self._utterance.active = self._turn  # words may be on their way
+        if self._utterance is not None and self._utterance.committed:
+            self._end_utterance(self._utterance)
+        said = self._utterance or _Utterance(new_id("item"), self._turn, self._turn)
+        self._utterance = said
+        self._stop_speech(said)
+        self._commit(said)
+        said.active = self._turn  # words may be on their way
 
     def clear(self) -> None:
         """Forgets what the user said since the last commit; the model has heard it."""
-        if self._utterance is not None and not self._utterance.committed:
+        said = self._utterance
+        if said is not None and not said.committed:
+            self._stop_speech(said)
             self._utterance = None
         self._put("input_audio_buffer.cleared")
+
+    def check_new(self, name: str) -> None:
+        """Checks the id of an item that the client adds.
+
+        Raises:
+          ProtocolError: There is one with it.
+        """
+        if name in self._items:
+            raise ProtocolError(
+                f"item.id: got {name[:80]!r}, wanted one that no item has",
+                "item_create_duplicate_item_id",
+                "item.id",
+            )
 
     def add(self, item: dict[str, Any]) -> None:
         """Adds an item of the client."""
         self._added(item)
         self._done(item)
+
+    def remove(self, name: str) -> None:
+        """Removes an item from those that can be asked for.
+
+        Raises:
+          ProtocolError: There is none.
+        """
+        self.item(name, "delete")
+        del self._items[name]
+        self._put("conversation.item.deleted", item_id=name)
 
     def item(self, name: str, what: str) -> dict[str, Any]:
         """An item.
@@ -224,9 +256,9 @@ class Turns:
             self._put("response.content_part.added", part=part, **place)
         return response
 
-    def _begin_response(self) -> _Response:
+    def _begin_response(self, metadata: dict[str, str] | None = None) -> _Response:
         text_only = self.settings.text_only
-        response = _Response(new_id("resp"), self._turn, self._turn, text_only)
+        response = _Response(new_id("resp"), self._turn, self._turn, text_only, metadata)
         self._response = response
         self._put("response.created", response=self._resource(response, "in_progress"))
         return response
@@ -286,7 +318,7 @@ class Turns:
             "conversation_id": self.conversation,
             "output_modalities": ["text" if response.text_only else "audio"],
             "audio": {"output": {"format": {"type": form.kind, "rate": form.rate}}},
-            "metadata": None,
+            "metadata": response.metadata,
         }
 
     def _place(self, response: _Response, index: int | None) -> dict[str, Any]:
@@ -302,7 +334,15 @@ class Turns:
         if self.settings.detects:
             kind = "input_audio_buffer.speech_started"
             self._put(kind, audio_start_ms=self._milliseconds(self._turn - 1), item_id=said.id)
+            said.started = True
         return said
+
+    def _stop_speech(self, said: _Utterance) -> None:
+        """Tells that the user is silent, if it was told that the user spoke."""
+        if said.started:
+            said.started = False
+            kind = "input_audio_buffer.speech_stopped"
+            self._put(kind, audio_end_ms=self._milliseconds(said.active), item_id=said.id)
 
     def _commit(self, said: _Utterance) -> None:
         if said.committed:
@@ -313,12 +353,10 @@ class Turns:
         self._added(_user_item(said, "in_progress"))
 
     def _end_utterance(self, said: _Utterance) -> None:
-        if not said.committed and not self.settings.detects:
+        if not (said.committed or said.started or self.settings.detects):
             return  # the client commits
         self._utterance = None
-        if self.settings.detects and not said.committed:
-            kind = "input_audio_buffer.speech_stopped"
-            self._put(kind, audio_end_ms=self._milliseconds(said.active), item_id=said.id)
+        self._stop_speech(said)
         self._commit(said)
         self._done(_user_item(said, "completed"))
         if self.settings.transcribes:
