@@ -100,7 +100,7 @@ async def run(server: Server, count: int) -> dict[str, Any]:
     user = np.round(read_audio(ASSET) * 32_767).astype(np.int16)
     client, pid = Client(user, 0), server.process.pid
     talking = asyncio.create_task(client.talk(server.address))
-    await crowd(server.address, count // 10, 120)  # what is kept once
+    await crowd(server.address, count, 300)  # what is kept once
     before = memory_mb(pid)
     gone = [await vanish(server.address) for _ in range(2)]
     ends = await crowd(server.address, count, 300)

@@ -7,9 +7,12 @@ Without --tokens the server takes connections of this machine alone. With --fold
 a lost connection, SIGTERM and SIGKILL. See docs/serving.md.
 """
 
+import contextlib
 import logging
+import os
 import pathlib
 import resource
+import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,12 +34,12 @@ from interaction.serve.server import Server
 EXAMPLES = [
     "what is seven times eight",
     "what time is it",
-    "set a timer for ten seconds",
-    "where is the honey",
-    "how much is the pepper",
+    "ring in ten seconds",
+    "in which room is the honey",
+    "what is the price of the pepper",
     "how many feet are three yards",
     "what is the capital of france",
-    "what color is the sky",
+    "what is the color of the sky",
 ]
 
 
@@ -93,6 +96,24 @@ def make_house() -> House:
     return House(engine, name, make_agent, door=door, limits=limits, folder=given.folder)
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A socket for the server, before anything is loaded.
+
+    Raises:
+      ValueError: The address is not of this machine, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        raise ValueError(
+            f"--port: got {port} at {host!r} ({error}), wanted a free one; choose another --port"
+        ) from error
+    return made
+
+
 def define_flags() -> None:
     """Defines the command line; not on import, so that commands can be imported together."""
     flags.DEFINE_string("model", "demo", "Name or folder of a released model.")
@@ -125,21 +146,27 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each connection
-    print("loading and compiling", flush=True)
     try:
+        listening = bind(given.host, given.port)
+        print("loading and compiling", flush=True)
         house = make_house()
     except ValueError as error:
         raise app.UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        os._exit(130)  # at once: threads that compile cannot be ended
     text = (
         "It knows a fixed set of English requests, such as these, and takes any other for one of "
         "them. It learnt from synthetic voices and understands people badly."
     )
     about = About(text, EXAMPLES) if given.model == "demo" else About("Say anything.", [])
     server = Server(house, about, given.host, given.port)
-    listening = server.config.bind_socket()
     listening.listen()  # those who come early wait
-    print(f"open http://{given.host}:{listening.getsockname()[1]}", flush=True)
-    server.run([listening])
+    host = "localhost" if given.host in ("0.0.0.0", "::") else given.host
+    print(f"open http://{host}:{listening.getsockname()[1]}", flush=True)
+    if given.folder is not None:
+        print(f"sessions are kept under {given.folder}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # raised again when all is saved
+        server.run([listening])
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def load_sounddevice() -> Any:  # noqa: ANN401
     except ImportError as error:
         raise ValueError(
             "sounddevice: got no such package, wanted it for the sound card; "
-            "install it: pip install 'interaction[talk]'"
+            "install it: pip install -e '.[talk]'"
         ) from error
     except OSError as error:
         raise ValueError(

@@ -144,7 +144,7 @@ def run(given: flags.FlagValues) -> None:
       ValueError: The sound card, the model or the record cannot be used.
     """
     if given.list_devices:
-        print(load_sounddevice().query_devices())
+        print(load_sounddevice().query_devices() or "no sound card was found")
         return
     card = SoundCard(given.input_device, given.output_device)
     print("loading and compiling", flush=True)

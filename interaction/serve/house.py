@@ -27,6 +27,7 @@ from interaction.serve.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 _OPEN, _LEFT, _RECORDS, _CARD = "open", "left", "records", ".json"
+_ENDING_TRIES = 40  # of 0.05 s, for a session that is ending
 _SWEEP_S = 10.0  # s between two looks for files that are too old
 
 
@@ -200,10 +201,11 @@ class House:
         Raises:
           ProtocolError: There is no such session of this client.
         """
+        old = await self._settled(name)
         card, path = self.cards.get(name), self._left(name)
         if card is None and path is not None:
             card = _read_card(path.with_suffix(_CARD))
-        gone = name not in self.cards and (path is None or name in self._taken)
+        gone = old is None and (path is None or name in self._taken)
         # A foreign one is as unknown as none.
         if card is None or gone or card.owner != owner or not card.resumable:
             raise ProtocolError(
@@ -211,11 +213,13 @@ class House:
                 "session_not_found",
             )
         agent = make(card.config)
-        if name in self.cards:
-            old = next((one for one in self.engine.sessions if one.name == name), None)
-            if old is None:
-                raise ProtocolError("session: it has just ended", "session_not_found")
-            return await asyncio.to_thread(self.engine.fork, old, agent), card
+        if old is not None:
+            try:
+                return await asyncio.to_thread(self.engine.fork, old, agent), card
+            except ValueError:
+                if not old.closed:
+                    raise
+            return await self.resume(name, owner, make)  # it has just ended
         once = path is not None and not card.config.get("store")
         self._taken |= {name} if once else set()
         try:
@@ -226,6 +230,17 @@ class House:
         finally:
             self._taken.discard(name)
         return session, card
+
+    async def _settled(self, name: str) -> Session | None:
+        """The session of this name, None if none is open; waits for one that is ending."""
+        for _ in range(_ENDING_TRIES):
+            for session in self.engine.sessions:
+                if session.name == name and not session.closed:
+                    return session
+            if name not in self.cards:  # what it left is on the disk
+                break
+            await asyncio.sleep(0.05)
+        return None
 
     def record_path(self, name: str) -> pathlib.Path | None:
         """Where the record of a session with `store` goes; None without a folder."""

@@ -57,6 +57,10 @@ def test_a_delegation_is_answered_by_the_client() -> None:
             asked = events[-1]
             assert asked.delegation.target == "client" and asked.offset_ms % 200 == 0
             name = asked.delegation.id
+            words = (await until(live, "info"))[-1]
+            assert (
+                words.code == "delegation_request" and words.message == f"{name}: what time is it"
+            )
             await live.session.thinking.append(content="looking", delegation_id=name)
             await until(live, "session.thinking.appended")
             words_ = {"content": "sorry that did not work", "delegation_id": name}

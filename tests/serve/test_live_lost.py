@@ -67,6 +67,25 @@ def test_a_lost_session_goes_on_and_only_for_its_client(tmp_path: pathlib.Path) 
         asyncio.run(run(address))
 
 
+def test_a_client_that_comes_back_at_once_goes_on(tmp_path: pathlib.Path) -> None:
+    async def run(address: str) -> None:
+        for wait_s in (0.0, 0.0, 0.01, 0.05, 0.2):
+            async with bare(address) as socket:
+                name = next(iter(one.cards))
+                socket.transport.abort()
+            await asyncio.sleep(wait_s)
+            async with bare(address, started=False, path=f"/{name}/fork") as socket:
+                start = {"type": "session.start", "session": {}}
+                await answer(socket, start, "session.started")
+                assert name in json.loads(await socket.recv())["message"]
+            async with asyncio.timeout(5):
+                while one.engine.sessions or one.cards:
+                    await asyncio.sleep(0.02)
+
+    with house(rows=4, folder=tmp_path) as (address, one):
+        asyncio.run(run(address))
+
+
 def test_the_record_of_a_stored_session_is_its_client_s(tmp_path: pathlib.Path) -> None:
     async def run(address: str) -> str:
         async with connect(address, {"store": True}) as live:

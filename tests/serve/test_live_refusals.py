@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,13 @@ from interaction.serve.house import House
 from interaction.serve.limits import Door, Limits, RefusedError
 from tests.serve.clients import answer, bare, house
 from tests.serve.echo import EchoModel, serving
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A server for all tests that change nothing in it."""
+    with house(rows=8) as (address, _):
+        yield address
 
 
 @pytest.mark.parametrize(
@@ -57,11 +65,13 @@ from tests.serve.echo import EchoModel, serving
         ({"type": "interaction.input_frame.append", "frame": "AAAA"}, "invalid_value", None),
     ],
 )
-def test_a_bad_message_is_refused_alone(message: Any, code: str, param: str | None) -> None:
+def test_a_bad_message_is_refused_alone(
+    address: str, message: Any, code: str, param: str | None
+) -> None:
     if isinstance(message, dict):
         message = message | {"event_id": "mine"}
 
-    async def run(address: str) -> None:
+    async def run() -> None:
         async with bare(address) as socket:
             error = (await answer(socket, message))["error"]
             assert error["code"] == code and error["message"]
@@ -72,8 +82,7 @@ def test_a_bad_message_is_refused_alone(message: Any, code: str, param: str | No
             closed = await answer(socket, {"type": "session.close"}, "session.closed")
             assert closed["reason"] == "close_requested"
 
-    with house() as (address, _):
-        asyncio.run(run(address))
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

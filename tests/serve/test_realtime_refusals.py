@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -33,6 +33,13 @@ def create(**item: Any) -> dict[str, Any]:
 INFINITE = '{"type": "session.update", "session": {"type": "realtime", "prompt": 1e999}}'
 TEXT = [{"type": "input_text", "text": "hello"}]
 WEATHER = {"type": "function", "name": "weather", "parameters": {"properties": {"place": {}}}}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A server for all tests that change nothing in it."""
+    with house(rows=8) as (address, _):
+        yield address
 
 
 @pytest.mark.parametrize(
@@ -88,12 +95,12 @@ WEATHER = {"type": "function", "name": "weather", "parameters": {"properties": {
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_a_bad_message_is_refused_alone(
-    message: Any, code: str, param: str | None, first: bool
+    address: str, message: Any, code: str, param: str | None, first: bool
 ) -> None:
     if isinstance(message, dict):
         message = message | {"event_id": "mine"}
 
-    async def run(address: str) -> None:
+    async def run() -> None:
         async with bare(address) as socket:
             if not first:
                 await answer(socket, update(), "session.updated")
@@ -104,8 +111,7 @@ def test_a_bad_message_is_refused_alone(
             told = await answer(socket, update(instructions="x"), "session.updated")
             assert told["session"]["instructions"] == "x" and not told["session"]["tools"]
 
-    with house() as (address, _):
-        asyncio.run(run(address))
+    asyncio.run(run())
 
 
 def test_text_is_told_not_to_be_read_and_the_format_stays() -> None:

@@ -49,13 +49,13 @@ class LiveEvents:
         self.by_server = True  # whether the server answers delegations
         self._session: Session | None = None  # None before `begin`
         self._first: int | None = None  # the first micro-turn that the client hears
-        self._early: list[str] = []  # delegations that were asked again before `begin`
+        self._early: list[tuple[str, str]] = []  # delegations that were asked again before `begin`
 
     def begin(self, session: Session) -> None:
         """The client knows of its session now."""
         self._session = session
-        for name in self._early:
-            self.created(name)
+        for early in self._early:
+            self.created(*early)
 
     def reply(self, reply: Reply) -> None:
         """Passes on the speech of a micro-turn, float32[turn_samples] in [-1, 1]."""
@@ -73,12 +73,13 @@ class LiveEvents:
         """The time on the client's clock, ms."""
         return self._milliseconds(self._turn)
 
-    def created(self, name: str, request: str = "") -> None:
-        """A delegation waits for the client."""
+    def created(self, name: str, request: str) -> None:
+        """A delegation waits for the client; the protocol's event is without its words."""
         if self._session is None:
-            self._early.append(name)
+            self._early.append((name, request))
         else:
             self._outbox.put(self._delegation(name, "client", self._turn))
+            self.info("delegation_request", f"{name}: {request}")
 
     def dropped(self, name: str) -> None:
         """The client's answer to a delegation is no longer wanted."""
