@@ -204,7 +204,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ValueError, match="sudo apt-get install libportaudio2"):
         SoundCard()
     missing(ImportError("No module named 'sounddevice'"))
-    with pytest.raises(ValueError, match=r"pip install 'interaction\[talk\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[talk\]'"):
         SoundCard()
 
 
@@ -234,8 +234,11 @@ def test_a_talk_with_a_sound_card_until_ctrl_c(sounddevice: FakePortAudio) -> No
             heard.extend(run_card(card, 2.0))
             os.kill(os.getpid(), signal.SIGINT)
 
+        # A program that a shell started beside others ignores the signal.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Thread(target=play).start()
         talk.talk(conversation, card, events.append)
+        signal.signal(signal.SIGINT, before)
     assert 8 <= conversation.stats.turns <= 13
     kinds = [event.kind for event in events]
     assert session_events.ASKED in kinds and session_events.FAILED in kinds  # there is no agent
