@@ -30,10 +30,12 @@ clients: $(VENV)/.clients ## talks through the clients of OpenAI, Pipecat and Li
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/clients
 
 browser: chromium $(VENV)/.browser ## talks to the page in Chromium; writes out/browser.json and out/page.png
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/browser/test_latency.py
 	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.browser
 
+# Delays need idle cores; `make browser` has them.
 page: chromium $(VENV)/.browser ## tests the page in Chromium, a minute
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/browser
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/browser --ignore=tests/browser/test_latency.py
 
 test: engines $(VENV)/.test ## runs the tests on the CPU
 	XLA_FLAGS="$(UNOPTIMISED)" $(PYTEST) -m "not optimised"
