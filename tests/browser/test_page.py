@@ -1,6 +1,6 @@
 """The page in Chromium, on a server of an echo; the microphone beeps once a second.
 
-They need the `browser` extra and Chromium: `make browser`.
+They need the `browser` extra and Chromium: `make page`.
 """
 
 import contextlib
