@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,6 @@ from interaction.serve.house import House
 from interaction.serve.limits import Door, Limits, RefusedError
 from tests.serve.clients import answer, bare, house
 from tests.serve.echo import EchoModel, serving
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A server for all tests that change nothing in it."""
-    with house(rows=8) as (address, _):
-        yield address
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,14 @@ def test_a_reader_that_stops_does_not_fill_the_memory() -> None:
         async with realtime(address) as socket:
             await answer(socket, update(), "session.updated")
             socket.transport.pause_reading()
-            for _ in range(300):
+            sent = 0
+            while one.engine.sessions and sent < 300:
                 await socket.send(json.dumps(update(prompt=os.urandom(50_000).hex())))
-                if not one.engine.sessions:
-                    break
+                sent += 1
             await empty(one)
+        assert (
+            'interaction_sessions_ended_total{reason="overrun"} 1.0' in one.metrics.text().decode()
+        )
 
     with house(limits=Limits(event_bytes=1 << 20)) as (address, one):
         asyncio.run(run(address, one))

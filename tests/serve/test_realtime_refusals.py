@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -33,13 +33,6 @@ def create(**item: Any) -> dict[str, Any]:
 INFINITE = '{"type": "session.update", "session": {"type": "realtime", "prompt": 1e999}}'
 TEXT = [{"type": "input_text", "text": "hello"}]
 WEATHER = {"type": "function", "name": "weather", "parameters": {"properties": {"place": {}}}}
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A server for all tests that change nothing in it."""
-    with house(rows=8) as (address, _):
-        yield address
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,68 @@ def test_a_response_that_was_asked_for_waits_for_the_model() -> None:
     assert box.short() == ["done"] and box.done[0]["output"] == []
 
 
+def test_metadata_of_the_client_comes_back() -> None:
+    one, box = turns()
+    one.create_response({"key": "value"})
+    run(one, "m...")
+    told = [event["response"]["metadata"] for event in box.items if "response" in event]
+    assert told == [{"key": "value"}] * 2  # response.created, response.done
+
+
+def kinds_of_speech(box: Box) -> list[str]:
+    return [kind for kind in box.short() if kind in ("speech_started", "speech_stopped")]
+
+
+@pytest.mark.parametrize("end", ["commit", "clear"])
+def test_speech_that_started_is_told_to_stop_once(end: str) -> None:
+    one, box = turns()
+    run(one, "u")
+    getattr(one, end)()
+    run(one, ".....")
+    assert kinds_of_speech(box) == ["speech_started", "speech_stopped"]
+
+
+def test_a_change_of_detection_leaves_no_speech_open() -> None:
+    one, box = turns()
+    run(one, "u")
+    one.settings = Settings({"audio": {"input": {"turn_detection": None}}})
+    run(one, ".....")
+    assert kinds_of_speech(box) == ["speech_started", "speech_stopped"]
+    run(one, "u")
+    one.settings = Settings({})
+    run(one, ".....")
+    assert kinds_of_speech(box) == []
+
+
+def test_two_quick_commits_are_two_items() -> None:
+    one, box = turns(audio={"input": {"turn_detection": None}})
+    for _ in range(2):
+        run(one, "u")
+        one.commit()
+    run(one, ".....")
+    items = [event["item_id"] for event in box.items if event["type"].endswith("committed")]
+    done = [event["item"] for event in box.items if event["type"] == "conversation.item.done"]
+    assert [item["id"] for item in done] == items and len(set(items)) == 2
+
+
+TOOL = {
+    "type": "function",
+    "name": "f",
+    "parameters": {"properties": {"request": {"type": "string"}}},
+}
+
+
+def test_a_call_after_the_tools_are_gone_keeps_its_name() -> None:
+    one, box = turns(tools=[TOOL])
+    one.call("delegation_1", "what time is it")
+    one.settings = Settings({})
+    one.call("delegation_2", "what time is it (corrected: there)")
+    box.short()
+    assert [done["output"][0]["name"] for done in box.done] == ["f", "f"]
+
+
 def test_a_call_in_a_response_is_its_second_item() -> None:
-    tool = {"type": "function", "name": "f"}
-    tool["parameters"] = {"properties": {"request": {"type": "string"}}}
-    one, box = turns(tools=[tool])
+    one, box = turns(tools=[TOOL])
     run(one, "m")
     one.call("delegation_1", "what time is it")
     run(one, "m...")
