@@ -207,7 +207,8 @@ def attention_weights(params, positions):
         kept[kind].append(weights.reshape(turns, turns, per_turn).sum(-1))
         return attend(q, k, v, sink, context)
 
-    with mock.patch.object(block, "attend", attend_and_keep):
+    # Without inner jits each layer is traced by itself, so each one's weights can be kept.
+    with jax.disable_jit(), mock.patch.object(block, "attend", attend_and_keep):
         backbone = separate_layers(params["backbone"])
         run_layers(cfg, backbone, params["router_bias"], positions, keys, {})
     return {kind: jnp.stack(weights) for kind, weights in kept.items()}

@@ -122,6 +122,7 @@ def run(sessions: int, minutes: float, kills: int, seed: int) -> dict[str, Any]:
             figures = asyncio.run(load(server, user, rng, sessions, 60 * minutes))
         finally:
             server.end()
+    print(json.dumps(figures, indent=2), flush=True)
     lost: dict[str, list[float | None]] = {"SIGKILL": [], "SIGTERM": []}
     order = [name for name in lost for _ in range(kills)]
     for name in tqdm(order, desc="kills", unit="kill"):

@@ -26,9 +26,9 @@ def run_stack(body: Callable[[Any, tuple], tuple[Any, Any]], carry: Any, xs: tup
     """
     if not isinstance(xs[0], tuple):
         return jax.lax.scan(body, carry, xs)
-    outputs = []
+    one, outputs = jax.jit(body), []  # traced once for all layers; XLA inlines the calls
     for index in range(len(xs[0])):
-        carry, output = body(carry, tuple(x[index] for x in xs))
+        carry, output = one(carry, tuple(x[index] for x in xs))
         outputs.append(output)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
