@@ -10,9 +10,10 @@ import re
 
 # End of a parameter's path -> whether it takes the computing dtype. Separate layers are numbered.
 _POLICY: tuple[tuple[str, bool], ...] = (
-    (r"(sliding|long)/(\d+/)*(gate|up|down|shared_(gate|up|down))", True),
-    (r"(sliding|long)/(\d+/)*(query|key|value|attention_out)", True),
-    (r"(sliding|long)/(\d+/)*(router|sink|(attention|ffn|query|key)_norm)", False),
+    (r"(first_)?(dense|sliding|long)/(\d+/)*(gate|up|down|(shared|dense)_(gate|up|down))", True),
+    (r"(first_)?(dense|sliding|long)/(\d+/)*(query|key|value|relative|profiles|attention_out)", True),
+    (r"(first_)?(dense|sliding|long)/(\d+/)*(router|sink|ffn_scale|(attention|ffn|query|key)_norm)", False),
+    (r"(first_)?(dense|sliding|long)/(\d+/)*(attention|ffn|key|value)_conv", False),
     (r"heads/(text|transcript)", True),
     (r"heads/norm", False),
     (r"text_in/table", True),

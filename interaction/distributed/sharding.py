@@ -33,6 +33,12 @@ RULES: tuple[tuple[str, Axes], ...] = (
     (r"(sliding|long)/shared_(gate|up|down)", (FSDP, TENSOR)),
     (r"(sliding|long)/router", (FSDP, None)),
     (r"(sliding|long)/sink", (TENSOR,)),
+    (r"(sliding|long)/relative", (FSDP, TENSOR)),
+    (r"(sliding|long)/profiles", (None, None)),
+    (r"(sliding|long)/(key|value)_conv", (None, TENSOR)),
+    (r"(sliding|long)/(attention|ffn)_conv", (None, None)),
+    (r"(sliding|long)/ffn_scale", (None,)),
+    (r"(sliding|long)/dense_(gate|up|down)", (FSDP, TENSOR)),
     (r"(sliding|long)/(attention|ffn|query|key)_norm", (None,)),
     (r"heads/(text|transcript)", (FSDP, TENSOR)),
     (r"heads/norm", (None,)),
@@ -47,9 +53,9 @@ RULES: tuple[tuple[str, Axes], ...] = (
     (r"vocoder/[\w/]+", (None,)),
     (r"router_bias", (None,)),
 )
+_LAYERS = r"(first_)?(dense|sliding|long)/(\d+/)*"  # separate layers are numbered
 _RULES = tuple(
-    # Separate layers are numbered.
-    (re.compile(rf"(^|/)({path})$".replace("(sliding|long)/", r"(sliding|long)/(\d+/)*")), axes)
+    (re.compile(rf"(^|/)({path})$".replace("(sliding|long)/", _LAYERS)), axes)
     for path, axes in RULES
 )
 
