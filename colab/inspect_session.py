@@ -175,8 +175,8 @@ plt.show()
 # in a Python loop. The block's attention function is replaced by one that also keeps its weights.
 
 # %%
-tail = mel.init_tail(1, config.audio.user_hop, config.audio)
-_, frames = mel.log_mel_stream(tail, jnp.asarray(user[None]), config.audio.user_hop, config.audio)
+tail = mel.init_tail(1, config.audio.user)
+_, frames = mel.log_mel_stream(tail, jnp.asarray(user[None]), config.audio.user, config.audio)
 inputs = assemble(
     config,
     frames.reshape(1, turns, config.audio.user_frames, config.audio.mels),

@@ -15,56 +15,60 @@ def _require(ok: bool, field: str, got: object, wanted: str, fix: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioConfig:
-    """Causal front end of user audio and of generated speech (dMel: arXiv 2407.15835).
+class SpectrumConfig:
+    """Log-mel frames of a causal front end. A frame covers the `window` samples up to its hop's end."""
 
-    A frame covers the `window` samples that end where its hop ends.
-    """
+    hop: int  # samples between frames
+    window: int = 800  # samples (50 ms), periodic Hann, >= hop
+    n_fft: int = 1_024  # samples, >= window
+    fmin: float = 80.0  # Hz
+    fmax: float = 7_600.0  # Hz
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+    """Front ends of the user's audio and of generated speech (dMel: arXiv 2407.15835)."""
 
     sample_rate: int = 16_000  # Hz
     turn_samples: int = 3_200  # samples of one micro-turn (200 ms)
-    n_fft: int = 1_024  # samples, >= window
-    window: int = 800  # samples (50 ms), periodic Hann
-    user_hop: int = 400  # samples (25 ms) between frames of the user's dMel
-    speech_hop: int = 200  # samples (12.5 ms) between frames of generated speech
+    user: SpectrumConfig = SpectrumConfig(hop=400)  # 25 ms, the user's dMel
+    speech: SpectrumConfig = SpectrumConfig(hop=200)  # 12.5 ms, generated speech
     mels: int = 80  # channels
-    fmin: float = 80.0  # Hz
-    fmax: float = 7_600.0  # Hz
     bins: int = 16  # dMel levels of a channel, >= 2
     bin_low: float = -7.0  # log10 magnitude of level 0
     bin_step: float = 0.6  # log10 magnitude between levels, > 0
 
     def __post_init__(self) -> None:
-        """Checks that hops tile a micro-turn and that filters fit the spectrum."""
-        for name in ("user_hop", "speech_hop"):
-            hop = getattr(self, name)
+        """Checks that hops tile a micro-turn and that filters fit the spectra."""
+        for name in ("user", "speech"):
+            one: SpectrumConfig = getattr(self, name)
             _require(
-                hop > 0 and self.turn_samples % hop == 0 and hop <= self.window,
-                f"audio.{name}",
-                hop,
+                one.hop > 0 and self.turn_samples % one.hop == 0 and one.hop <= one.window,
+                f"audio.{name}.hop",
+                one.hop,
                 f"a divisor of turn_samples={self.turn_samples} that is at most window",
                 "choose another hop",
             )
+            _require(
+                one.window <= one.n_fft,
+                f"audio.{name}.window",
+                one.window,
+                f"<= n_fft={one.n_fft}",
+                "raise n_fft",
+            )
+            _require(
+                0 <= one.fmin < one.fmax <= self.sample_rate / 2,
+                f"audio.{name}.fmax",
+                one.fmax,
+                f"fmin < fmax <= {self.sample_rate / 2}",
+                "lower fmax or raise sample_rate",
+            )
         _require(
-            self.user_hop % self.speech_hop == 0,
-            "audio.user_hop",
-            self.user_hop,
-            f"a multiple of speech_hop={self.speech_hop}",
+            self.user.hop % self.speech.hop == 0,
+            "audio.user.hop",
+            self.user.hop,
+            f"a multiple of speech.hop={self.speech.hop}",
             "choose a multiple: the model reads every n-th frame of its speech",
-        )
-        _require(
-            self.window <= self.n_fft,
-            "audio.window",
-            self.window,
-            f"<= n_fft={self.n_fft}",
-            "raise n_fft",
-        )
-        _require(
-            0 <= self.fmin < self.fmax <= self.sample_rate / 2,
-            "audio.fmax",
-            self.fmax,
-            f"fmin < fmax <= {self.sample_rate / 2}",
-            "lower fmax or raise sample_rate",
         )
         _require(self.bins >= 2, "audio.bins", self.bins, ">= 2", "raise it")
         _require(self.bin_step > 0, "audio.bin_step", self.bin_step, "> 0", "raise it")
@@ -72,17 +76,17 @@ class AudioConfig:
     @property
     def user_frames(self) -> int:
         """Number of dMel frames of a micro-turn."""
-        return self.turn_samples // self.user_hop
+        return self.turn_samples // self.user.hop
 
     @property
     def speech_frames(self) -> int:
         """Number of mel frames of a micro-turn of generated speech."""
-        return self.turn_samples // self.speech_hop
+        return self.turn_samples // self.speech.hop
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Decoder-only mixture-of-experts transformer."""
+class FirstTransformerConfig:
+    """The transformer of the pair of models that was released first: RoPE and attention sinks."""
 
     dim: int = 192  # width of the residual stream
     layers: int = 6  # a multiple of long_every
@@ -97,6 +101,7 @@ class TransformerConfig:
     long_window: int = 384  # keys that a query of a long layer sees
     long_every: int = 3  # the last of every n layers is a long one
     rope_base: float = 10_000.0  # see `ops.rope`
+    frame_dim: int = 128  # width of the bag of embeddings of one dMel frame
     dtype: str = "float32"  # "float32" or "bfloat16", of activations and of the matrices
     remat: str = "nothing"  # what the backward pass computes again, see REMAT
 
@@ -148,7 +153,7 @@ class TransformerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class TransformerConfig:
     """The decoder of the Inkling models: a mixture of experts with relative attention.
 
     Layers come in groups of `long_every`: sliding-window layers, then a long one. The first
@@ -165,7 +170,7 @@ class DecoderConfig:
     experts: int = 8  # routed experts of a layer
     experts_per_token: int = 2  # 1..experts
     shared_experts: int = 2  # experts that every token takes, >= 1
-    expert_ffn: int = 48  # hidden width of one expert, routed or shared
+    expert_ffn: int = 64  # hidden width of one expert, routed or shared
     dense_ffn: int = 192  # hidden width of a dense layer
     window: int = 192  # keys that a query of a sliding layer sees, its position included
     long_window: int = 384  # newest keys that a query of a long layer sees, beside the first ones
@@ -310,16 +315,16 @@ class ModelConfig:
     """An interaction model."""
 
     audio: AudioConfig = AudioConfig()
-    transformer: TransformerConfig = TransformerConfig()
+    transformer: TransformerConfig | FirstTransformerConfig = TransformerConfig()
     speech: SpeechConfig = SpeechConfig()
     vocoder: VocoderConfig = VocoderConfig()
     vocab: int = 1_024  # text tokens, special tokens included
     text_slots: int = 4  # most text-in tokens of a micro-turn
     patches: int = 9  # 40x40 patches of a frame, a square number
     audio_positions: int = 2  # positions of the user's audio in a micro-turn
+    vision_widths: tuple[int, ...] = (32, 64, 192)  # of the levels that fold a patch together
     self_audio: bool = True  # whether the step reads the model's last speech, or blanks it
     text_temperature: float = 0.0  # of text sampling, >= 0; 0 takes the most likely token
-    frame_dim: int = 128  # width of the bag of embeddings of one dMel frame
     trained_on_text: bool = True  # whether it reads typed text; results it reads in any case
     trained_on_frames: bool = True  # whether it sees video frames
 
@@ -329,7 +334,7 @@ class ModelConfig:
             self.audio_positions >= 1, "audio_positions", self.audio_positions, ">= 1", "raise it"
         )
         lag = self.vocoder.delay_frames
-        most = (self.audio.window - self.audio.speech_hop) // self.audio.speech_hop
+        most = (self.audio.speech.window - self.audio.speech.hop) // self.audio.speech.hop
         _require(
             0 <= lag <= most,
             "vocoder.delay_frames",
@@ -338,10 +343,10 @@ class ModelConfig:
             "lower it",
         )
         _require(
-            self.vocoder.n_fft >= 2 * self.audio.speech_hop,
+            self.vocoder.n_fft >= 2 * self.audio.speech.hop,
             "vocoder.n_fft",
             self.vocoder.n_fft,
-            f">= twice the hop of {self.audio.speech_hop} samples",
+            f">= twice the hop of {self.audio.speech.hop} samples",
             "raise it: a filter's response reaches into the next frame",
         )
         _require(
@@ -365,6 +370,13 @@ class ModelConfig:
             self.speech.prefix_frames,
             f"at most the {self.audio.speech_frames} frames of a micro-turn",
             "lower it: a session keeps the speech of one micro-turn",
+        )
+        _require(
+            len(self.vision_widths) == 3 and min(self.vision_widths) >= 1,
+            "vision_widths",
+            self.vision_widths,
+            "three widths of at least 1",
+            "name the width after each fold of 5, 2 and 4 neighbours on a side",
         )
         _require(
             self.vocab > 8, "vocab", self.vocab, "> 8", "raise it: ids 0..7 are special tokens"

@@ -5,7 +5,7 @@ Written from the description of the released architecture, not from the code und
 
 import numpy as np
 
-from interaction.config import DecoderConfig
+from interaction.config import TransformerConfig
 
 FIRST = 16  # positions that long layers see for ever
 
@@ -30,7 +30,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return out
 
 
-def attention(cfg: DecoderConfig, p: dict, x: np.ndarray, long: bool) -> np.ndarray:
+def attention(cfg: TransformerConfig, p: dict, x: np.ndarray, long: bool) -> np.ndarray:
     """Attention of one session, float64[t, d]."""
     kv_heads = cfg.kv_heads if long else cfg.sliding_kv_heads
     window = cfg.long_window if long else cfg.window
@@ -53,7 +53,7 @@ def attention(cfg: DecoderConfig, p: dict, x: np.ndarray, long: bool) -> np.ndar
     return out.reshape(len(x), -1) @ p["attention_out"]
 
 
-def experts(cfg: DecoderConfig, p: dict, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
+def experts(cfg: TransformerConfig, p: dict, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Routed and shared experts of each position."""
     out = np.zeros_like(x)
     for i, token in enumerate(x):
@@ -73,7 +73,7 @@ def experts(cfg: DecoderConfig, p: dict, bias: np.ndarray, x: np.ndarray) -> np.
 
 
 def layer(
-    cfg: DecoderConfig, p: dict, bias: np.ndarray, x: np.ndarray, long: bool
+    cfg: TransformerConfig, p: dict, bias: np.ndarray, x: np.ndarray, long: bool
 ) -> np.ndarray:
     """One layer of one session, float64[t, d]; dense if its parameters are."""
     mixed = attention(cfg, p, norm(x, p["attention_norm"]), long)
@@ -87,7 +87,7 @@ def layer(
     return x + convolve(out, p["ffn_conv"])
 
 
-def decoder(cfg: DecoderConfig, layers: list[dict], bias: np.ndarray, x: np.ndarray) -> np.ndarray:
+def decoder(cfg: TransformerConfig, layers: list[dict], bias: np.ndarray, x: np.ndarray) -> np.ndarray:
     """All layers of one session, float64[t, d].
 
     Args:

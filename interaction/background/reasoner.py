@@ -21,10 +21,18 @@ from interaction.distributed.collectives import SESSIONS
 from interaction.distributed.sharding import gather_and_cast, jit_step, place
 from interaction.model.heads import text_head
 from interaction.model.positions import embed, embed_arrivals
-from interaction.model.ring_caches import init_caches, run_cached, session_specs
-from interaction.model.turn_inputs import Arrivals, TurnOutputs, assemble, silent_outputs
-from interaction.modules.layer_attention import Cache
-from interaction.ops import mel, ring
+from interaction.model.transformer import init_memory, run_cached, session_specs
+from interaction.model.turn_inputs import (
+    Arrivals,
+    LastFrame,
+    TurnOutputs,
+    assemble,
+    frame_pairs,
+    no_frame,
+    silent_outputs,
+)
+from interaction.modules.memory import Memory
+from interaction.ops import mel
 from interaction.types import Array, Params
 
 
@@ -32,9 +40,9 @@ class ReasonerState(NamedTuple):
     """State of sessions, of their records or of forks; the leading axis of every leaf is b."""
 
     clock: Array  # uint32[b], micro-turns and tokens of a fork so far; wraps
-    rings: ring.RingClock
-    caches: dict[str, Cache]
-    audio_tail: Array  # float32[b, window - user_hop], the user's last samples, PCM
+    memory: Memory  # of the transformer's earlier positions
+    frame: LastFrame
+    audio_tail: Array  # float32[b, window - hop], the user's last samples, PCM
     user_transcript: Array  # int32[b, audio_positions], transcription of the last micro-turn
     text: Array  # int32[b], the live model's last text-out token
 
@@ -54,12 +62,11 @@ class MicroTurns(NamedTuple):
 def init_state(config: ModelConfig, sessions: int) -> ReasonerState:
     """The state of sessions before their first micro-turn."""
     silent = silent_outputs(config, sessions)
-    rings, caches = init_caches(config.transformer, sessions, PREFILL_TURNS * config.turn_span)
     return ReasonerState(
         clock=jnp.zeros(sessions, jnp.uint32),
-        rings=rings,
-        caches=caches,
-        audio_tail=mel.init_tail(sessions, config.audio.user_hop, config.audio),
+        memory=init_memory(config, sessions, PREFILL_TURNS * config.turn_span),
+        frame=no_frame(config, sessions),
+        audio_tail=mel.init_tail(sessions, config.audio.user),
         user_transcript=silent.user_transcript,
         text=silent.text,
     )
@@ -90,8 +97,11 @@ def prefill(
     audio = config.audio
     with jax.named_scope("front_end"):
         pcm = turns.audio.reshape(b, -1)
-        _, user = mel.log_mel_stream(state.audio_tail, pcm, audio.user_hop, audio)
-        before = TurnOutputs(state.user_transcript, state.text, None)
+        _, user = mel.log_mel_stream(state.audio_tail, pcm, audio.user, audio)
+        before, exists = TurnOutputs(state.user_transcript, state.text, None), jnp.arange(n)
+        exists, frame, pairs = exists < turns.count[:, None], state.frame, None
+        if turns.frame is not None and turns.has_frame is not None:
+            frame, pairs = frame_pairs(frame, turns.frame, turns.has_frame & exists)
         inputs = assemble(
             config,
             user.reshape(b, n, audio.user_frames, audio.mels),
@@ -99,14 +109,12 @@ def prefill(
             TurnOutputs(turns.user_transcript, turns.text, None),
             self_audio_gain=jnp.zeros((b, n)),
             text=turns.arrived,
-            frame=turns.frame,
+            frame=pairs,
             has_frame=turns.has_frame,
-            exists=jnp.arange(n) < turns.count[:, None],
+            exists=exists,
         )
         positions = embed(config, params["backbone"], inputs, state.clock)
-    _, rings, caches, _ = run_cached(
-        config.transformer, params, positions, state.rings, state.caches
-    )
+    _, memory, _ = run_cached(config, params, positions, state.memory)
 
     def newest(row: Array, end: Array, size: int) -> Array:
         return jax.lax.dynamic_slice_in_dim(row, end, size)
@@ -116,8 +124,8 @@ def prefill(
     last = jax.vmap(lambda first, row, count: jnp.concatenate([first[None], row])[count])
     return ReasonerState(
         clock=state.clock + turns.count.astype(jnp.uint32),
-        rings=rings,
-        caches=caches,
+        memory=memory,
+        frame=frame,
         audio_tail=cut(samples, turns.count * audio.turn_samples),
         user_transcript=last(state.user_transcript, turns.user_transcript, turns.count),
         text=last(state.text, turns.text, turns.count),
@@ -150,13 +158,11 @@ def read(
     place = state.clock[:, None] + jnp.arange(m, dtype=jnp.uint32)
     arrivals = Arrivals(tokens, place * jnp.uint32(span))
     positions = embed_arrivals(config, params["backbone"], arrivals)
-    x, rings, caches, _ = run_cached(
-        config.transformer, params, positions, state.rings, state.caches
-    )
+    x, memory, _ = run_cached(config, params, positions, state.memory)
     count = jnp.sum(positions.valid, axis=1, dtype=jnp.int32)
     newest = jnp.take_along_axis(x, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
     weights = gather_and_cast(params["backbone"]["heads"], "heads", config.transformer.dtype)
-    state = state._replace(clock=state.clock + count.astype(jnp.uint32), rings=rings, caches=caches)
+    state = state._replace(clock=state.clock + count.astype(jnp.uint32), memory=memory)
     return state, text_head(config, weights, newest)[:, 0]
 
 
@@ -173,7 +179,7 @@ class Functions(NamedTuple):
 
 
 def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
-    """`PartitionSpec`s of a state, see `ring_caches.session_specs`."""
+    """`PartitionSpec`s of a state, see `transformer.session_specs`."""
     return session_specs(jax.eval_shape(partial(init_state, config, 1)))
 
 

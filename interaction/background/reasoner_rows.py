@@ -18,6 +18,8 @@ from interaction.background.reasoner import ReasonerState
 from interaction.config import ModelConfig
 from interaction.distributed.collectives import SESSIONS
 from interaction.distributed.sharding import jit_step, place
+from interaction.model.session_state import with_caches, without_caches
+from interaction.modules.memory import next_slots
 from interaction.types import Array, Params
 
 
@@ -46,16 +48,19 @@ def put_written(state: ReasonerState, rows: Array, some: ReasonerState, new: int
 
     Other slots of the caches are not copied back.
     """
-    order = take_rows(state.rings, rows).written[:, None] + jnp.arange(new, dtype=jnp.uint32)
+    before = take_rows(state.memory._replace(caches={}), rows)
 
-    def put(leaf: Array, one: Array) -> Array:
-        slots = (order & jnp.uint32(leaf.shape[2] - 1)).astype(jnp.int32)
+    def put(slots: Array, leaf: Array, one: Array) -> Array:
         written = jnp.take_along_axis(one, slots[:, None, :, None, None], axis=2)
         # Index arrays on both sides of a slice put their axes first.
         return leaf.at[rows[:, None], :, slots].set(jnp.moveaxis(written, 1, 2), mode="drop")
 
-    small = put_rows(state._replace(caches={}), rows, some._replace(caches={}))
-    return small._replace(caches=jax.tree.map(put, state.caches, some.caches))
+    small = put_rows(without_caches(state), rows, without_caches(some))
+    caches = {}
+    for name, cache in state.memory.caches.items():
+        slots = next_slots(before._replace(caches=some.memory.caches), name, new)
+        caches[name] = jax.tree.map(partial(put, slots), cache, some.memory.caches[name])
+    return with_caches(small, caches)
 
 
 def make_row_functions(

@@ -207,7 +207,7 @@ def step_flops_by_part(
     flow = flow_products(cfg, audio.speech_frames, audio.mels)
     products = {
         **backbone_products(config, 1, (tokens * slots[0], tokens * slots[1]), text, frame),
-        "front end": audio.user_frames * (audio.n_fft // 2 + 1) * audio.mels,
+        "front end": audio.user_frames * (audio.user.n_fft // 2 + 1) * audio.mels,
         "speech condition": condition_products(config),
         "speech flow": cfg.flow_steps * flow,
         "vocoder": _vocoder_products(config),

@@ -12,6 +12,7 @@ are summed device by device, see `distributed.experts`.
 import math
 
 import jax
+import jax.numpy as jnp
 
 from interaction.types import Array
 
@@ -78,6 +79,25 @@ def take_part(x: Array, *axes: str, dim: int) -> Array:
         return x
     size = local(x.shape[dim], *axes)
     return jax.lax.dynamic_slice_in_dim(x, axis_index(*axes) * size, size, dim)
+
+
+def last_rows_before(x: Array, rows: int, axis: str) -> Array:
+    """The last rows of the device before this one along an axis; zeros for the first device.
+
+    Args:
+      x: [b, t, ...] of any dtype, this device's part.
+      rows: Number of rows.
+      axis: Mesh axis.
+
+    Returns:
+      [b, rows, ...] in x's dtype.
+    """
+    nothing = jnp.zeros((x.shape[0], rows, *x.shape[2:]), x.dtype)
+    if axis_size(axis) == 1:
+        return nothing
+    last = jnp.concatenate([nothing, x], axis=1)[:, -rows:]
+    everywhere = jnp.concatenate([nothing, gather(last, axis, dim=1)], axis=1)
+    return jax.lax.dynamic_slice_in_dim(everywhere, axis_index(axis) * rows, rows, axis=1)
 
 
 def total(x: Array, *axes: str) -> Array:

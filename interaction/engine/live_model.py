@@ -27,8 +27,8 @@ from interaction.engine.chunk_checks import (
     unusable_chunk,
 )
 from interaction.model import session_rows, session_state, streaming
-from interaction.model.backbone import separate_layers
 from interaction.model.parameters import init_model_params
+from interaction.model.transformer import separate_layers
 from interaction.modules import vocoder
 from interaction.pretrained import fingerprints, store
 from interaction.types import Array, Chunk, Params, Reply, Special
@@ -93,8 +93,9 @@ class InteractionModel:
             return session_state.init_state(config, session_state.session_keys(seeds))
 
         log = functools.partial(session_rows.before_step, config)
-        slots: Any = dict.fromkeys(whole.caches, sharding.session_sharding(self.mesh))
-        undo = session_rows.Undo(whole._replace(caches={}), slots, whole.caches)
+        caches = whole.memory.caches
+        slots: Any = dict.fromkeys(caches, sharding.session_sharding(self.mesh))
+        undo = session_rows.Undo(session_state.without_caches(whole), slots, caches)
         self._placed = {"state": whole, "one": one, "undo": undo}
         self._init = jax.jit(init, out_shardings=whole)
         self._jitted: dict[str, Any] = {

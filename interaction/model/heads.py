@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from interaction.config import ModelConfig
-from interaction.modules.block import BlockAux
-from interaction.modules.text import Heads
+from interaction.model.positions import modules
+from interaction.modules.router_stats import BlockAux
 from interaction.types import Array, Params
 
 
@@ -23,13 +23,14 @@ def apply_heads(config: ModelConfig, params: Params, tail: Array) -> tuple[Array
     Args:
       config: Model configuration.
       params: Parameters of the heads, from `gather_and_cast`.
-      tail: float[b, n, audio_positions + 1, d], from `last_positions`.
+      tail: float[b, n, audio_positions + 1, d], from `take_positions`.
 
     Returns:
       Text logits float32[b, n, v], transcript logits float32[b, n, audio_positions, v], and the
       normalised hidden state float[b, n, d].
     """
-    return Heads(config).apply({"params": params}, tail[:, :, :-1], tail[:, :, -1])
+    _, _, _, heads = modules(config)
+    return heads(config).apply({"params": params}, tail[:, :, :-1], tail[:, :, -1])
 
 
 def text_head(config: ModelConfig, params: Params, x: Array) -> Array:

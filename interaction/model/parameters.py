@@ -4,16 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
-from interaction.model.backbone import LONG, SLIDING
+from interaction.model.positions import modules
+from interaction.model.transformer import init_layers
 from interaction.model.turn_inputs import TurnInputs, assemble, silent_outputs
 from interaction.modules import vocoder
-from interaction.modules.audio_in import AudioIn
-from interaction.modules.block import Block
-from interaction.modules.layer_attention import AttentionContext, SequenceKeys
 from interaction.modules.speech_out import FlowNet, SpeechCondition
-from interaction.modules.text import Heads, TextIn
-from interaction.modules.video_in import VideoIn
-from interaction.ops import rope
 from interaction.types import Array, Params
 
 
@@ -46,31 +41,20 @@ def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]
       the routers.
     """
     cfg = config.transformer
-    keys = iter(jax.random.split(key, 8))
+    keys = iter(jax.random.split(key, 6))
+    audio_in, video_in, text_in, heads = modules(config)
     turn = _blank_turn(config)
     x = jnp.zeros((1, 1, cfg.dim))
-    layer_keys = jax.random.split(next(keys), cfg.layers).reshape(-1, cfg.long_every)
-
-    first = SequenceKeys(jnp.zeros((1, 1), jnp.uint32), jnp.ones((1, 1), bool))
-    context = AttentionContext(first, None, jnp.int32(0), 1)
-
-    def init_block(key: Array) -> Params:
-        turn = rope.rope_turn(jnp.zeros((1, 1), jnp.uint32), cfg.head_dim, cfg.rope_base)
-        valid = jnp.ones((1, 1), bool)
-        bias = jnp.zeros(cfg.experts)
-        return Block(cfg).init(key, x, turn, valid, bias, context)["params"]
-
-    frame = jnp.zeros((1, config.frame_size, config.frame_size, 3))
+    frames = jnp.zeros((1, 2, config.frame_size, config.frame_size, 3))
     audio = jnp.zeros((1, 1, config.audio_positions, cfg.dim))
     backbone = {
-        "audio_in": AudioIn(config).init(
+        "audio_in": audio_in(config).init(
             next(keys), turn.user, turn.self_audio, turn.self_audio_gain
         )["params"],
-        "video_in": VideoIn(config).init(next(keys), frame)["params"],
-        "text_in": TextIn(config).init(next(keys), None, turn.user_transcript, turn.last)["params"],
-        SLIDING: jax.vmap(jax.vmap(init_block))(layer_keys[:, :-1]),
-        LONG: jax.vmap(init_block)(layer_keys[:, -1]),
-        "heads": Heads(config).init(next(keys), audio, x)["params"],
+        "video_in": video_in(config).init(next(keys), frames)["params"],
+        "text_in": text_in(config).init(next(keys), None, turn.user_transcript, turn.last)["params"],
+        **init_layers(config, next(keys)),
+        "heads": heads(config).init(next(keys), audio, x)["params"],
     }
     return (
         backbone,

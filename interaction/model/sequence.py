@@ -1,20 +1,17 @@
 """Runs the transformer on complete sessions, teacher-forced, for training."""
 
 import math
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 
-from interaction.config import ModelConfig
-from interaction.distributed.collectives import AXES, SEQUENCE, axis_index, axis_size, gather
+from interaction.config import FirstTransformerConfig, ModelConfig
+from interaction.distributed.collectives import AXES, SEQUENCE, axis_index, axis_size
 from interaction.distributed.sharding import gather_and_cast
-from interaction.model.backbone import LONG, SLIDING, run_layers, separate_layers
+from interaction.model.decoder import run_decoder, separate_layers
 from interaction.model.heads import Outputs, apply_heads
-from interaction.model.positions import embed, embed_arrivals, last_positions
+from interaction.model.positions import embed, take_positions
 from interaction.model.turn_inputs import Arrivals, TurnInputs
-from interaction.modules.block import BlockAux
-from interaction.modules.layer_attention import SequenceKeys
+from interaction.modules.router_stats import BlockAux
 from interaction.types import Array, Params
 from pallas_kernels.implementation import platform
 
@@ -71,37 +68,28 @@ def encode(
       device's tokens alone.
 
     Raises:
-      ValueError: There are arrivals, and `sequence` splits sessions.
+      ValueError: There are arrivals, and `sequence` splits sessions; or the model is one of those
+        that were released first.
     """
     cfg = config.transformer
     b, n = inputs.last.shape
+    if isinstance(cfg, FirstTransformerConfig):
+        raise ValueError(
+            "transformer: got the one of the models that were released first, wanted the present "
+            "one; the first models run in the step alone"
+        )
+    if arrivals is not None and axis_size(SEQUENCE) > 1:
+        raise ValueError(
+            f"arrivals: got a mesh with sequence={axis_size(SEQUENCE)}, wanted 1 for sessions "
+            "in which text arrives; split over fsdp or expert instead"
+        )
     start = jnp.asarray(axis_index(SEQUENCE) * n, jnp.uint32)
-    positions = embed(config, backbone, inputs, jnp.full(b, start))
-    turns = positions.x.shape[1]
-    rank = None
-    if arrivals is not None:
-        if axis_size(SEQUENCE) > 1:
-            raise ValueError(
-                f"arrivals: got a mesh with sequence={axis_size(SEQUENCE)}, wanted 1 for sessions "
-                "in which text arrives; split over fsdp or expert instead"
-            )
-        beside = embed_arrivals(config, backbone, arrivals)
-        positions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), positions, beside)
-        by_time = jnp.argsort(jnp.where(positions.valid, positions.time, ~jnp.uint32(0)), axis=1)
-        rank = jnp.argsort(by_time, axis=1)
-        positions = jax.tree.map(partial(_take_positions, by_time), positions)
-    valid = gather(positions.valid, SEQUENCE, dim=1)
-    order = jnp.cumsum(valid, axis=1, dtype=jnp.uint32) - jnp.uint32(1)
-    keys = dict.fromkeys((SLIDING, LONG), SequenceKeys(order, valid))
+    positions = embed(config, backbone, inputs, jnp.full(b, start), arrivals)
     at_once = 0
     if platform() == "cpu" and axis_size(*AXES) == 1:
         at_once, backbone = math.gcd(b, CPU_SESSIONS), separate_layers(backbone)
-    x, _, aux = run_layers(cfg, backbone, bias, positions, keys, {}, at_once=at_once)
-    if rank is not None:
-        x = _take_positions(rank, x)
-    return last_positions(config, x[:, :turns], n), x[:, turns:], aux
-
-
-def _take_positions(order: Array, x: Array) -> Array:
-    """[b, t, ...] in another order, int32[b, t]."""
-    return jax.vmap(lambda x, order: x[order])(x, order)
+    x, _, aux = run_decoder(cfg, backbone, bias, positions, None, at_once=at_once)
+    tail = take_positions(x, positions.ends)
+    none = jnp.zeros((b, 0, cfg.dim), x.dtype)
+    beside = none if positions.arrived is None else take_positions(x, positions.arrived)
+    return tail, beside, aux

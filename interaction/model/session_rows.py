@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
-from interaction.model.session_state import StreamState
-from interaction.modules.layer_attention import Cache
-from interaction.ops import ring
+from interaction.model.session_state import StreamState, with_caches, without_caches
+from interaction.modules.memory import Cache, held, next_slots
 from interaction.types import Array
 
 
@@ -30,11 +29,12 @@ def take_row(state: StreamState, row: Array | int) -> StreamState:
     """
     one = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1), state)
 
-    def written(leaf: Array) -> Array:
-        held = ring.slot_order(one.rings, leaf.shape[2])[1]
-        return jnp.where(held[:, None, :, None, None], leaf, jnp.zeros_like(leaf))
+    def written(name: str, cache: Cache) -> Cache:
+        mask = held(one.memory, name)[:, None, :, None, None]
+        return jax.tree.map(lambda leaf: jnp.where(mask, leaf, jnp.zeros_like(leaf)), cache)
 
-    return one._replace(caches=jax.tree.map(written, one.caches))
+    caches = {name: written(name, cache) for name, cache in one.memory.caches.items()}
+    return with_caches(one, caches)
 
 
 def put_row(state: StreamState, row: Array | int, one: StreamState) -> StreamState:
@@ -54,27 +54,23 @@ class Undo(NamedTuple):
     """What a step changes, from before it."""
 
     small: StreamState  # the state without caches
-    slots: dict[str, Array]  # int32[b, t], the slots that follow the newest one, by kind of layer
+    slots: dict[str, Array]  # int32[b, t], the slots that follow the newest one, by cache
     caches: dict[str, Cache]  # [b, l, t, g, k], their contents
 
 
 def before_step(config: ModelConfig, state: StreamState) -> Undo:
     """The entry of the log for a step from `state`, which writes at most `turn_span` slots."""
-    new = jnp.arange(config.turn_span, dtype=jnp.uint32)
-    order = state.rings.written[:, None] + new
-    slots = {
-        kind: (order & jnp.uint32(cache.k.shape[2] - 1)).astype(jnp.int32)
-        for kind, cache in state.caches.items()
-    }
+    memory = state.memory
+    slots = {name: next_slots(memory, name, config.turn_span) for name in memory.caches}
 
-    def held(leaf: Array, at: Array) -> Array:
+    def contents(leaf: Array, at: Array) -> Array:
         return jnp.take_along_axis(leaf, at[:, None, :, None, None], axis=2)
 
     caches = {
-        kind: Cache(held(cache.k, slots[kind]), held(cache.v, slots[kind]))
-        for kind, cache in state.caches.items()
+        name: Cache(contents(cache.k, slots[name]), contents(cache.v, slots[name]))
+        for name, cache in memory.caches.items()
     }
-    return Undo(state._replace(caches={}), slots, caches)
+    return Undo(without_caches(state), slots, caches)
 
 
 def take_back(state: StreamState, undo: Undo, row: Array | int) -> StreamState:
@@ -94,10 +90,10 @@ def take_back(state: StreamState, undo: Undo, row: Array | int) -> StreamState:
         return leaf.at[row, :, row_of(slots)].set(rest)
 
     small = jax.tree.map(
-        lambda leaf, old: leaf.at[row].set(row_of(old)), state._replace(caches={}), undo.small
+        lambda leaf, old: leaf.at[row].set(row_of(old)), without_caches(state), undo.small
     )
     caches = {
-        kind: jax.tree.map(partial(back, slots=undo.slots[kind]), cache, undo.caches[kind])
-        for kind, cache in state.caches.items()
+        name: jax.tree.map(partial(back, slots=undo.slots[name]), cache, undo.caches[name])
+        for name, cache in state.memory.caches.items()
     }
-    return small._replace(caches=caches)
+    return with_caches(small, caches)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
-from interaction.model.ring_caches import init_caches, session_specs
-from interaction.model.turn_inputs import silent_mel, silent_outputs
+from interaction.model.transformer import init_memory, session_specs
+from interaction.model.turn_inputs import LastFrame, no_frame, silent_mel, silent_outputs
 from interaction.modules import vocoder
-from interaction.modules.layer_attention import Cache
-from interaction.ops import mel, ring
+from interaction.modules.memory import Cache, Memory
+from interaction.ops import mel
 from interaction.types import Array, Special
 
 
@@ -20,9 +20,9 @@ class StreamState(NamedTuple):
 
     key: Array  # uint32[b, 2], random key of the session; constant
     clock: Array  # uint32[b], number of micro-turns taken, wraps
-    rings: ring.RingClock
-    caches: dict[str, Cache]
-    audio_tail: Array  # float32[b, window - user_hop], the user's last samples in [-1, 1]
+    memory: Memory  # of the transformer's earlier positions
+    frame: LastFrame
+    audio_tail: Array  # float32[b, window - hop], the user's last samples in [-1, 1]
     user_transcript: Array  # int32[b, audio_positions], of the last micro-turn
     text: Array  # int32[b], the last text-out token
     control: Array  # bool[b], whether `text` is inside a control span, which is not spoken
@@ -48,14 +48,13 @@ def init_state(config: ModelConfig, keys: Array) -> StreamState:
     """
     audio, speech = config.audio, config.speech
     b = keys.shape[0]
-    rings, caches = init_caches(config.transformer, b, config.turn_span)
     silent = silent_outputs(config, b)
     return StreamState(
         key=keys,
         clock=jnp.zeros(b, jnp.uint32),
-        rings=rings,
-        caches=caches,
-        audio_tail=mel.init_tail(b, audio.user_hop, audio),
+        memory=init_memory(config, b, config.turn_span),
+        frame=no_frame(config, b),
+        audio_tail=mel.init_tail(b, audio.user),
         user_transcript=silent.user_transcript,
         text=silent.text,
         control=jnp.zeros(b, bool),
@@ -66,7 +65,7 @@ def init_state(config: ModelConfig, keys: Array) -> StreamState:
 
 
 def state_specs(config: ModelConfig) -> Any:  # noqa: ANN401
-    """`PartitionSpec`s of a state, see `ring_caches.session_specs`."""
+    """`PartitionSpec`s of a state, see `transformer.session_specs`."""
     keys = jnp.zeros((1, 2), jnp.uint32)
     return session_specs(jax.eval_shape(partial(init_state, config), keys))
 
@@ -89,6 +88,15 @@ def select_sessions(
     choose: Array, yes: StreamState, no: StreamState, caches: dict[str, Cache]
 ) -> StreamState:
     """Sessions of `yes` where bool[b] `choose` is true, otherwise of `no`; caches as given."""
-    small = (yes._replace(caches={}), no._replace(caches={}))
-    chosen = jax.tree.map(partial(select_rows, choose), *small)
-    return chosen._replace(caches=caches)
+    chosen = jax.tree.map(partial(select_rows, choose), without_caches(yes), without_caches(no))
+    return with_caches(chosen, caches)
+
+
+def without_caches(state: Any) -> Any:  # noqa: ANN401
+    """A state, a named tuple with a `memory`, without the large arrays in it."""
+    return state._replace(memory=state.memory._replace(caches={}))
+
+
+def with_caches(state: Any, caches: Any) -> Any:  # noqa: ANN401
+    """The opposite of `without_caches`."""
+    return state._replace(memory=state.memory._replace(caches=caches))

@@ -19,8 +19,7 @@ from interaction.distributed.collectives import SEQUENCE, SESSIONS, TENSOR, tota
 from interaction.distributed.sharding import cast_params, gather_and_cast, jit_step
 from interaction.model import control_tokens
 from interaction.model.heads import Outputs, apply_heads
-from interaction.model.positions import embed, last_positions
-from interaction.model.ring_caches import run_cached
+from interaction.model.positions import embed, take_positions
 from interaction.model.session_state import (
     StreamState,
     init_state,
@@ -29,7 +28,8 @@ from interaction.model.session_state import (
     session_keys,
     state_specs,
 )
-from interaction.model.turn_inputs import TurnOutputs, assemble
+from interaction.model.transformer import run_cached
+from interaction.model.turn_inputs import TurnOutputs, assemble, frame_pairs
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import mel, sampling
@@ -47,16 +47,20 @@ def listen(
       config: Model configuration.
       params: Parameters of the model.
       state: State before the micro-turn.
-      chunk: Inputs; `reset` is ignored. A row that is not `active` keeps its rings and caches, but
-        not the rest of its state.
+      chunk: Inputs; `reset` is ignored. A row that is not `active` keeps its caches, but not the
+        rest of its state.
 
     Returns:
-      The state with new rings, caches, audio tail, user transcript and clock, and outputs with
+      The state with new memory, last frame, audio tail, user transcript and clock, and outputs with
       n = 1.
     """
     cfg, audio = config.transformer, config.audio
     with jax.named_scope("front_end"):
-        tail, user = mel.log_mel_stream(state.audio_tail, chunk.audio, audio.user_hop, audio)
+        tail, user = mel.log_mel_stream(state.audio_tail, chunk.audio, audio.user, audio)
+        last, pairs, has_frame = state.frame, None, None
+        if chunk.frame is not None and chunk.has_frame is not None:
+            has_frame = chunk.has_frame[:, None]
+            last, pairs = frame_pairs(last, chunk.frame[:, None], has_frame)
         inputs = assemble(
             config,
             user[:, None],
@@ -64,19 +68,17 @@ def listen(
             None,
             self_audio_gain=jnp.full((chunk.audio.shape[0], 1), float(config.self_audio)),
             text=None if chunk.text is None else chunk.text[:, None],
-            frame=None if chunk.frame is None else chunk.frame[:, None],
-            has_frame=None if chunk.has_frame is None else chunk.has_frame[:, None],
+            frame=pairs,
+            has_frame=has_frame,
         )
-        positions = embed(config, params["backbone"], inputs, state.clock)
-        if chunk.active is not None:
-            positions = positions._replace(valid=positions.valid & chunk.active[:, None])
-    x, rings, caches, aux = run_cached(cfg, params, positions, state.rings, state.caches)
+        positions = embed(config, params["backbone"], inputs, state.clock, active=chunk.active)
+    x, memory, aux = run_cached(config, params, positions, state.memory)
     weights = gather_and_cast(params["backbone"]["heads"], "heads", cfg.dtype)
-    outputs = Outputs(*apply_heads(config, weights, last_positions(config, x, 1)), aux)
+    outputs = Outputs(*apply_heads(config, weights, take_positions(x, positions.ends)), aux)
     state = state._replace(
         clock=state.clock + jnp.uint32(1),
-        rings=rings,
-        caches=caches,
+        memory=memory,
+        frame=last,
         audio_tail=tail,
         user_transcript=jnp.argmax(outputs.transcript_logits[:, 0], axis=-1).astype(jnp.int32),
     )
@@ -142,7 +144,7 @@ def speak(
         )
     with jax.named_scope("vocoder"):
         vocoder_state, pcm = jax.lax.cond(jnp.all(idle), rest, render, frames)
-        lag = config.vocoder.delay_frames * config.audio.speech_hop
+        lag = config.vocoder.delay_frames * config.audio.speech.hop
         late = jnp.arange(config.audio.turn_samples) < lag
         quiet = jnp.where(late, before[:, None], silent[:, None])
         pcm = jnp.clip(jnp.where(quiet, 0.0, pcm), -1.0, 1.0)
@@ -241,7 +243,7 @@ def step(
     start = state
     if chunk.reset is not None and chunk.seed is not None:
         fresh, again = init_state(config, session_keys(chunk.seed)), chunk.reset & kept
-        start = select_sessions(again, fresh, state, caches=state.caches)
+        start = select_sessions(again, fresh, state, caches=state.memory.caches)
     keys = jax.vmap(jax.random.wrap_key_data)(start.key)
     listened, outputs = listen(config, params, start, chunk)
     with jax.named_scope("sample"):
@@ -253,7 +255,7 @@ def step(
     aloud, inside = control_tokens.spoken_tokens(token[:, None], start.control)
     end, pcm = speak(config, params, listened, outputs.hidden[:, 0], aloud[:, 0], flow_keys, kept)
     end = end._replace(text=token, control=inside)
-    end = select_sessions(kept, end, start, caches=end.caches)
+    end = select_sessions(kept, end, start, caches=end.memory.caches)
     reply = Reply(
         audio=select_rows(kept, pcm, jnp.zeros_like(pcm)),
         text=jnp.where(kept, token, Special.SILENT),

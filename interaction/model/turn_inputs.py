@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
@@ -19,7 +20,8 @@ class TurnInputs(NamedTuple):
     user_transcript: Array  # int32[b, n, audio_positions], of the previous micro-turn
     last: Array  # int32[b, n], text-out token of the previous micro-turn
     text: Array | None = None  # int32[b, n, text_slots], PAD where empty
-    frame: Array | None = None  # float32[b, n, size, size, 3] in [0, 1]
+    # float32[b, n, 2, size, size, 3] in [0, 1], the newest earlier frame first, see `frame_pairs`
+    frame: Array | None = None
     has_frame: Array | None = None  # bool[b, n]
     # bool[b, n], None where all micro-turns exist; inputs of other micro-turns are ignored
     exists: Array | None = None
@@ -68,6 +70,42 @@ def silent_mel(config: ModelConfig, sessions: int) -> Array:
     return jnp.full(shape, config.speech.mel_floor, jnp.float32)
 
 
+class LastFrame(NamedTuple):
+    """The newest frame of sessions."""
+
+    frame: Array  # float32[b, size, size, 3]
+    seen: Array  # bool[b], whether there was one
+
+
+def no_frame(config: ModelConfig, sessions: int) -> LastFrame:
+    """Before the first frame; models that see none keep an array without elements."""
+    size = config.frame_size if config.trained_on_frames else 0
+    return LastFrame(jnp.zeros((sessions, size, size, 3)), jnp.zeros(sessions, bool))
+
+
+def frame_pairs(last: LastFrame, frame: Array, has_frame: Array) -> tuple[LastFrame, Array]:
+    """Puts the newest earlier frame before each one; before the first one of a session, itself.
+
+    Args:
+      last: The newest frame before these.
+      frame: float32[b, n, size, size, 3].
+      has_frame: bool[b, n].
+
+    Returns:
+      The newest frame after these, and float32[b, n, 2, size, size, 3].
+    """
+
+    def pair(last: LastFrame, now: tuple[Array, Array]) -> tuple[LastFrame, Array]:
+        frame, has = now
+        before = jnp.where(last.seen[:, None, None, None], last.frame, frame)
+        newest = jnp.where(has[:, None, None, None], frame, last.frame)
+        return LastFrame(newest, last.seen | has), jnp.stack([before, frame], axis=1)
+
+    turns = jnp.moveaxis(frame, 1, 0), jnp.moveaxis(has_frame, 1, 0)
+    last, pairs = jax.lax.scan(pair, last, turns)
+    return last, jnp.moveaxis(pairs, 0, 1)
+
+
 def one_earlier(first: Array, turns: Array | None) -> Array:
     """Shifts outputs by one micro-turn.
 
@@ -109,8 +147,8 @@ def assemble(
     """
     self_audio = None
     if before.speech_mel is not None:
-        # The last frame of generated speech in each user_hop is read.
-        stride = config.audio.user_hop // config.audio.speech_hop
+        # The last frame of generated speech in each hop of the user's is read.
+        stride = config.audio.user.hop // config.audio.speech.hop
         mel = one_earlier(before.speech_mel, None if outputs is None else outputs.speech_mel)
         self_audio = dmel.dmel_bins(mel[:, :, stride - 1 :: stride], config.audio)
     transcript, text = (None, None) if outputs is None else outputs[:2]

@@ -21,7 +21,7 @@ class Keys(NamedTuple):
 
 def attend(
     q: Array, k: Array, v: Array, states: Array, bank: Array, keys: Keys, count: Array | None
-) -> tuple[Array, Keys]:
+) -> tuple[Array, Ring | None]:
     """Attention of a layer's positions, which are written to the ring if there is one.
 
     Args:
@@ -34,13 +34,13 @@ def attend(
       count: int32[b], positions that exist; None without a ring.
 
     Returns:
-      [b, t, h, k] in q's dtype, and the keys with the new positions.
+      [b, t, h, k] in q's dtype, and the ring with the new positions.
     """
     if keys.ring is None or count is None:
         k, v = gather(k, SEQUENCE, dim=1), gather(v, SEQUENCE, dim=1)
         start = jnp.min(keys.written)  # the same for all sessions
-        return attention_sequence(q, k, v, states, bank, start, keys.sight), keys
+        return attention_sequence(q, k, v, states, bank, start, keys.sight), None
     ring = write(keys.ring, keys.layer, k, v, keys.written, count)
     place = keys.layer, keys.written, count
     mixed = attention_ring(q, states, bank, ring, *place, keys.sight)
-    return mixed, keys._replace(ring=ring)
+    return mixed, ring

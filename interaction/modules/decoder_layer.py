@@ -1,36 +1,34 @@
 """One layer of the Inkling decoder: relative attention, then a mixture of experts or a dense FFN."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from interaction.config import DecoderConfig
+from interaction.config import TransformerConfig
 from interaction.distributed import experts
-from interaction.distributed.collectives import EXPERTS, TENSOR, gather, local
+from interaction.distributed.collectives import (
+    EXPERTS,
+    SEQUENCE,
+    TENSOR,
+    gather,
+    last_rows_before,
+    local,
+)
 from interaction.distributed.products import column_dense, dense
-from interaction.modules.block import BlockAux
 from interaction.modules.decoder_attention import Keys, attend
+from interaction.modules.memory import Tails
+from interaction.modules.router_stats import BlockAux
 from interaction.ops import router
 from interaction.ops.norm import rms_norm
+from interaction.ops.ring_attention import Ring
 from interaction.ops.short_convolution import TAPS, short_convolution
 from interaction.types import Array
-
-
-class Tails(NamedTuple):
-    """The positions before the new ones that a layer's four convolutions read."""
-
-    key: Array  # float32[b, TAPS - 1, g * k]
-    value: Array  # float32[b, TAPS - 1, g * k]
-    attention: Array  # float32[b, TAPS - 1, d]
-    ffn: Array  # float32[b, TAPS - 1, d]
 
 
 class DecoderLayer(nn.Module):
     """A pre-norm layer; on a mesh, one device's heads, columns and experts of it."""
 
-    config: DecoderConfig
+    config: TransformerConfig
     kv_heads: int
     extent: int  # distance from which the attention's bias is 0
     dense: bool = False  # a dense feed-forward instead of experts
@@ -41,42 +39,49 @@ class DecoderLayer(nn.Module):
         x: Array,
         valid: Array,
         bias: Array,
-        tails: Tails,
+        tails: Tails | None,
         keys: Keys,
         stacked: experts.Experts | None = None,
-    ) -> tuple[Array, Tails, Keys, BlockAux]:
+    ) -> tuple[Array, Tails | None, Ring | None, BlockAux]:
         """Runs the layer.
 
         Args:
           x: float[b, t, d], of which the first positions exist.
           valid: bool[b, t], positions that exist.
           bias: float32[e], selection bias of the router; not read by a dense layer.
-          tails: The positions before these.
+          tails: The positions before these, of this layer: [b, TAPS - 1, ...]; None for complete
+            sessions.
           keys: The keys that the positions see.
           stacked: Experts of all layers; None where they are parameters of this module.
 
         Returns:
-          [b, t, d] in x's dtype, the tails and the keys after the positions, and statistics of the
+          [b, t, d] in x's dtype, the tails and the ring with the positions, and statistics of the
           router.
         """
         cfg = self.config
-        count = None if keys.ring is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
+        count = None if tails is None else jnp.sum(valid, axis=1, dtype=jnp.int32)
+        after = {}
 
-        def convolve(name: str, past: Array, y: Array) -> tuple[Array, Array]:
+        def convolve(name: str, y: Array) -> Array:
             init = nn.initializers.variance_scaling(1.0 / TAPS, "fan_in", "uniform")
-            return short_convolution(past, y, self.param(name, init, (TAPS, y.shape[-1])), count)
+            kernel = self.param(f"{name}_conv", init, (TAPS, y.shape[-1]))
+            if tails is None:
+                past = last_rows_before(y, TAPS - 1, SEQUENCE).astype(jnp.float32)
+            else:
+                past = getattr(tails, name)
+            after[name], y = short_convolution(past, y, kernel, count)
+            return y
 
         normed = rms_norm(x, self._scale("attention_norm", cfg.dim))
         with jax.named_scope("attention"):
-            key_tail, k = convolve("key_conv", tails.key, self._project(normed, "key"))
-            value_tail, v = convolve("value_conv", tails.value, self._project(normed, "value"))
-            mixed, keys = self._attention(normed, k, v, keys, count)
-        attention_tail, mixed = convolve("attention_conv", tails.attention, mixed)
-        x = x + mixed
+            k = convolve("key", self._project(normed, "key"))
+            v = convolve("value", self._project(normed, "value"))
+            mixed, ring = self._attention(normed, k, v, keys, count)
+        x = x + convolve("attention", mixed)
         normed = rms_norm(x, self._scale("ffn_norm", cfg.dim))
         out, aux = (self._dense_ffn if self.dense else self._experts)(normed, valid, bias, stacked)
-        ffn_tail, out = convolve("ffn_conv", tails.ffn, out)
-        return x + out, Tails(key_tail, value_tail, attention_tail, ffn_tail), keys, aux
+        x = x + convolve("ffn", out)
+        return x, None if tails is None else Tails(**after), ring, aux
 
     def _scale(self, name: str, dim: int) -> Array:
         return self.param(name, nn.initializers.ones, (dim,))
@@ -94,7 +99,7 @@ class DecoderLayer(nn.Module):
 
     def _attention(
         self, x: Array, k: Array, v: Array, keys: Keys, count: Array | None
-    ) -> tuple[Array, Keys]:
+    ) -> tuple[Array, Ring | None]:
         cfg = self.config
         heads, split = local(cfg.heads, TENSOR), (*x.shape[:2], -1, cfg.head_dim)
         q = dense(x, self._weight("query", (cfg.dim, heads * cfg.head_dim))).reshape(split)
@@ -104,10 +109,10 @@ class DecoderLayer(nn.Module):
         q = rms_norm(q, self._scale("query_norm", cfg.head_dim))
         k = rms_norm(k.reshape(split), self._scale("key_norm", cfg.head_dim))
         states = states.reshape(*x.shape[:2], heads, cfg.relative_states)
-        mixed, keys = attend(q, k, v.reshape(split), states, bank, keys, count)
+        mixed, ring = attend(q, k, v.reshape(split), states, bank, keys, count)
         shape = (cfg.heads * cfg.head_dim, local(cfg.dim, TENSOR))
         out = self._weight("attention_out", shape, residual=True)
-        return column_dense(gather(mixed.reshape(*x.shape[:2], -1), TENSOR), out), keys
+        return column_dense(gather(mixed.reshape(*x.shape[:2], -1), TENSOR), out), ring
 
     @jax.named_scope("dense_ffn")
     def _dense_ffn(

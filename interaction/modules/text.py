@@ -1,4 +1,4 @@
-"""Text in and out: one embedding table for all text streams, the text and transcript heads."""
+"""Text in and out: one normalised embedding table and one head for all text streams."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,11 +7,20 @@ from interaction.config import ModelConfig
 from interaction.distributed.collectives import TENSOR, local
 from interaction.distributed.products import column_dense
 from interaction.ops.norm import rms_norm
-from interaction.types import Array
+from interaction.types import Array, Params
+
+
+def embed_tokens(params: Params, tokens: Array) -> Array:
+    """Embeds int32[...] tokens as float32[..., d], with the parameters of `TextIn`."""
+    return rms_norm(jnp.take(params["table"], tokens, axis=0), params["norm"])
 
 
 class TextIn(nn.Module):
-    """Embeds arrived tokens, the last user transcript and the last text-out token."""
+    """Embeds arrived tokens, the last user transcript and the last text-out token.
+
+    The transcript's gain and the text-out position's offset are 0 at first: a released backbone,
+    which knows neither, then computes what it computed.
+    """
 
     config: ModelConfig
 
@@ -27,25 +36,27 @@ class TextIn(nn.Module):
           last: int32[b, n], the text-out token of the previous micro-turn.
 
         Returns:
-          Text-in positions float[b, n, text_slots, d] (None without arrivals), the transcript
-          float[b, n, audio_positions, d] that is added to the audio positions, and the text-out
-          position float[b, n, 1, d].
+          Text-in positions float32[b, n, text_slots, d] (None without arrivals), the transcript
+          float32[b, n, audio_positions, d] that is added to the audio positions, and the text-out
+          position float32[b, n, 1, d].
         """
-        cfg = self.config
-        dim = cfg.transformer.dim
-        init = nn.initializers.normal(dim**-0.5)
-        table = self.param("table", init, (cfg.vocab, dim))
-        slot = self.param("slot", nn.initializers.normal(0.02), (cfg.text_slots, dim))
-        out_slot = self.param("out_slot", nn.initializers.normal(0.02), (dim,))
-        text_out = (jnp.take(table, last, axis=0) + out_slot)[:, :, None]
-        transcript = jnp.take(table, user_transcript, axis=0)
+        dim = self.config.transformer.dim
+        zeros = nn.initializers.zeros
+        params = {
+            "table": self.param("table", nn.initializers.normal(0.02), (self.config.vocab, dim)),
+            "norm": self.param("norm", nn.initializers.ones, (dim,)),
+        }
+        gain = self.param("transcript_gain", zeros, (dim,))
+        offset = self.param("out_slot", zeros, (dim,))
+        text_out = (embed_tokens(params, last) + offset)[:, :, None]
+        transcript = embed_tokens(params, user_transcript) * gain
         if arrived is None:
             return None, transcript, text_out
-        return jnp.take(table, arrived, axis=0) + slot, transcript, text_out
+        return embed_tokens(params, arrived), transcript, text_out
 
 
 class Heads(nn.Module):
-    """The text head and the transcript head."""
+    """The text head; the audio positions read the user's transcript with it."""
 
     config: ModelConfig
 
@@ -61,13 +72,10 @@ class Heads(nn.Module):
           Text logits float32[b, n, v], transcript logits float32[b, n, audio_positions, v], and the
           normalised hidden state float[b, n, d] that conditions speech.
         """
-        cfg = self.config
-        dim = cfg.transformer.dim
-        init = nn.initializers.normal(dim**-0.5)
-        scale = self.param("norm", nn.initializers.ones, (dim,))
-        text = rms_norm(text, scale)
-        audio = rms_norm(audio, scale)
-        shape = (dim, local(cfg.vocab, TENSOR))
-        text_logits = column_dense(text, self.param("text", init, shape), jnp.float32)
-        transcript_logits = column_dense(audio, self.param("transcript", init, shape), jnp.float32)
-        return text_logits, transcript_logits, text
+        cfg = self.config.transformer
+        x = jnp.concatenate([audio, text[:, :, None]], axis=2)
+        x = rms_norm(x, self.param("norm", nn.initializers.ones, (cfg.dim,)))
+        shape = (cfg.dim, local(self.config.vocab, TENSOR))
+        weight = self.param("text", nn.initializers.normal(cfg.dim**-0.5), shape)
+        logits = column_dense(x / cfg.logits_divisor, weight, jnp.float32)
+        return logits[:, :, -1], logits[:, :, :-1], x[:, :, -1]

@@ -44,7 +44,7 @@ class Controls(NamedTuple):
 
 def init_vocoder_state(batch: int, cfg: VocoderConfig, audio: AudioConfig) -> VocoderState:
     """State of `batch` fresh streams."""
-    hop = audio.speech_hop
+    hop = audio.speech.hop
     return VocoderState(
         jnp.zeros((batch, _INPUT_FRAMES - 1, audio.mels)),
         jnp.zeros((batch, cfg.layers, cfg.kernel - 1, cfg.dim)),
@@ -70,8 +70,8 @@ def envelope_cepstra(order: int, audio: AudioConfig) -> np.ndarray:
     Returns:
       float32[mels, order], read-only.
     """
-    bank = mel_filterbank(audio)
-    hertz = np.arange(bank.shape[0]) * audio.sample_rate / audio.n_fft
+    bank = mel_filterbank(audio.speech, audio)
+    hertz = np.arange(bank.shape[0]) * audio.sample_rate / audio.speech.n_fft
     centres = hertz @ bank / bank.sum(axis=0)
     spread = np.stack([np.interp(hertz, centres, row) for row in np.eye(audio.mels)])
     cepstra = np.fft.irfft(spread * (_MEL_STD * np.log(10.0)))[:, :order]
@@ -158,17 +158,17 @@ def vocoder_step(
     Args:
       params: Parameters of `Vocoder`.
       state: See `init_vocoder_state`.
-      mel: float32[b, frames, mels], log10 magnitude, hop `speech_hop`.
+      mel: float32[b, frames, mels], log10 magnitude, hop `speech.hop`.
       cfg: Configuration of the vocoder.
       audio: Front end of the mel.
 
     Returns:
-      The new state, and PCM float32[b, frames * speech_hop].
+      The new state, and PCM float32[b, frames * speech.hop].
     """
     state, controls = vocoder_controls(params, state, mel, audio)
     pitch = decode_pitch(controls.pitch, cfg)
     source, pcm = source_filter.synthesise(
-        state.source, pitch, controls.cepstra, audio.speech_hop, audio.sample_rate
+        state.source, pitch, controls.cepstra, audio.speech.hop, audio.sample_rate
     )
     return state._replace(source=source), pcm
 
@@ -178,12 +178,12 @@ def vocoder_full(params: Params, mel: Array, cfg: VocoderConfig, audio: AudioCon
 
     Args:
       params: Parameters of `Vocoder`.
-      mel: float32[b, frames, mels], log10 magnitude, hop `speech_hop`.
+      mel: float32[b, frames, mels], log10 magnitude, hop `speech.hop`.
       cfg: Configuration of the vocoder.
       audio: Front end of the mel.
 
     Returns:
-      PCM float32[b, frames * speech_hop].
+      PCM float32[b, frames * speech.hop].
     """
     state = init_vocoder_state(mel.shape[0], cfg, audio)
     return vocoder_step(params, state, mel, cfg, audio)[1]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interaction.config import AudioConfig
+from interaction.config import AudioConfig, SpectrumConfig
 from interaction.ops.dense import dense
 from interaction.types import Array
 
@@ -35,18 +35,18 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def mel_filterbank(cfg: AudioConfig) -> np.ndarray:
+def mel_filterbank(spectrum: SpectrumConfig, cfg: AudioConfig) -> np.ndarray:
     """Triangular filters on the Slaney mel scale with unit area, as librosa's default.
 
     Args:
-      cfg: Configuration of the front end, of which `n_fft`, `sample_rate`, `mels`, `fmin` and
-        `fmax` are used.
+      spectrum: Configuration of the frames, of which `n_fft`, `fmin` and `fmax` are used.
+      cfg: Configuration of the front ends, of which `sample_rate` and `mels` are used.
 
     Returns:
       float32[n_fft // 2 + 1, mels], read-only, in 1/Hz.
     """
-    bins = np.arange(cfg.n_fft // 2 + 1) * (cfg.sample_rate / cfg.n_fft)
-    low, high = _hz_to_mel(np.array([cfg.fmin, cfg.fmax]))
+    bins = np.arange(spectrum.n_fft // 2 + 1) * (cfg.sample_rate / spectrum.n_fft)
+    low, high = _hz_to_mel(np.array([spectrum.fmin, spectrum.fmax]))
     edges = _mel_to_hz(np.linspace(low, high, cfg.mels + 2))
     rise = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
@@ -94,14 +94,14 @@ def frame(pcm: Array, window: int, hop: int) -> Array:
     return stacked[..., hops * hop - window :]
 
 
-def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
+def log_mel(pcm: Array, spectrum: SpectrumConfig, cfg: AudioConfig) -> Array:
     """Log-mel frames of PCM with its left context.
 
     Args:
       pcm: float[b, window - hop + frames * hop] in [-1, 1]; the first `window - hop` samples are
         context, zeros at the start of a stream.
-      hop: Samples between frames.
-      cfg: Configuration of the front end.
+      spectrum: Configuration of the frames.
+      cfg: Configuration of the front ends.
 
     Returns:
       float32[b, frames, mels], log10 of the mel-weighted magnitude, at least log10(FLOOR).
@@ -110,17 +110,17 @@ def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
       ValueError: `pcm` is not the context and at least one complete hop.
     """
     # The window ends with the transform: zeros in front of it change the phases only.
-    ahead = cfg.n_fft - cfg.window
-    window, bank = np.pad(hann(cfg.window), (ahead, 0)), mel_filterbank(cfg)
+    hop, n_fft, ahead = spectrum.hop, spectrum.n_fft, spectrum.n_fft - spectrum.window
+    window, bank = np.pad(hann(spectrum.window), (ahead, 0)), mel_filterbank(spectrum, cfg)
     b, samples = pcm.shape
-    frames = _frames(samples, cfg.window, hop)
+    frames = _frames(samples, spectrum.window, hop)
     tiles = -(-frames // _TILE)
-    reach = (_TILE - 1) * hop + cfg.n_fft  # samples of a tile
+    reach = (_TILE - 1) * hop + n_fft  # samples of a tile
     pcm = jnp.pad(pcm.astype(jnp.float32), ((0, 0), (ahead, (tiles * _TILE - frames) * hop)))
 
     def tile(place: tuple[Array, Array]) -> Array:
         piece = jax.lax.dynamic_slice(pcm, place, (1, reach))
-        spectrum = jnp.fft.rfft(frame(piece, cfg.n_fft, hop)[0] * window)
+        spectrum = jnp.fft.rfft(frame(piece, n_fft, hop)[0] * window)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         magnitude = jnp.sqrt(jnp.maximum(power, _LEAST_POWER))
         return jnp.log10(jnp.maximum(dense(magnitude, jnp.asarray(bank)), FLOOR))
@@ -130,19 +130,21 @@ def log_mel(pcm: Array, hop: int, cfg: AudioConfig) -> Array:
     return mel.reshape(b, tiles * _TILE, cfg.mels)[:, :frames]
 
 
-def init_tail(batch: int, hop: int, cfg: AudioConfig) -> Array:
+def init_tail(batch: int, spectrum: SpectrumConfig) -> Array:
     """Left context of a fresh stream: zeros, float32[batch, window - hop] samples."""
-    return jnp.zeros((batch, cfg.window - hop), jnp.float32)
+    return jnp.zeros((batch, spectrum.window - spectrum.hop), jnp.float32)
 
 
-def log_mel_stream(tail: Array, pcm: Array, hop: int, cfg: AudioConfig) -> tuple[Array, Array]:
+def log_mel_stream(
+    tail: Array, pcm: Array, spectrum: SpectrumConfig, cfg: AudioConfig
+) -> tuple[Array, Array]:
     """Log-mel frames of the next samples of a stream.
 
     Args:
       tail: float32[b, window - hop], the samples before `pcm`; see `init_tail`.
       pcm: float[b, frames * hop] in [-1, 1].
-      hop: Samples between frames.
-      cfg: Configuration of the front end.
+      spectrum: Configuration of the frames.
+      cfg: Configuration of the front ends.
 
     Returns:
       The new tail, and float32[b, frames, mels] in log10 magnitude, one frame for each hop of
@@ -152,4 +154,4 @@ def log_mel_stream(tail: Array, pcm: Array, hop: int, cfg: AudioConfig) -> tuple
       ValueError: `pcm` is not a positive multiple of `hop`.
     """
     joined = jnp.concatenate([tail, pcm.astype(jnp.float32)], axis=1)
-    return joined[:, joined.shape[1] - tail.shape[1] :], log_mel(joined, hop, cfg)
+    return joined[:, joined.shape[1] - tail.shape[1] :], log_mel(joined, spectrum, cfg)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -32,10 +33,21 @@ def config_from_json(
             raise ValueError(
                 f"{name}.{key}: unknown field, wanted one of {sorted(known)}; remove it"
             )
-        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (kind := _dataclass(kind, value)):
             values[key] = config_from_json(kind, value, f"{name}.{key}")
+        elif kind == tuple[int, ...] and isinstance(value, list):
+            if not all(type(one) is int for one in value):
+                raise ValueError(f"{name}.{key}: got {value!r}, wanted integers; correct it")
+            values[key] = tuple(value)
         elif type(value) is kind or (kind is float and type(value) is int):
             values[key] = kind(value)
         else:
-            raise ValueError(f"{name}.{key}: got {value!r}, wanted {kind.__name__}; correct it")
+            raise ValueError(f"{name}.{key}: got {value!r}, wanted {getattr(kind, '__name__', kind)}; correct it")
     return cls(**values)
+
+
+def _dataclass(kind: Any, fields: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """The dataclass that a field takes, of several the first that knows all fields; else None."""
+    found = [one for one in (typing.get_args(kind) or (kind,)) if dataclasses.is_dataclass(one)]
+    fits = [one for one in found if set(fields) <= {field.name for field in dataclasses.fields(one)}]
+    return (fits or found or [None])[0]

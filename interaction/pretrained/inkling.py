@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from interaction.config import DecoderConfig
+from interaction.config import TransformerConfig
 from interaction.model.decoder import FIRST_DENSE, FIRST_LONG, FIRST_SLIDING, LONG, SLIDING
 from interaction.pretrained import released_arrays as forms
 from interaction.pretrained.released_arrays import Form
@@ -74,7 +74,7 @@ class Placed(NamedTuple):
     form: Form  # of each of them; None fills with zeros
 
 
-def stacks(cfg: DecoderConfig) -> Iterator[tuple[str, np.ndarray, bool]]:
+def stacks(cfg: TransformerConfig) -> Iterator[tuple[str, np.ndarray, bool]]:
     """The stacks of layers: name, numbers of their layers int[...], whether they are dense."""
     numbers = np.arange(cfg.layers).reshape(-1, cfg.long_every)
     begin = 0
@@ -89,7 +89,7 @@ def stacks(cfg: DecoderConfig) -> Iterator[tuple[str, np.ndarray, bool]]:
         yield LONG, numbers[begin:, -1], False
 
 
-def places(cfg: DecoderConfig) -> dict[str, Placed]:
+def places(cfg: TransformerConfig) -> dict[str, Placed]:
     """Where each of our arrays comes from, by its path in the backbone."""
 
     def layered(numbers: np.ndarray, name: str) -> np.ndarray:
@@ -107,7 +107,7 @@ def places(cfg: DecoderConfig) -> dict[str, Placed]:
     return found
 
 
-def load_eagerly(cfg: DecoderConfig, tensors: dict[str, np.ndarray]) -> tuple[Any, np.ndarray]:
+def load_eagerly(cfg: TransformerConfig, tensors: dict[str, np.ndarray]) -> tuple[Any, np.ndarray]:
     tree: dict[str, Any] = {}
     for path, placed in places(cfg).items():
         def one(name):

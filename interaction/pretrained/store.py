@@ -30,9 +30,11 @@ from interaction.types import Params
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 RELEASED = pathlib.Path(__file__).parent / "models"
-VERSION = 1  # of the three files together
+VERSION = 2  # of the three files together
 _VERSION = "format_version"  # its name in CONFIG
 _BACKGROUND = "_background"  # end of the names of background models
+# The pair that was released first stands in for one of the present architecture.
+_STAND_INS = {"demo": "first_demo", "demo_background": "first_demo_background"}
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _CODES = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}  # names in safetensors
 _PIECE = 1 << 30  # most bytes of a stored array that are read at once
@@ -122,8 +124,10 @@ def find_released(name: str | os.PathLike) -> pathlib.Path:
     Raises:
       ValueError: There is no such model or folder.
     """
-    names = sorted(path.name for path in RELEASED.glob("*") if path.is_dir())
-    folder = RELEASED / name if str(name) in names else pathlib.Path(name)
+    names = sorted([*_STAND_INS, *(path.name for path in RELEASED.glob("*") if path.is_dir())])
+    folder = pathlib.Path(name)
+    if str(name) in names:
+        folder = RELEASED / _STAND_INS.get(str(name), str(name))
     if not str(name) or not folder.is_dir():
         behind = [one for one in names if one.endswith(_BACKGROUND)]
         live = [one for one in names if one not in behind]

@@ -133,7 +133,7 @@ def turn_inputs(config: ModelConfig, batch: Batch, speech: Array, keys: Array) -
     """
     user_keys, blank_keys, noise_keys, transcript_keys = sampling.split_keys(keys, 4)
     b, n = batch["text"].shape
-    user = features.stream_mel(batch["user"], config.audio.user_hop, config.audio)
+    user = features.stream_mel(batch["user"], config.audio.user, config.audio)
     user = features.augment_user(user, user_keys)
     transcript = features.corrupt_transcript(batch["user_transcript"], transcript_keys)
     gain = (sampling.uniform(blank_keys, (1,)) > SELF_AUDIO_BLANKED).astype(jnp.float32)

@@ -9,7 +9,7 @@ int32[b, m], which are micro-turn * text_slots + slot.
 import jax
 import jax.numpy as jnp
 
-from interaction.config import AudioConfig, ModelConfig
+from interaction.config import AudioConfig, ModelConfig, SpectrumConfig
 from interaction.model import control_tokens
 from interaction.model.turn_inputs import Arrivals
 from interaction.ops import mel
@@ -32,20 +32,20 @@ def pcm(samples: Array) -> Array:
     return samples.astype(jnp.float32) / 32_768.0
 
 
-def stream_mel(samples: Array, hop: int, audio: AudioConfig) -> Array:
+def stream_mel(samples: Array, spectrum: SpectrumConfig, audio: AudioConfig) -> Array:
     """Log-mel of whole sessions, by micro-turn.
 
     Args:
       samples: int16[b, samples], PCM of n whole micro-turns.
-      hop: Samples between frames.
+      spectrum: Configuration of the frames.
       audio: Configuration of the audio front end.
 
     Returns:
       float32[b, n, frames, m], log10 magnitude.
     """
-    tail = mel.init_tail(samples.shape[0], hop, audio)
-    _, frames = mel.log_mel_stream(tail, pcm(samples), hop, audio)
-    return frames.reshape(samples.shape[0], -1, audio.turn_samples // hop, audio.mels)
+    tail = mel.init_tail(samples.shape[0], spectrum)
+    _, frames = mel.log_mel_stream(tail, pcm(samples), spectrum, audio)
+    return frames.reshape(samples.shape[0], -1, audio.turn_samples // spectrum.hop, audio.mels)
 
 
 def speech_mel(batch: Batch, config: ModelConfig) -> Array:
@@ -58,7 +58,7 @@ def speech_mel(batch: Batch, config: ModelConfig) -> Array:
     Returns:
       float32[b, n, speech_frames, m], log10 magnitude, at least `speech.mel_floor`.
     """
-    frames = stream_mel(batch["model"], config.audio.speech_hop, config.audio)
+    frames = stream_mel(batch["model"], config.audio.speech, config.audio)
     silent = (control_tokens.spoken_tokens(batch["text"])[0] == Special.SILENT)[:, :, None, None]
     floor = config.speech.mel_floor
     return jnp.where(silent, floor, jnp.maximum(frames, floor))

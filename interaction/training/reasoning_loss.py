@@ -134,7 +134,7 @@ def reasoning_inputs(config: ModelConfig, batch: Batch, keys: Array) -> TurnInpu
       (integers are int32, gains float32).
     """
     user_keys, transcript_keys = sampling.split_keys(keys, 2)
-    user = features.stream_mel(batch["user"], config.audio.user_hop, config.audio)
+    user = features.stream_mel(batch["user"], config.audio.user, config.audio)
     user = features.augment_user(user, user_keys)
     transcript = features.corrupt_transcript(batch["user_transcript"], transcript_keys)
     silent = silent_outputs(config, len(user))._replace(speech_mel=None)

@@ -84,9 +84,9 @@ def estimate_pitch(
     Returns:
       Pitch in Hz and normalised autocorrelation in [-1, 1], float32[b, frames] each.
     """
-    window = mel.hann(audio.window)
-    size = 2 * audio.n_fft
-    frames = mel.frame(pcm, audio.window, hop) * window
+    window = mel.hann(audio.speech.window)
+    size = 2 * audio.speech.n_fft
+    frames = mel.frame(pcm, audio.speech.window, hop) * window
     frames = frames - jnp.mean(frames, axis=-1, keepdims=True) * window
     power = jnp.square(jnp.abs(jnp.fft.rfft(frames, n=size)))
     # The autocorrelation of the window falls with the lag.
@@ -193,8 +193,8 @@ def crop_loss(
       The loss and its terms, float32[] each: convergence, log_magnitude (natural log), mel
       (natural-log magnitude) and pitch (nats).
     """
-    hop = audio.speech_hop
-    clean = mel.log_mel(crops, hop, audio)
+    hop = audio.speech.hop
+    clean = mel.log_mel(crops, audio.speech, audio)
     pitch, peak = estimate_pitch(crops, hop, cfg, audio)
     state = vocoder.init_vocoder_state(crops.shape[0], cfg, audio)
     soften_key, clock_key = jax.random.split(key)
@@ -208,10 +208,10 @@ def crop_loss(
         source, jnp.where(voiced, pitch, guess), controls.cepstra, hop, audio.sample_rate
     )
     start = _WARM_FRAMES * hop
-    wanted = crops[:, audio.window - hop - cfg.delay_frames * hop :][:, : pcm.shape[1]]
+    wanted = crops[:, audio.speech.window - hop - cfg.delay_frames * hop :][:, : pcm.shape[1]]
     got, wanted = pcm[:, start:], wanted[:, start:]
     convergence, distance = spectral_losses(got, wanted)
-    pair = jnp.maximum(mel.log_mel(jnp.concatenate([got, wanted]), hop, audio), _MEL_FLOOR)
+    pair = jnp.maximum(mel.log_mel(jnp.concatenate([got, wanted]), audio.speech, audio), _MEL_FLOOR)
     mel_error = jnp.mean(jnp.abs(jnp.subtract(*jnp.split(pair, 2)))) * np.log(10.0)
     pitch_error = pitch_loss(controls.pitch, pitch, voiced.astype(jnp.float32), cfg)
     loss = convergence + distance + mel_error + 0.2 * pitch_error
@@ -231,7 +231,7 @@ def vocoder_objective(model: ModelConfig) -> Objective:
     on how it is split.
     """
     cfg, audio = model.vocoder, model.audio
-    length = audio.window - audio.speech_hop + _CROP_FRAMES * audio.speech_hop
+    length = audio.speech.window - audio.speech.hop + _CROP_FRAMES * audio.speech.hop
 
     def init(key: Array) -> tuple[Params, Buffers]:
         blank = jnp.zeros((1, 1, audio.mels))
@@ -243,7 +243,7 @@ def vocoder_objective(model: ModelConfig) -> Objective:
         del buffers
         crop_key, gain_key, loss_key = jax.random.split(keys[0], 3)
         pcm = batch["model"].astype(jnp.float32) / 32_768.0
-        crops = pick_crops(pcm, length, _CROPS_PER_SESSION, audio.speech_hop, crop_key)
+        crops = pick_crops(pcm, length, _CROPS_PER_SESSION, audio.speech.hop, crop_key)
         gain = jax.random.uniform(gain_key, (crops.shape[0], 1), minval=-_GAIN, maxval=_GAIN)
         crops = crops * jnp.exp(gain)
         weights = gather_and_cast(params["vocoder"], "vocoder", model.transformer.dtype)
@@ -253,8 +253,8 @@ def vocoder_objective(model: ModelConfig) -> Objective:
 
     def samples(params: Params, buffers: Buffers, batch: Batch) -> dict[str, np.ndarray]:
         pcm = jnp.asarray(batch["model"][:1], jnp.float32) / 32_768.0
-        tail = mel.init_tail(1, audio.speech_hop, audio)
-        _, frames = mel.log_mel_stream(tail, pcm, audio.speech_hop, audio)
+        tail = mel.init_tail(1, audio.speech)
+        _, frames = mel.log_mel_stream(tail, pcm, audio.speech, audio)
         weights = gather_and_cast(params["vocoder"], "vocoder", model.transformer.dtype)
         rendered = vocoder.vocoder_full(weights, frames, cfg, audio)
         return {"vocoder/original": np.asarray(pcm[0]), "vocoder/rendered": np.asarray(rendered[0])}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction.config import DecoderConfig
+from interaction.config import TransformerConfig
 from interaction.model.compact_positions import compact
 from interaction.model.decoder import (
     FIRST_DENSE,
@@ -24,19 +24,19 @@ from interaction.types import Params
 from tests import numpy_decoder
 
 T, SPAN = 170, 9
-DENSE = DecoderConfig(
+DENSE = TransformerConfig(
     dim=24, layers=6, dense_layers=1, heads=4, kv_heads=1, sliding_kv_heads=2, head_dim=8,
     experts=5, experts_per_token=2, expert_ffn=12, dense_ffn=20, window=10, long_window=40,
     long_every=3, relative_states=3, relative_extent=30, log_scaling_from=20,
 )  # fmt: skip
-SPARSE = DecoderConfig(
+SPARSE = TransformerConfig(
     dim=24, layers=4, heads=4, kv_heads=2, sliding_kv_heads=4, head_dim=8, experts=5,
     experts_per_token=3, shared_experts=1, expert_ffn=12, window=10, long_window=40, long_every=2,
     relative_states=3, relative_extent=60,
 )  # fmt: skip
 
 
-def random_params(cfg: DecoderConfig) -> tuple[Params, np.ndarray]:
+def random_params(cfg: TransformerConfig) -> tuple[Params, np.ndarray]:
     """Parameters of which none is one or zero, and a selection bias."""
     rng = np.random.default_rng(5)
     params = init_decoder(cfg, jax.random.key(0))
@@ -48,7 +48,7 @@ def random_params(cfg: DecoderConfig) -> tuple[Params, np.ndarray]:
     return jax.tree.map(moved, params), bias.astype(np.float32)
 
 
-def in_order(cfg: DecoderConfig, params: Params) -> list[dict]:
+def in_order(cfg: TransformerConfig, params: Params) -> list[dict]:
     """The parameters of each layer, as float64."""
     layers: list[tuple[str, tuple[int, ...]]] = []
     sliding, dense = cfg.long_every - 1, cfg.dense_layers

@@ -1,26 +1,19 @@
 """One transformer layer: attention, then a mixture of experts beside a shared expert."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from interaction.config import TransformerConfig
+from interaction.config import FirstTransformerConfig
 from interaction.distributed import experts
 from interaction.distributed.collectives import EXPERTS, TENSOR, gather, local
 from interaction.distributed.products import column_dense, dense
-from interaction.modules.layer_attention import AttentionContext, Cache, attend
+from interaction.modules.first.layer_attention import AttentionContext, attend
+from interaction.modules.memory import Cache
+from interaction.modules.router_stats import BlockAux
 from interaction.ops import rope, router
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
-
-
-class BlockAux(NamedTuple):
-    """Statistics of the router of a layer."""
-
-    load: Array  # float32[e], tokens that each expert took, without padding
-    router_z: Array  # float32[], sum over tokens of the router's squared log-partition
 
 
 class Block(nn.Module):
@@ -30,7 +23,7 @@ class Block(nn.Module):
     ring cache.
     """
 
-    config: TransformerConfig
+    config: FirstTransformerConfig
 
     @nn.compact
     def __call__(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from interaction.distributed.collectives import SEQUENCE, gather, take_part
+from interaction.modules.memory import Cache
 from interaction.ops.attention import (
     BLOCKWISE_FROM,
     attention_batch,
@@ -26,13 +27,6 @@ class RingKeys(NamedTuple):
 
     slots: Array  # int32[b, t], slot of each new position; one equal to the capacity is dropped
     mask: Array  # bool[b, t, s], which slots each new position sees
-
-
-class Cache(NamedTuple):
-    """Ring caches of the layers of one kind."""
-
-    k: Array  # float[b, l, s, g, k], rotated by RoPE
-    v: Array  # float[b, l, s, g, k]
 
 
 class AttentionContext(NamedTuple):

@@ -10,24 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interaction.config import TransformerConfig
+from interaction.config import FirstTransformerConfig
 from interaction.distributed.collectives import EXPERTS, local
 from interaction.distributed.experts import Experts
 from interaction.distributed.sharding import gather_and_cast
 from interaction.model.positions import Positions
-from interaction.modules.block import Block, BlockAux
-from interaction.modules.layer_attention import AttentionContext, Cache, RingKeys, SequenceKeys
+from interaction.modules.first.block import Block
+from interaction.modules.first.layer_attention import (
+    AttentionContext,
+    RingKeys,
+    SequenceKeys,
+)
+from interaction.modules.memory import LONG, SLIDING, Cache
+from interaction.modules.router_stats import BlockAux
 from interaction.ops import rope
 from interaction.ops.layers import run_stack, unstack
 from interaction.types import Array, Params
 
-SLIDING, LONG = "sliding", "long"
 _FFN = ("gate", "up", "down")  # the experts' weights
 _LayerState = tuple[Array, dict[str, Cache]]  # x float[b, t, d] and the ring caches by kind
 
 
 def run_layers(
-    cfg: TransformerConfig,
+    cfg: FirstTransformerConfig,
     backbone: Params,
     bias: Array,
     positions: Positions,
@@ -102,7 +107,7 @@ def run_layers(
 
 
 def _stacked_experts(
-    cfg: TransformerConfig, stacks: dict[str, tuple], kind: str, index: Array
+    cfg: FirstTransformerConfig, stacks: dict[str, tuple], kind: str, index: Array
 ) -> Experts | None:
     """A layer's experts in the stack of all layers; None where they are the layer's parameters."""
     if kind not in stacks:
@@ -139,3 +144,25 @@ def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) ->
     state, aux = jax.lax.map(jax.checkpoint(layer), groups)
     state = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), state)
     return state, jax.tree.map(lambda a: jnp.sum(a, axis=0), aux)
+
+
+def init_layers(cfg: FirstTransformerConfig, key: Array) -> Params:
+    """Fresh parameters of all layers, float32, stacked.
+
+    Args:
+      cfg: Configuration of the transformer.
+      key: Typed PRNG key [].
+    """
+    keys = jax.random.split(key, cfg.layers).reshape(-1, cfg.long_every)
+    x, valid = jnp.zeros((1, 1, cfg.dim)), jnp.ones((1, 1), bool)
+    first = SequenceKeys(jnp.zeros((1, 1), jnp.uint32), valid)
+    context = AttentionContext(first, None, jnp.int32(0), 1)
+    turn = rope.rope_turn(jnp.zeros((1, 1), jnp.uint32), cfg.head_dim, cfg.rope_base)
+
+    def init(key: Array) -> Params:
+        return Block(cfg).init(key, x, turn, valid, jnp.zeros(cfg.experts), context)["params"]
+
+    return {
+        SLIDING: jax.vmap(jax.vmap(init))(keys[:, :-1]),
+        LONG: jax.vmap(init)(keys[:, -1]),
+    }

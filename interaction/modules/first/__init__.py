@@ -1,0 +1,1 @@
+"""Modules of the transformer of the pair of models that was released first."""
