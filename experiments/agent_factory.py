@@ -4,7 +4,7 @@ import pathlib
 
 from interaction.background.reasoner_agent import ReasonerAgent, load_reasoner
 from interaction.evaluation.talk import MakeAgent
-from interaction.pretrained.store import RELEASED
+from interaction.pretrained.store import find_released
 
 
 def find_background(checkpoint: str) -> str | None:
@@ -18,8 +18,10 @@ def find_background(checkpoint: str) -> str | None:
     """
     live = pathlib.Path(checkpoint)
     name = f"{live.name}_background"
-    places = [live.with_name(name)] if live.is_dir() else [RELEASED / name]
-    return next((str(place) for place in places if place.is_dir()), None)
+    try:
+        return str(find_released(live.with_name(name) if live.is_dir() else name))
+    except ValueError:
+        return None
 
 
 def agent_maker(name: str) -> MakeAgent:
