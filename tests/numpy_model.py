@@ -1,18 +1,19 @@
 """The transformer and the flow head in NumPy and float64, written from the papers, not from JAX.
 
 One session at a time, and positions are a plain list of what exists: there are no masks, no rings
-and no batches here. Papers: RoPE 2104.09864, grouped queries 2305.13245, attention sinks 2309.17453
-with a learned logit, SwiGLU 2002.05202, routing of DeepSeek-V3 2412.19437, RMSNorm 1910.07467, hMLP
-2203.09795, dMel 2407.15835, flow matching 2210.02747, DiT 2212.09748.
+and no batches here; `numpy_decoder` has the layers. Papers: RMSNorm 1910.07467, hMLP 2203.09795,
+dMel 2407.15835, flow matching 2210.02747, DiT 2212.09748.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from interaction.config import ModelConfig, TransformerConfig
+from interaction.config import ModelConfig
 from interaction.model.turn_inputs import TurnInputs
 from interaction.types import Params, Special
+from tests.numpy_decoder import decoder
 
 Array = np.ndarray
 
@@ -29,92 +30,43 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
-    return (silu(x @ gate) * (x @ up)) @ down
-
-
-def rotate(x: Array, time: int, base: float) -> Array:
-    """Pair (i, i + k/2) of each head [h, k] as a complex number, turned by time * base^(-2i/k)."""
-    half = x.shape[-1] // 2
-    angle = time * base ** (-np.arange(half) / half)
-    turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angle)
-    return np.concatenate([turned.real, turned.imag], axis=-1)
-
-
-def attention(q: Array, k: Array, v: Array, sink: Array, window: int) -> Array:
-    """Each of [t, h, k] over the last `window` of [t, g, k], its own included: [t, h * k]."""
-    t, heads, dim = q.shape
-    group = heads // k.shape[1]
-    out = np.zeros_like(q)
-    for i in range(t):
-        seen = slice(max(0, i - window + 1), i + 1)
-        for head in range(heads):
-            scores = k[seen, head // group] @ q[i, head] / np.sqrt(dim)
-            weights = np.exp(scores)
-            total = np.exp(sink[head]) + weights.sum()
-            out[i, head] = weights @ v[seen, head // group] / total
-    return out.reshape(t, -1)
-
-
-def route(logits: Array, bias: Array, top_k: int) -> list[tuple[int, float]]:
-    """Experts of one token in ascending order, and their weights."""
-    scores = 1 / (1 + np.exp(-logits))
-    best = sorted(range(len(scores)), key=lambda e: (-(scores[e] + bias[e]), e))[:top_k]
-    total = sum(scores[e] for e in best)
-    return [(e, scores[e] / total) for e in sorted(best)]
-
-
-def layer(
-    cfg: TransformerConfig, p: Params, bias: Array, x: Array, time: list[int], window: int
-) -> Array:
-    """One layer on the positions [t, d] of a session."""
-    normed, heads = rms_norm(x, p["attention_norm"]), (len(x), -1, cfg.head_dim)
-    q = rms_norm((normed @ p["query"]).reshape(heads), p["query_norm"])
-    k = rms_norm((normed @ p["key"]).reshape(heads), p["key_norm"])
-    v = (normed @ p["value"]).reshape(heads)
-    q, k = (
-        np.stack([rotate(row, at, cfg.rope_base) for row, at in zip(y, time, strict=True)])
-        for y in (q, k)
-    )
-    x = x + attention(q, k, v, p["sink"], window) @ p["attention_out"]
-    normed = rms_norm(x, p["ffn_norm"])
-    out = x + swiglu(normed, p["shared_gate"], p["shared_up"], p["shared_down"])
-    for i, token in enumerate(normed):
-        for e, weight in route(token @ p["router"], bias, cfg.experts_per_token):
-            out[i] += weight * swiglu(token, p["gate"][e], p["up"][e], p["down"][e])
-    return out
+def exact_gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
 
 
 def audio_in(config: ModelConfig, p: Params, user: Array, self_audio: Array, gain: float) -> Array:
     """DMel [frames, m] of both sides in one micro-turn: [audio_positions, d]."""
-    channels = np.arange(config.audio.mels)
-    bags = [
-        p["user_table"][channels, mine].sum(axis=0)
-        + gain * p["self_table"][channels, own].sum(axis=0)
-        for mine, own in zip(user, self_audio, strict=True)
-    ]
-    patches = np.stack(bags).reshape(config.audio_positions, -1)
-    return gelu(rms_norm(patches, p["norm"]) @ p["hidden"]) @ p["out"] + p["position"]
-
-
-def video_in(p: Params, frame: Array) -> Array:
-    """A frame [size, size, 3], patch by patch in rows: [patches, d]."""
     found = []
+    for mine, own in zip(*(np.split(x, config.audio_positions) for x in (user, self_audio))):
+        mine, own = mine.ravel(), own.ravel()  # all frames of a position in one bag
+        channels = np.arange(len(mine))
+        bag = p["user_table"][channels, mine].sum(axis=0)
+        found.append(bag + gain * p["self_table"][channels, own].sum(axis=0))
+    return rms_norm(np.stack(found), p["norm"])
+
+
+def video_in(p: Params, before: Array, frame: Array) -> Array:
+    """Two frames [size, size, 3], patch by patch in rows: [patches, d]."""
+    found = []
+    mean = np.array([0.48145466, 0.4578275, 0.40821073])
+    std = np.array([0.26862954, 0.26130258, 0.27577711])
     for top in range(0, len(frame), 40):
         for left in range(0, len(frame), 40):
-            x = frame[top : top + 40, left : left + 40] - 0.5
-            for level, stride in enumerate((5, 4, 2)):
-                side = len(x) // stride
-                blocks = [
-                    x[i * stride : (i + 1) * stride, j * stride : (j + 1) * stride].ravel()
-                    for i in range(side)
-                    for j in range(side)
-                ]
-                x = np.stack(blocks).reshape(side, side, -1) @ p[f"fold_{level}"]
-                if level < 2:
-                    x = gelu(rms_norm(x, p[f"norm_{level}"]))
-            found.append(x[0, 0])
-    return np.stack(found) + p["position"]
+            both = []
+            for one in (before, frame):
+                x = (one[top : top + 40, left : left + 40] - mean) / std
+                for level, stride in enumerate((5, 2, 4)):
+                    side = len(x) // stride
+                    blocks = [
+                        x[i * stride : (i + 1) * stride, j * stride : (j + 1) * stride].ravel()
+                        for i in range(side)
+                        for j in range(side)
+                    ]
+                    x = np.stack(blocks).reshape(side, side, -1) @ p[f"fold_{level}"]
+                    x = exact_gelu(rms_norm(x, p[f"norm_{level}"]))
+                both.append(x[0, 0])
+            found.append(rms_norm(np.concatenate(both) @ p["fold_3"], p["norm"]))
+    return np.stack(found)
 
 
 class Place(NamedTuple):
@@ -122,32 +74,30 @@ class Place(NamedTuple):
 
     turn: int
     kind: str  # text, video, audio or out
-    time: int
     x: Array  # [d]
 
 
 def lay_out(config: ModelConfig, p: Params, inputs: TurnInputs) -> list[Place]:
     """What exists of one session's micro-turns, [n, ...] each, in order."""
-    table, places = p["text_in"]["table"], []
+    text_in, places = p["text_in"], []
+
+    def embed(token: Array) -> Array:
+        return rms_norm(text_in["table"][token], text_in["norm"])
+
     for turn, last in enumerate(inputs.last):
         if inputs.exists is not None and not inputs.exists[turn]:
             continue
-        time = turn * (config.text_slots + config.patches + config.audio_positions + 1)
-        for slot, token in enumerate(inputs.text[turn]):
+        for token in inputs.text[turn]:
             if token != Special.PAD:
-                row = table[token] + p["text_in"]["slot"][slot]
-                places.append(Place(turn, "text", time + slot, row))
-        time += config.text_slots
+                places.append(Place(turn, "text", embed(token)))
         if inputs.has_frame[turn]:
-            for i, row in enumerate(video_in(p["video_in"], inputs.frame[turn])):
-                places.append(Place(turn, "video", time + i, row))
-        time += config.patches
+            for row in video_in(p["video_in"], *inputs.frame[turn]):
+                places.append(Place(turn, "video", row))
         sound = inputs.user[turn], inputs.self_audio[turn], inputs.self_audio_gain[turn]
-        heard = table[inputs.user_transcript[turn]]
-        for i, row in enumerate(audio_in(config, p["audio_in"], *sound) + heard):
-            places.append(Place(turn, "audio", time + i, row))
-        row = table[last] + p["text_in"]["out_slot"]
-        places.append(Place(turn, "out", time + config.audio_positions, row))
+        heard = embed(inputs.user_transcript[turn]) * text_in["transcript_gain"]
+        for row in audio_in(config, p["audio_in"], *sound) + heard:
+            places.append(Place(turn, "audio", row))
+        places.append(Place(turn, "out", embed(last) + text_in["out_slot"]))
     return places
 
 
@@ -156,26 +106,21 @@ def forward(
 ) -> dict[int, tuple[Array, Array, Array]]:
     """One session: text logits [v], transcript logits [a, v] and hidden state [d] by micro-turn."""
     cfg, places = config.transformer, lay_out(config, p, inputs)
-    x, time = np.stack([place.x for place in places]), [place.time for place in places]
+    layers = []
     for index in range(cfg.layers):
         group, member = divmod(index, cfg.long_every)
-        if member < cfg.long_every - 1:
-            params = {name: leaf[group, member] for name, leaf in p["sliding"].items()}
-            x = layer(cfg, params, bias[index], x, time, cfg.window)
-        else:
-            params = {name: leaf[group] for name, leaf in p["long"].items()}
-            x = layer(cfg, params, bias[index], x, time, cfg.long_window)
-    normed, found = rms_norm(x, p["heads"]["norm"]), {}
+        long = member == cfg.long_every - 1
+        stack, at = (p["long"], (group,)) if long else (p["sliding"], (group, member))
+        layers.append({name: leaf[at] for name, leaf in stack.items()})
+    x = decoder(cfg, layers, bias, np.stack([place.x for place in places]))
+    hidden, found = rms_norm(x, p["heads"]["norm"]), {}
+    logits = hidden / cfg.logits_divisor @ p["heads"]["text"]
     for turn in {place.turn for place in places}:
         audio, out = (
-            normed[[i for i, at in enumerate(places) if (at.turn, at.kind) == (turn, kind)]]
+            [i for i, at in enumerate(places) if (at.turn, at.kind) == (turn, kind)]
             for kind in ("audio", "out")
         )
-        found[turn] = (
-            out[0] @ p["heads"]["text"],
-            audio @ p["heads"]["transcript"],
-            out[0],
-        )
+        found[turn] = logits[out[0]], logits[audio], hidden[out[0]]
     return found
 
 

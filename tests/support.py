@@ -10,7 +10,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from interaction import presets
-from interaction.config import ModelConfig
+from interaction.config import AudioConfig, ModelConfig
 from interaction.model.parameters import init_model_params
 from interaction.types import Params
 
@@ -18,6 +18,8 @@ from interaction.types import Params
 SMALLEST = dataclasses.replace(
     presets.tiny(), transformer=dataclasses.replace(presets.tiny().transformer, layers=2)
 )
+# The preset `tiny` with the audio of `demo`: eight dMel frames on two positions.
+FINE = dataclasses.replace(presets.tiny(), audio=AudioConfig(), audio_positions=2)
 
 
 @functools.cache
@@ -34,7 +36,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
         value = rng.standard_normal(leaf.shape).astype(np.float32)
         if "norm" in name:
             return 1 + 0.1 * value
-        if len(leaf.shape) < 2 or name in ("position", "slot", "router_bias"):
+        if len(leaf.shape) < 2 or name in ("position", "slot", "router_bias", "transcript_gain"):
             return 0.1 * value
         return value * leaf.shape[-2] ** -0.5
 

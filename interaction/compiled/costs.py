@@ -17,7 +17,7 @@ from interaction.compiled.slices import Slice, find_slice
 from interaction.config import ModelConfig, SpeechConfig
 from interaction.distributed.sharding import cast_params
 from interaction.model import session_state
-from interaction.model.backbone import LONG, SLIDING
+from interaction.modules.memory import LONG, SLIDING
 from interaction.model.parameters import init_model_params
 from pallas_kernels.chips import CHIPS
 
@@ -222,7 +222,7 @@ def step_flops(config: ModelConfig, text: bool = False, frame: bool = False) -> 
 
 def _ring_slots(config: ModelConfig) -> tuple[int, int]:
     """Ring slots of a sliding and of a long layer; a step computes scores of all of them."""
-    caches = _abstract_state(config).caches
+    caches = _abstract_state(config).memory.caches
     return caches[SLIDING].k.shape[2], caches[LONG].k.shape[2]
 
 

@@ -129,7 +129,7 @@ def _whole(turns: int, video: bool) -> Array:
     """Logits of a fork after so many micro-turns, by the function that training runs."""
     rows = {name: jnp.asarray(leaf) for name, leaf in record().items()}
     pcm = jnp.round(rows["audio"] * 32_768).astype(jnp.int16).reshape(ROWS, -1)
-    user = features.stream_mel(pcm, CONFIG.audio.user_hop, CONFIG.audio)
+    user = features.stream_mel(pcm, CONFIG.audio.user, CONFIG.audio)
     slots = jnp.arange(TURNS)[:, None] * CONFIG.text_slots + jnp.arange(CONFIG.text_slots)
     batch = {
         "text": rows["text"].astype(jnp.int32),
@@ -174,7 +174,7 @@ def test_a_fork_does_not_change_the_record() -> None:
     np.testing.assert_array_equal(first, again)
     same(state, before, atol=0)
     assert fork.clock.tolist() == [14] * ROWS
-    assert np.any(fork.caches["long"].k != before.caches["long"].k)
+    assert np.any(fork.memory.caches["long"].k != before.memory.caches["long"].k)
 
 
 def test_read_returns_the_likeliest_token() -> None:

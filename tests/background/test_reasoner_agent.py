@@ -307,10 +307,10 @@ def test_an_untrained_model_fails_delegations_and_continues(model: Reasoner) -> 
 def test_micro_turns_with_and_without_frames(model: Reasoner) -> None:
     picture = np.ones((CONFIG.frame_size, CONFIG.frame_size, 3), np.float32)
     seen, blind = (model.prefill(model.start(), [turn(frame=one)]) for one in (picture, None))
-    assert int(seen.rings.written[0]) == int(blind.rings.written[0]) + CONFIG.patches
+    assert int(seen.memory.clock[0]) == int(blind.memory.clock[0]) + CONFIG.patches
     arrived = np.array([20, Special.PAD], np.int32)
     more = model.prefill(model.start(), [turn()._replace(arrived=arrived)])
-    assert int(more.rings.written[0]) == int(blind.rings.written[0]) + 1
+    assert int(more.memory.clock[0]) == int(blind.memory.clock[0]) + 1
 
 
 def test_a_model_with_a_speech_head_is_refused(tmp_path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""The decoder against NumPy: complete sessions, steps over rings, positions that do not exist."""
+"""The decoder against NumPy: complete sessions, and steps over rings."""
 
 from functools import partial
 
@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 
 from interaction.config import TransformerConfig
-from interaction.model.compact_positions import compact
 from interaction.model.decoder import (
     FIRST_DENSE,
     FIRST_LONG,
     FIRST_SLIDING,
-    LONG,
-    SLIDING,
-    init_decoder,
+    init_layers,
     init_memory,
     run_decoder,
-    separate_decoder,
+    separate_layers,
 )
+from interaction.model.positions import Positions
+from interaction.modules.memory import LONG, SLIDING, Memory
 from interaction.types import Params
 from tests import numpy_decoder
 
@@ -39,7 +38,7 @@ SPARSE = TransformerConfig(
 def random_params(cfg: TransformerConfig) -> tuple[Params, np.ndarray]:
     """Parameters of which none is one or zero, and a selection bias."""
     rng = np.random.default_rng(5)
-    params = init_decoder(cfg, jax.random.key(0))
+    params = init_layers(cfg, jax.random.key(0))
 
     def moved(leaf: jax.Array) -> np.ndarray:
         return np.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape), np.float32)
@@ -73,6 +72,13 @@ def case(request: pytest.FixtureRequest) -> tuple:
     return cfg, params, bias, x, [numpy_decoder.decoder(cfg, layers, bias, one) for one in x]
 
 
+def run(
+    cfg: TransformerConfig, params: Params, bias: np.ndarray, x: np.ndarray, valid: np.ndarray, memory: Memory | None
+) -> tuple:
+    nothing = jnp.zeros(valid.shape, jnp.uint32), jnp.zeros((len(x), 0), jnp.int32)
+    return run_decoder(cfg, params, bias, Positions(x, valid, *nothing), memory)
+
+
 def close(got: jax.Array, wanted: np.ndarray) -> None:
     assert np.max(np.abs(got - wanted)) < 2e-5 * np.max(np.abs(wanted))
 
@@ -80,9 +86,9 @@ def close(got: jax.Array, wanted: np.ndarray) -> None:
 @pytest.mark.parametrize("apart", [False, True])
 def test_complete_sessions(case: tuple, apart: bool) -> None:
     cfg, params, bias, x, wanted = case
-    params = separate_decoder(params) if apart else params
-    run = jax.jit(partial(run_decoder, cfg, memory=None))
-    got, memory, aux = run(params, bias, x, np.ones(x.shape[:2], bool))
+    params = separate_layers(params) if apart else params
+    step = jax.jit(partial(run, cfg, memory=None))
+    got, memory, aux = step(params, bias, x, np.ones(x.shape[:2], bool))
     close(got, np.stack(wanted))
     assert memory is None
     sparse = np.arange(cfg.layers) >= cfg.dense_layers
@@ -93,7 +99,7 @@ def test_steps_over_rings(case: tuple) -> None:
     """One session takes 1 to 9 positions a step, the other takes none in every third step."""
     cfg, params, bias, x, wanted = case
     rng, done = np.random.default_rng(7), np.zeros(2, int)
-    step = jax.jit(partial(run_decoder, cfg))
+    step = jax.jit(partial(run, cfg))
     memory, outputs = init_memory(cfg, 2, SPAN), ([], [])
     turn = 0
     while done.min() < T:
@@ -106,42 +112,21 @@ def test_steps_over_rings(case: tuple) -> None:
             outputs[row].append(out[row, : size[row]])
         done, turn = done + size, turn + 1
     close(jnp.stack([jnp.concatenate(rows) for rows in outputs]), np.stack(wanted))
-    np.testing.assert_array_equal(memory.written, [T, T])
-
-
-def test_positions_that_do_not_exist(case: tuple) -> None:
-    """They may lie anywhere and hold anything."""
-    cfg, params, bias, x, wanted = case
-    exists = np.random.default_rng(8).random((2, T + 60)) < 0.7
-    exists[:, -1] = False
-    count = exists.sum(1)
-    scattered = np.full((2, T + 60, cfg.dim), np.nan, np.float32)
-    for row in range(2):
-        scattered[row, exists[row]] = x[row, : count[row]]
-
-    @jax.jit
-    def run(x: jax.Array, exists: jax.Array) -> jax.Array:
-        found = compact(x, exists)
-        out, _, _ = run_decoder(cfg, params, bias, found.x, found.valid, None)
-        return jax.vmap(lambda row, place: row[place])(out, found.place)
-
-    got = run(scattered, exists)
-    for row in range(2):
-        close(got[row, exists[row]], wanted[row][: count[row]])
+    np.testing.assert_array_equal(memory.clock, [T, T])
 
 
 def test_an_index_of_hours_steps_back(case: tuple) -> None:
     """The same slots, blocks and distances after the index has stepped back."""
     cfg, params, bias, x, _ = case
-    step = jax.jit(partial(run_decoder, cfg))
+    step = jax.jit(partial(run, cfg))
     memory, valid = init_memory(cfg, 2, SPAN), np.ones((2, SPAN), bool)
     for at in range(0, 16 * SPAN, SPAN):
         _, memory, _ = step(params, bias, x[:, at : at + SPAN], valid, memory)
-    lap = int(np.lcm.reduce([ring.k.shape[2] for ring in memory.rings.values()]))
-    late = memory._replace(written=memory.written + lap * ((1 << 30) // lap))
-    later = memory._replace(written=memory.written + lap * ((1 << 20) // lap))
+    lap = int(np.lcm.reduce([ring.k.shape[2] for ring in [memory.caches[kind] for kind in (SLIDING, LONG)]]))
+    late = memory._replace(clock=memory.clock + lap * ((1 << 30) // lap))
+    later = memory._replace(clock=memory.clock + lap * ((1 << 20) // lap))
     steps = [step(params, bias, x[:, :SPAN], valid, one) for one in (late, later)]
     np.testing.assert_array_equal(steps[0][0], steps[1][0])
-    assert steps[0][1].written[0] < 1 << 30
+    assert steps[0][1].clock[0] < 1 << 30
     again = [step(params, bias, x[:, :SPAN], valid, memory)[0] for _, memory, _ in steps]
     np.testing.assert_array_equal(again[0], again[1])

@@ -13,7 +13,7 @@ from tests import numpy_model
 from tests.support import random_params
 
 CONFIG = presets.tiny()
-SESSIONS, TURNS = 2, 18  # more positions than the windows of 20 and 40 keys
+SESSIONS, TURNS = 2, 18  # more positions than the windows of 20 and 40 keys and the first 16
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def inputs() -> TurnInputs:
         user_transcript=tokens(CONFIG.audio_positions),
         last=tokens(),
         text=np.where(rng.random(text.shape) < 0.6, Special.PAD, text).astype(np.int32),
-        frame=rng.random((*shape, size, size, 3), np.float32),
+        frame=rng.random((*shape, 2, size, size, 3), np.float32),
         has_frame=rng.random(shape) < 0.4,
         exists=exists,
     )

@@ -9,17 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.config import ModelConfig
-from interaction.model.positions import Positions, embed, embed_arrivals, last_positions
+from interaction.model.positions import Positions, embed, embed_arrivals, take_positions
 from interaction.model.turn_inputs import Arrivals, TurnInputs
 from interaction.presets import PRESETS
 from interaction.types import Special
-from tests.support import random_params
+from tests.support import FINE, random_params
 
-TINY = (
-    presets.tiny()
-)  # two text slots, one patch, two audio positions, one of text out: a span of 6
+TINY = FINE  # two text slots, one patch, two audio positions, one of text out: a span of 6
 WIDE = dataclasses.replace(TINY, text_slots=3, patches=4, audio_positions=4)  # a span of 12
 PAD = Special.PAD
 # Where a kind stands in a micro-turn, by variant: (text in, frame).
@@ -58,7 +55,7 @@ def make_inputs(config: ModelConfig, sessions: int = 2, turns: int = 3) -> TurnI
         user_transcript=tokens(config.audio_positions),
         last=tokens(),
         text=tokens(config.text_slots),
-        frame=rng.random((*shape, size, size, 3), np.float32),
+        frame=rng.random((*shape, 2, size, size, 3), np.float32),
         has_frame=np.ones(shape, bool),
     )
 
@@ -82,7 +79,7 @@ def run(config: ModelConfig, inputs: TurnInputs, clock: list[int]) -> Positions:
 def places(config: ModelConfig, inputs: TurnInputs, clock: list[int]) -> tuple:
     """Validity and time alone, for which nothing of the embeddings is compiled."""
     backbone = random_params(config)["backbone"]
-    lay_out = jax.jit(lambda *given: embed(config, backbone, *given)[1:])
+    lay_out = jax.jit(lambda *given: embed(config, backbone, *given)[1:3])
     return jax.device_get(lay_out(inputs, np.array(clock, np.uint32)))
 
 
@@ -124,9 +121,9 @@ def test_kinds_never_overlap(preset: str) -> None:
 CHANGES = {  # what is changed in the last of three micro-turns of WIDE, and where it is seen
     "text, slot 0": ("text", (0,), [0]),
     "text, slot 2": ("text", (2,), [2]),
-    "frame, top left": ("frame", (slice(0, 40), slice(0, 40)), [3]),
-    "frame, top right": ("frame", (slice(0, 40), slice(40, 80)), [4]),
-    "frame, bottom left": ("frame", (slice(40, 80), slice(0, 40)), [5]),
+    "frame, top left": ("frame", (1, slice(0, 40), slice(0, 40)), [3]),
+    "frame, top right": ("frame", (1, slice(0, 40), slice(40, 80)), [4]),
+    "frame before, bottom left": ("frame", (0, slice(40, 80), slice(0, 40)), [5]),
     "user, frame 0": ("user", (0,), [7]),
     "user, frame 1": ("user", (1,), [7]),
     "user, frame 2": ("user", (2,), [8]),
@@ -162,21 +159,26 @@ def test_what_is_read_stands_where_it_belongs(
     assert moved.tolist() == [[0, 2 * 12 + position] for position in seen]
 
 
-def test_text_is_its_rows_of_the_tables() -> None:
+def norm(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale
+
+
+def test_text_is_its_rows_of_the_table() -> None:
     inputs = make_inputs(TINY)
     found = run(TINY, inputs, [0, 0])
     x = found.x.reshape(2, 3, 6, -1)
-    table, slot, out_slot = (
-        np.asarray(random_params(TINY)["backbone"]["text_in"][name])
-        for name in ("table", "slot", "out_slot")
-    )
-    np.testing.assert_array_equal(x[:, :, 0], table[inputs.text[:, :, 0]] + slot[0])
-    np.testing.assert_array_equal(x[:, :, 1], table[inputs.text[:, :, 1]] + slot[1])
-    np.testing.assert_array_equal(x[:, :, 5], table[inputs.last] + out_slot)
+    text_in = {k: np.asarray(v) for k, v in random_params(TINY)["backbone"]["text_in"].items()}
+    rows = norm(text_in["table"], text_in["norm"])
+    np.testing.assert_allclose(x[:, :, 0], rows[inputs.text[:, :, 0]], atol=1e-5)
+    np.testing.assert_allclose(x[:, :, 1], rows[inputs.text[:, :, 1]], atol=1e-5)
+    out = rows[inputs.last] + text_in["out_slot"]
+    np.testing.assert_allclose(x[:, :, 5], out, atol=1e-5)
 
 
-def test_what_does_not_exist_is_neither_valid_nor_a_number() -> None:
+def test_what_does_not_exist_is_moved_to_the_end() -> None:
     inputs = make_inputs(TINY)
+    calm = run(TINY, inputs, [0, 0])
     text, has_frame, exists = inputs.text.copy(), inputs.has_frame.copy(), np.ones((2, 3), bool)
     text[0, 1] = [PAD, 9]  # row 0: one empty slot, and later no frame
     has_frame[0, 2] = False
@@ -185,49 +187,51 @@ def test_what_does_not_exist_is_neither_valid_nor_a_number() -> None:
     frame[0, 2] = np.nan
     inputs = inputs._replace(text=text, has_frame=has_frame, frame=frame, exists=exists)
     found = run(TINY, inputs, [0, 0])
-    wanted = np.ones((2, 18), bool)
-    wanted[0, [6, 14]] = False
-    wanted[1, 12:18] = False
-    np.testing.assert_array_equal(found.valid, wanted)
-    assert np.all(found.x[~wanted] == 0) and np.all(np.any(found.x[wanted] != 0, axis=-1))
+    kept = np.ones((2, 18), bool)
+    kept[0, [6, 14]] = False
+    kept[1, 12:18] = False
+    for row, count in enumerate((16, 12)):
+        np.testing.assert_array_equal(found.valid[row], np.arange(18) < count)
+        np.testing.assert_array_equal(found.time[row, :count], calm.time[row, kept[row]])
+        same = np.arange(18)[kept[row]] != 7  # position 7 has another token
+        np.testing.assert_array_equal(found.x[row, :count][same], calm.x[row, kept[row]][same])
+        assert np.all(found.x[row, count:] == 0)
+    np.testing.assert_array_equal(found.ends[0], [[3, 4, 5], [8, 9, 10], [13, 14, 15]])
+    np.testing.assert_array_equal(found.ends[1, :2], [[3, 4, 5], [9, 10, 11]])
 
 
-def test_arrivals_are_text_at_the_same_time() -> None:
-    """At times of their own, in any order; past the text slots they look like the last one."""
+def test_rows_that_do_not_take_part_have_no_positions() -> None:
+    backbone, inputs = random_params(TINY)["backbone"], make_inputs(TINY)
+    active = np.array([True, False])
+    found = embed(TINY, backbone, inputs, np.zeros(2, np.uint32), active=active)
+    np.testing.assert_array_equal(found.valid, [[True] * 18, [False] * 18])
+    assert np.all(found.x[1] == 0)
+
+
+def test_arrivals_are_text_at_their_time() -> None:
+    """They stand between the micro-turns' own positions, in any order given."""
     backbone = random_params(WIDE)["backbone"]
-    inputs = make_inputs(WIDE)
-    slots = run(WIDE, inputs, [0, 0]).x.reshape(2, 3, 12, -1)[:, :, :3]
-    early = [(2, 0), (0, 2), (1, 1), (0, 0)]
-    late = [12 + 3, 24 + 11]  # where video and text out stand
-    time = np.array([[turn * 12 + slot for turn, slot in early] + late] * 2, np.uint32)
-    token = np.array([[row[turn, slot] for turn, slot in early] + [9, PAD] for row in inputs.text])
-    found = embed_arrivals(
-        WIDE, backbone, Arrivals(jnp.asarray(token, jnp.int32), jnp.asarray(time))
-    )
-    np.testing.assert_array_equal(found.time, time)
-    np.testing.assert_array_equal(found.valid, [[True] * 5 + [False]] * 2)
-    for index, (turn, slot) in enumerate(early):
-        np.testing.assert_array_equal(found.x[:, index], slots[:, turn, slot])
-    text_in = {name: np.asarray(leaf) for name, leaf in backbone["text_in"].items()}
-    np.testing.assert_array_equal(found.x[:, 4], [text_in["table"][9] + text_in["slot"][2]] * 2)
-    assert np.all(found.x[:, 5] == 0)
+    inputs = as_variant(make_inputs(WIDE), (False, False))  # places 7 to 11 of 12
+    time = np.array([[12, 0, 26, 14], [1, 2, 35, 99]], np.uint32)
+    token = np.array([[20, 21, 22, PAD], [23, 24, PAD, 25]], np.int32)
+    found = embed(WIDE, backbone, inputs, np.zeros(2, np.uint32), Arrivals(token, time))
+    own = [turn * 12 + place for turn in range(3) for place in range(7, 12)]
+    for row in range(2):
+        mine = [int(at) for at, one in zip(time[row], token[row], strict=True) if one != PAD]
+        order = sorted([*own, *mine])
+        count = len(order)
+        np.testing.assert_array_equal(found.time[row, :count], order)
+        np.testing.assert_array_equal(found.valid[row], np.arange(19) < count)
+        for at, one, index in zip(time[row], token[row], found.arrived[row], strict=True):
+            if one != PAD:
+                assert found.time[row, index] == at
+                alone = embed_arrivals(WIDE, backbone, Arrivals(one[None, None], at[None, None]))
+                np.testing.assert_array_equal(found.x[row, index], alone.x[0, 0])
+        ends = [[order.index(turn * 12 + place) for place in range(7, 12)] for turn in range(3)]
+        np.testing.assert_array_equal(found.ends[row], ends)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_read_off_is_audio_and_text_out(variant: tuple[bool, bool]) -> None:
-    x = np.array(
-        [
-            [
-                100 * row + 20 * turn + place
-                for turn in range(3)
-                for place in PLACES["wide"][variant]
-            ]
-            for row in range(2)
-        ]
-    )
-    found = last_positions(WIDE, jnp.asarray(x[..., None]), 3)
-    by_hand = [
-        [[100 * row + 20 * turn + place for place in (7, 8, 9, 10, 11)] for turn in range(3)]
-        for row in range(2)
-    ]
-    np.testing.assert_array_equal(found[..., 0], by_hand)
+def test_what_is_read_off() -> None:
+    x = np.arange(2 * 9).reshape(2, 9, 1)
+    found = take_positions(jnp.asarray(x), jnp.array([[[0, 8], [3, 1]]] * 2))
+    np.testing.assert_array_equal(found[..., 0], [[[0, 8], [3, 1]], [[9, 17], [12, 10]]])

@@ -46,10 +46,9 @@ def talk() -> tuple[list[StreamState], list[session_rows.Undo]]:
 
 def test_a_row_has_its_own_numbers_and_zeros_where_it_wrote_nothing(talk: tuple) -> None:
     states, _ = talk
-    stale = jax.tree.map(lambda leaf: jnp.full_like(leaf, 7), states[2].caches)
-    young = states[2]._replace(
-        caches=jax.tree.map(lambda a, b: jnp.where(a == 0, b, a), states[2].caches, stale)
-    )
+    stale = jax.tree.map(lambda leaf: jnp.full_like(leaf, 7), states[2].memory.caches)
+    caches = jax.tree.map(lambda a, b: jnp.where(a == 0, b, a), states[2].memory.caches, stale)
+    young = session_state.with_caches(states[2], caches)
     same(session_rows.take_row(young, 1), jax.tree.map(lambda leaf: leaf[1:2], states[2]))
     same(session_rows.take_row(states[-1], 2), jax.tree.map(lambda leaf: leaf[2:], states[-1]))
 

@@ -5,32 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.model import session_state, streaming
 from interaction.model.heads import Outputs
 from interaction.model.sequence import forward
-from interaction.model.turn_inputs import Arrivals, TurnInputs
+from interaction.model.turn_inputs import Arrivals, TurnInputs, frame_pairs, no_frame
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
 from interaction.ops import dmel, mel
 from interaction.training import conversation_loss, features, speech_loss
 from interaction.types import Array, Chunk, Params, Special
 from tests.contract import StreamPart, verify_stream_contract
-from tests.support import random_params
+from tests.support import FINE, random_params
 
-CONFIG = presets.tiny()
+CONFIG = FINE
 RNG = np.random.default_rng(0)
 
 
 def test_front_end() -> None:
-    hop = CONFIG.audio.user_hop
+    spectrum = CONFIG.audio.user
+    hop = spectrum.hop
 
     def step(params: dict, tail: Array, pcm: Array) -> tuple[Array, Array]:
-        tail, frames = mel.log_mel_stream(tail, pcm.reshape(3, -1), hop, CONFIG.audio)
+        tail, frames = mel.log_mel_stream(tail, pcm.reshape(3, -1), spectrum, CONFIG.audio)
         return tail, frames
 
     pcm = jnp.asarray(0.1 * RNG.standard_normal((3, 10, hop)), jnp.float32)
-    part = StreamPart(lambda b: mel.init_tail(b, hop, CONFIG.audio), step, {}, pcm)
+    part = StreamPart(lambda b: mel.init_tail(b, spectrum), step, {}, pcm)
     verify_stream_contract(part, 1e-6)  # measured: 0
 
 
@@ -84,14 +84,16 @@ def _random_turns(sessions: int, turns: int) -> tuple:
     ).astype(np.int32)
     speech = RNG.standard_normal((sessions, turns, audio.speech_frames, audio.mels)) - 2.5
     speech = np.where(text[..., None, None] == Special.SILENT, -5.0, speech).astype(np.float32)
-    tail = mel.init_tail(sessions, audio.user_hop, audio)
-    _, frames = mel.log_mel_stream(tail, jnp.asarray(pcm), audio.user_hop, audio)
+    tail = mel.init_tail(sessions, audio.user)
+    _, frames = mel.log_mel_stream(tail, jnp.asarray(pcm), audio.user, audio)
     arrived = RNG.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.text_slots))
     arrived = np.where(RNG.random(arrived.shape) < 0.7, Special.PAD, arrived).astype(np.int32)
     size = CONFIG.frame_size
     # Every second frame of the micro-turn before, in 16 levels of 0.6 from -7 on.
     before = np.concatenate([np.full_like(speech[:, :1], -5.0), speech[:, :-1]], axis=1)
     user_transcript = RNG.integers(0, CONFIG.vocab, (sessions, turns, CONFIG.audio_positions))
+    raw = jnp.asarray(RNG.random((sessions, turns, size, size, 3)), jnp.float32)
+    has_frame = jnp.asarray(RNG.random((sessions, turns)) < 0.4)
     inputs = TurnInputs(
         user=dmel.dmel_bins(frames, audio).reshape(sessions, turns, -1, audio.mels),
         self_audio=jnp.asarray(np.clip(np.round((before[:, :, 1::2] + 7) / 0.6), 0, 15), jnp.int32),
@@ -99,13 +101,13 @@ def _random_turns(sessions: int, turns: int) -> tuple:
         user_transcript=features.delayed(jnp.asarray(user_transcript, jnp.int32), Special.NONE),
         last=features.delayed(jnp.asarray(text), Special.SILENT),
         text=jnp.asarray(arrived),
-        frame=jnp.asarray(RNG.random((sessions, turns, size, size, 3)), jnp.float32),
-        has_frame=jnp.asarray(RNG.random((sessions, turns)) < 0.4),
+        frame=frame_pairs(no_frame(CONFIG, sessions), raw, has_frame)[1],
+        has_frame=has_frame,
     )
     return pcm, inputs, text, speech
 
 
-TURNS = 24  # more positions than the rings of the tiny preset have slots
+TURNS = 48  # more positions than the rings of the tiny preset have slots
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_forward_equals_steps(turns: tuple) -> None:
         chunk = Chunk(
             pcm[:, n * samples : (n + 1) * samples],
             inputs.text[:, n],
-            inputs.frame[:, n],
+            inputs.frame[:, n, 1],
             inputs.has_frame[:, n],
         )
         state = state._replace(user_transcript=inputs.user_transcript[:, n])
@@ -209,7 +211,7 @@ def test_arrivals_equal_text_in_its_slots(turns: tuple) -> None:
 def test_absent_frames_are_never_read(turns: tuple) -> None:
     _, inputs, _, _ = turns
     params = random_params(CONFIG)
-    there = inputs.has_frame[..., None, None, None]
+    there = inputs.has_frame[..., None, None, None, None]
     run = jax.jit(forward, static_argnums=0)
     hidden = [
         run(

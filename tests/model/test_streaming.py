@@ -15,7 +15,7 @@ from interaction.data.tokenizer import load_tokenizer
 from interaction.engine.live_model import InteractionModel
 from interaction.model import streaming
 from interaction.model.session_rows import take_row
-from interaction.ops import ring
+from interaction.modules.memory import LONG, SLIDING
 from interaction.types import Chunk, Special
 from tests.support import random_params
 
@@ -114,7 +114,7 @@ def test_silence_does_not_depend_on_who_else_speaks(model: InteractionModel) -> 
         sounds.append(np.stack(played))
     equal(*ends, rows=1)
     np.testing.assert_array_equal(*sounds)
-    lag = model.config.vocoder.delay_frames * model.config.audio.speech_hop
+    lag = model.config.vocoder.delay_frames * model.config.audio.speech.hop
     assert np.any(sounds[0][1]) and np.any(sounds[0][2, :lag])
     assert not np.any(sounds[0][[0, 3]]) and not np.any(sounds[0][2, lag:])
 
@@ -134,7 +134,7 @@ def test_a_reset_does_not_rewrite_caches(model: InteractionModel) -> None:
     state = model.init_state(ROWS, 0)
     jaxpr = jax.make_jaxpr(functools.partial(streaming.step, CONFIG, random_params(CONFIG)))
     found = str(jaxpr(state, chunk(0)))
-    for cache in jax.tree.leaves(state.caches):
+    for cache in jax.tree.leaves(state.memory.caches):
         shape = f"f32[{','.join(map(str, cache.shape))}]"
         assert shape in found
         assert not re.search(rf"{re.escape(shape)} = select_n", found)
@@ -194,34 +194,22 @@ def test_one_compilation_no_transfer_and_everything_donated(model: InteractionMo
     assert kinds == [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(fresh)]
 
 
-def test_memory_is_constant_and_clocks_wrap(model: InteractionModel) -> None:
-    """A step whose counters wrap gives the result of one with small counters and full rings."""
-    # 126 positions and the 2 to the wrap are a multiple of both capacities: keys keep their slots.
-    state, _ = run(model, [chunk(i % 20) for i in range(42)])
+def test_memory_is_constant_and_the_index_steps_back(model: InteractionModel) -> None:
+    """A step whose index steps back gives the result of one with a small index and full rings."""
+    state, _ = run(model, [chunk(i % 20) for i in range(60)])
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    shift = (-int(state.rings.written[0]) - 2) % 2**32  # the next step wraps the counter
-    old = state._replace(
-        rings=ring.RingClock(state.rings.written + np.uint32(shift), state.rings.filled)
-    )
-    assert all(shift % leaf.shape[2] == 0 for leaf in jax.tree.leaves(state.caches))
+    slots = [state.memory.caches[kind].k.shape[2] for kind in (SLIDING, LONG)]
+    index, lap = state.memory.clock, int(np.lcm.reduce(slots))
+    assert np.all(index > max(slots)), "the rings went round"
+    late = index + lap * (((1 << 30) - int(index[0])) // lap + 1)  # the next step is beyond 2**30
+    old = state._replace(memory=state.memory._replace(clock=late))
     young_end, young = model.step(jax.device_put(state), chunk(3))
     old_end, aged = model.step(jax.device_put(old), chunk(3))
-    assert int(old_end.rings.written[0]) < 10, "the counter wrapped"
+    assert np.all(old_end.memory.clock < 1 << 30)
     equal(young, aged)
-    equal(young_end._replace(rings=None), old_end._replace(rings=None))
+    ends = [one._replace(memory=one.memory._replace(clock=index)) for one in (young_end, old_end)]
+    equal(*ends)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(young_end)) == size
-
-
-def test_late_positions_are_as_exact_as_early_ones() -> None:
-    """RoPE angles at hour ten and after a wrap equal those of exact integer arithmetic."""
-    from interaction.ops import rope
-
-    steps = rope.rope_steps(64, 10_000.0).astype(object)
-    for position in (0, 1, 36_000 * 5 * CONFIG.turn_span, 2**32 - 1):
-        exact = np.array([(position * int(s)) % 2**32 for s in steps], np.float64) * 2**-32
-        exact = np.where(exact >= 0.5, exact - 1, exact) * 2 * np.pi
-        got = rope.rope_angles(jnp.array([position], jnp.uint32), 64, 10_000.0)[0]
-        np.testing.assert_allclose(got, exact, atol=4e-7)  # measured: 2.1e-7, float32 rounding
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,17 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from interaction import presets
-from interaction.model.turn_inputs import TurnInputs, TurnOutputs, assemble, silent_outputs
+from interaction.model.turn_inputs import (
+    LastFrame,
+    TurnInputs,
+    TurnOutputs,
+    assemble,
+    frame_pairs,
+    silent_outputs,
+)
+from tests.support import FINE
 
-CONFIG = presets.tiny()
+CONFIG = FINE
 AUDIO = CONFIG.audio
 MELS, TURNS = AUDIO.mels, 3
 HEARD = [1, 3, 5, 7, 9, 11, 13, 15]  # of 16 frames of 200 samples those that end where 400 do
@@ -73,7 +80,7 @@ def test_one_micro_turn_alone_reads_the_one_before() -> None:
 
 def test_other_hops_have_another_stride() -> None:
     """A hop of 800 beside one of 200: of four frames the last one is heard."""
-    config = dataclasses.replace(CONFIG, audio=dataclasses.replace(AUDIO, user_hop=800))
+    config = dataclasses.replace(CONFIG, audio=dataclasses.replace(AUDIO, user=dataclasses.replace(AUDIO.user, hop=800)))
     said, _ = outputs(0)
     before = TurnOutputs(*(jnp.asarray(leaf[:, 0]) for leaf in said))
     user = coded_mel(np.zeros((1, 1, 4)))
@@ -86,3 +93,18 @@ def test_before_the_first_micro_turn_both_sides_are_silent() -> None:
     assert silent.user_transcript.tolist() == [[3, 3]] * 2  # <none>
     assert silent.text.tolist() == [1, 1]  # <silent>
     np.testing.assert_array_equal(silent.speech_mel, np.full((2, 16, MELS), -5.0))
+
+
+def test_a_frame_stands_beside_the_newest_one_before_it() -> None:
+    """Of session 0 the second and fourth frames exist; session 1 saw frame 9 earlier."""
+    numbers = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
+    frames = np.broadcast_to(numbers[:, :, None, None, None], (2, 4, 40, 40, 3))
+    has = np.array([[False, True, False, True], [True, True, False, False]])
+    last = LastFrame(jnp.full((2, 40, 40, 3), 9.0), jnp.array([False, True]))
+    last, pairs = frame_pairs(last, jnp.asarray(frames), jnp.asarray(has))
+    read = [[(1, 2, 2), (3, 4, 2)], [(0, 5, 9), (1, 6, 5)]]  # micro-turn, frame, the one before
+    for session, found in enumerate(read):
+        for turn, frame, before in found:
+            assert np.all(pairs[session, turn, 0] == before)
+            assert np.all(pairs[session, turn, 1] == frame)
+    assert np.all(last.seen) and np.all(last.frame[0] == 4) and np.all(last.frame[1] == 6)

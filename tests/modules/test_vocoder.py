@@ -12,7 +12,7 @@ from interaction.training import vocoder_loss
 
 AUDIO = AudioConfig()
 CFG = VocoderConfig(dim=16, layers=2)
-HOP = AUDIO.speech_hop
+HOP = AUDIO.speech.hop
 FRAMES = 15
 
 
@@ -145,7 +145,7 @@ def test_estimated_pitch_of_a_voice() -> None:
     voice = sum(np.sin(k * phase) / k for k in range(1, 20)).astype(np.float32)
     pcm = jnp.asarray(np.pad(0.1 * voice, (600, 0)))[None]
     pitch, peak = vocoder_loss.estimate_pitch(pcm, HOP, VocoderConfig(), AUDIO)
-    centres = (np.arange(pitch.shape[1]) + 1) * HOP - AUDIO.window // 2
+    centres = (np.arange(pitch.shape[1]) + 1) * HOP - AUDIO.speech.window // 2
     inside = slice(4, -1)
     # measured: 5e-4
     np.testing.assert_allclose(pitch[0, inside], hertz[centres[inside]], rtol=5e-3)
@@ -161,7 +161,7 @@ def test_spectral_losses_of_equal_and_shifted_noise() -> None:
 
 
 def test_training_lowers_the_loss(params: dict) -> None:
-    samples = AUDIO.window - HOP + 24 * HOP
+    samples = AUDIO.speech.window - HOP + 24 * HOP
     seconds = jnp.arange(samples) / AUDIO.sample_rate
     voice = sum(jnp.sin(2 * jnp.pi * 150.0 * k * seconds) / k for k in range(1, 9))
     crops = 0.1 * voice[None]

@@ -22,7 +22,7 @@ from interaction.pretrained.store import (
 )
 from interaction.types import Params
 
-MODEL = ModelConfig(transformer=TransformerConfig(expert_ffn=40, rope_base=5e3))
+MODEL = ModelConfig(transformer=TransformerConfig(expert_ffn=40, route_scale=5.0))
 
 
 def _params(shape: tuple[int, ...] = (3, 5)) -> Params:

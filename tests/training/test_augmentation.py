@@ -98,7 +98,7 @@ def test_spectra_are_warped_and_shifted(augmented: dict[str, np.ndarray]) -> Non
 def _levels(pcm: np.ndarray) -> np.ndarray:
     """DMel levels of sessions, as they are: [b, n, frames, m]."""
     audio = CONFIG.audio
-    mel = features.stream_mel(jnp.asarray(pcm), audio.user_hop, audio)
+    mel = features.stream_mel(jnp.asarray(pcm), audio.user, audio)
     return np.clip(np.round((np.asarray(mel, np.float64) + 7.0) / 0.6), 0, 15)
 
 

@@ -1,20 +1,18 @@
 """A layer's report on its router, against NumPy."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from interaction import presets
-from interaction.modules.block import Block
-from interaction.modules.layer_attention import AttentionContext, SequenceKeys
-from interaction.ops import rope
+from interaction.modules.decoder_attention import Keys
+from interaction.modules.decoder_layer import DecoderLayer
+from interaction.ops.sequence_attention import Sight
 from interaction.types import Params
 from tests.support import random_params
 
-CONFIG = dataclasses.replace(presets.tiny().transformer, experts=4, experts_per_token=2)
+CONFIG = presets.tiny().transformer
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +27,20 @@ def test_report_counts_positions_that_exist(layer: Params) -> None:
     rng = np.random.default_rng(0)
     b, t = 2, 40
     x = rng.standard_normal((b, t, CONFIG.dim)).astype(np.float32)
-    valid = rng.random((b, t)) < 0.6
+    valid = np.arange(t) < np.array([[31], [17]])
     bias = np.array([0.2, -0.1, 0.0, 0.05])
-    order = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.uint32)
-    turn = rope.rope_turn(jnp.asarray(order), CONFIG.head_dim, CONFIG.rope_base)
-    keys = SequenceKeys(jnp.asarray(order), jnp.asarray(valid))
-    context = AttentionContext(keys, None, jnp.int32(0), CONFIG.window)
+    keys = Keys(Sight(CONFIG.long_window, 16, 0), jnp.zeros(b, jnp.int32), None, 0)
+    module = DecoderLayer(CONFIG, CONFIG.kv_heads, CONFIG.relative_extent)
 
     @jax.jit
     def report(x: jax.Array) -> tuple:
         bias32 = jnp.asarray(bias, jnp.float32)
-        return Block(CONFIG).apply({"params": layer}, x, turn, valid, bias32, context)[2]
+        return module.apply({"params": layer}, x, valid, bias32, None, keys)[3]
 
     aux = report(x)
     wide = x[valid].astype(np.float64)
     normed = wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + 1e-6) * layer["ffn_norm"]
-    logits = normed @ layer["router"].astype(np.float64)
+    logits = normed @ layer["router"].astype(np.float64)[:, : CONFIG.experts]
     chosen = np.argsort(-(1 / (1 + np.exp(-logits)) + bias), axis=-1)[:, :2]
     wanted = np.bincount(chosen.reshape(-1), minlength=4)
     assert wanted.sum() == 2 * valid.sum() < 2 * valid.size
