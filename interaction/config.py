@@ -148,6 +148,90 @@ class TransformerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The decoder of the Inkling models: a mixture of experts with relative attention.
+
+    Layers come in groups of `long_every`: sliding-window layers, then a long one. The first
+    `dense_layers` layers have one dense feed-forward each, the others experts.
+    """
+
+    dim: int = 192  # width of the residual stream
+    layers: int = 6  # a multiple of long_every
+    dense_layers: int = 0  # the first ones, fewer than long_every
+    heads: int = 3  # query heads, a multiple of both numbers of KV heads
+    kv_heads: int = 1  # of a long layer
+    sliding_kv_heads: int = 1
+    head_dim: int = 64  # width of a head
+    experts: int = 8  # routed experts of a layer
+    experts_per_token: int = 2  # 1..experts
+    shared_experts: int = 2  # experts that every token takes, >= 1
+    expert_ffn: int = 48  # hidden width of one expert, routed or shared
+    dense_ffn: int = 192  # hidden width of a dense layer
+    window: int = 192  # keys that a query of a sliding layer sees, its position included
+    long_window: int = 384  # newest keys that a query of a long layer sees, beside the first ones
+    long_every: int = 3  # the last of every n layers is a long one, >= 2
+    relative_states: int = 16  # profiles of distance that a token mixes
+    relative_extent: int = 384  # distance from which a long layer's bias is 0
+    log_scaling_from: int = 128_000  # keys beyond which a long layer sharpens its scores
+    route_scale: float = 8.0  # factor of the experts' weights, > 0
+    logits_divisor: float = 1.0  # of the hidden state before the text head, > 0
+    dtype: str = "float32"  # "float32" or "bfloat16", of activations and of the matrices
+    remat: str = "nothing"  # what the backward pass computes again, see REMAT
+
+    def __post_init__(self) -> None:
+        """Checks counts of heads, experts and layers."""
+        counts = ("dim", "heads", "kv_heads", "sliding_kv_heads", "head_dim", "shared_experts")
+        counts += ("expert_ffn", "dense_ffn", "relative_states", "relative_extent")
+        for name in (*counts, "log_scaling_from"):
+            value = getattr(self, name)
+            _require(value >= 1, f"transformer.{name}", value, ">= 1", "raise it")
+        for name in ("kv_heads", "sliding_kv_heads"):
+            _require(
+                self.heads % getattr(self, name) == 0,
+                "transformer.heads",
+                self.heads,
+                f"a multiple of {name}={getattr(self, name)}",
+                "choose a multiple: equal groups of query heads share a key head",
+            )
+        _require(
+            1 <= self.experts_per_token <= self.experts,
+            "transformer.experts_per_token",
+            self.experts_per_token,
+            f"1..experts={self.experts}",
+            "lower it or add experts",
+        )
+        _require(
+            0 < self.window <= self.long_window,
+            "transformer.window",
+            self.window,
+            f"1..long_window={self.long_window}",
+            "lower window or raise long_window",
+        )
+        _require(
+            self.long_every >= 2 and self.layers >= 1 and self.layers % self.long_every == 0,
+            "transformer.long_every",
+            self.long_every,
+            f"at least 2 and a divisor of layers={self.layers}",
+            "change either: layers come in equal groups that end with a long layer",
+        )
+        _require(
+            0 <= self.dense_layers < self.long_every,
+            "transformer.dense_layers",
+            self.dense_layers,
+            f"0..{self.long_every - 1}",
+            "lower it: only sliding layers of the first group may be dense",
+        )
+        for name in ("route_scale", "logits_divisor"):
+            value = getattr(self, name)
+            _require(value > 0, f"transformer.{name}", value, "> 0", "raise it")
+        for name, wanted in (("dtype", DTYPES), ("remat", REMAT)):
+            value = getattr(self, name)
+            _require(
+                value in wanted, f"transformer.{name}", value, f"one of {wanted}", "choose one"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class SpeechConfig:
     """Flow head: mel frames of one micro-turn from the text-out position and the last tokens."""
 

@@ -10,17 +10,24 @@ import re
 
 # End of a parameter's path -> whether it takes the computing dtype. Separate layers are numbered.
 _POLICY: tuple[tuple[str, bool], ...] = (
-    (r"(sliding|long)/(\d+/)*(gate|up|down|shared_(gate|up|down))", True),
-    (r"(sliding|long)/(\d+/)*(query|key|value|attention_out)", True),
-    (r"(sliding|long)/(\d+/)*(router|sink|(attention|ffn|query|key)_norm)", False),
+    (r"(first_)?(dense|sliding|long)/(\d+/)*(gate|up|down|(shared|dense)_(gate|up|down))", True),
+    (
+        r"(first_)?(dense|sliding|long)/(\d+/)*(query|key|value|relative|profiles|attention_out)",
+        True,
+    ),
+    (
+        r"(first_)?(dense|sliding|long)/(\d+/)*(router|sink|ffn_scale|(attention|ffn|query|key)_norm)",
+        False,
+    ),
+    (r"(first_)?(dense|sliding|long)/(\d+/)*(attention|ffn|key|value)_conv", False),
     (r"heads/(text|transcript)", True),
     (r"heads/norm", False),
     (r"text_in/table", True),
-    (r"text_in/(slot|out_slot)", False),
+    (r"text_in/(slot|out_slot|norm)", False),
     (r"audio_in/(hidden|out)", True),
-    (r"audio_in/((user|self)_table|norm|position)", False),
+    (r"audio_in/((user_|self_)?table|norm|position)", False),
     (r"video_in/fold_\d+", True),
-    (r"video_in/(norm_\d+|position)", False),
+    (r"video_in/(norm|norm_\d+|position)", False),
     (r"condition/(table|(tokens|prefix|hidden)_in|(up|down)_\d+|features|guess)", True),
     (r"condition/(bias_in|norm|norm_\d+)", False),
     (r"flow/(in|time_in|out|(adapt|mix_in|mix_out|up|down)_\d+)", True),

@@ -33,23 +33,29 @@ RULES: tuple[tuple[str, Axes], ...] = (
     (r"(sliding|long)/shared_(gate|up|down)", (FSDP, TENSOR)),
     (r"(sliding|long)/router", (FSDP, None)),
     (r"(sliding|long)/sink", (TENSOR,)),
+    (r"(sliding|long)/relative", (FSDP, TENSOR)),
+    (r"(sliding|long)/profiles", (None, None)),
+    (r"(sliding|long)/(key|value)_conv", (None, TENSOR)),
+    (r"(sliding|long)/(attention|ffn)_conv", (None, None)),
+    (r"(sliding|long)/ffn_scale", (None,)),
+    (r"(sliding|long)/dense_(gate|up|down)", (FSDP, TENSOR)),
     (r"(sliding|long)/(attention|ffn|query|key)_norm", (None,)),
     (r"heads/(text|transcript)", (FSDP, TENSOR)),
     (r"heads/norm", (None,)),
     (r"text_in/table", (FSDP, None)),
-    (r"text_in/(slot|out_slot)", (None,)),
+    (r"text_in/(slot|out_slot|norm|transcript_gain)", (None,)),
     (r"audio_in/(hidden|out)", (FSDP, None)),
     (r"audio_in/((user|self)_table|norm|position)", (None,)),
-    (r"video_in/(fold_\d+|norm_\d+|position)", (None,)),
+    (r"video_in/(fold_\d+|norm|norm_\d+|position)", (None,)),
     (r"condition/(table|(tokens|prefix|hidden)_in|(up|down)_\d+|features|guess)", (FSDP, None)),
     (r"condition/(bias_in|norm|norm_\d+)", (None,)),
     (r"flow/\w+", (None,)),
     (r"vocoder/[\w/]+", (None,)),
     (r"router_bias", (None,)),
 )
+_LAYERS = r"(first_)?(dense|sliding|long)/(\d+/)*"  # separate layers are numbered
 _RULES = tuple(
-    # Separate layers are numbered.
-    (re.compile(rf"(^|/)({path})$".replace("(sliding|long)/", r"(sliding|long)/(\d+/)*")), axes)
+    (re.compile(rf"(^|/)({path})$".replace("(sliding|long)/", _LAYERS)), axes)
     for path, axes in RULES
 )
 

@@ -27,6 +27,35 @@ def route(logits: Array, bias: Array, top_k: int) -> tuple[Array, Array]:
     return chosen, kept / (jnp.sum(kept, axis=-1, keepdims=True) + 1e-20)
 
 
+def route_with_shared(
+    logits: Array, bias: Array, top_k: int, shared: int, scale: Array
+) -> tuple[Array, Array, Array]:
+    """Inkling's router: chooses like `route`, and weighs the shared experts beside the chosen ones.
+
+    The weights are the sigmoid scores of the chosen and of the shared experts, divided by their
+    sum and multiplied by `scale`.
+
+    Args:
+      logits: float32[t, e + shared]; the last ones are the shared experts'.
+      bias: float32[e].
+      top_k: Number of routed experts of a token.
+      shared: Number of shared experts.
+      scale: float32[], factor of all weights.
+
+    Returns:
+      The chosen experts int32[t, top_k], ascending, their weights float32[t, top_k], and those of
+      the shared experts float32[t, shared].
+    """
+    routed = logits[:, : logits.shape[1] - shared]
+    _, chosen = jax.lax.top_k(jax.nn.sigmoid(routed) + bias, top_k)
+    chosen = jnp.sort(chosen, axis=-1)
+    mine = chosen[..., None] == jnp.arange(routed.shape[1])
+    kept = jnp.sum(jnp.where(mine, routed[:, None, :], 0.0), axis=-1)
+    scores = jax.nn.log_sigmoid(jnp.concatenate([kept, logits[:, routed.shape[1] :]], axis=-1))
+    weights = jax.nn.softmax(scores, axis=-1) * scale
+    return chosen, weights[:, :top_k], weights[:, top_k:]
+
+
 def load(chosen: Array, valid: Array, experts: int) -> Array:
     """Number of tokens that each expert took.
 

@@ -1,0 +1,147 @@
+"""The decoder against NumPy: complete sessions, steps over rings, positions that do not exist."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from interaction.config import DecoderConfig
+from interaction.model.compact_positions import compact
+from interaction.model.decoder import (
+    FIRST_DENSE,
+    FIRST_LONG,
+    FIRST_SLIDING,
+    LONG,
+    SLIDING,
+    init_decoder,
+    init_memory,
+    run_decoder,
+    separate_decoder,
+)
+from interaction.types import Params
+from tests import numpy_decoder
+
+T, SPAN = 170, 9
+DENSE = DecoderConfig(
+    dim=24, layers=6, dense_layers=1, heads=4, kv_heads=1, sliding_kv_heads=2, head_dim=8,
+    experts=5, experts_per_token=2, expert_ffn=12, dense_ffn=20, window=10, long_window=40,
+    long_every=3, relative_states=3, relative_extent=30, log_scaling_from=20,
+)  # fmt: skip
+SPARSE = DecoderConfig(
+    dim=24, layers=4, heads=4, kv_heads=2, sliding_kv_heads=4, head_dim=8, experts=5,
+    experts_per_token=3, shared_experts=1, expert_ffn=12, window=10, long_window=40, long_every=2,
+    relative_states=3, relative_extent=60,
+)  # fmt: skip
+
+
+def random_params(cfg: DecoderConfig) -> tuple[Params, np.ndarray]:
+    """Parameters of which none is one or zero, and a selection bias."""
+    rng = np.random.default_rng(5)
+    params = init_decoder(cfg, jax.random.key(0))
+
+    def moved(leaf: jax.Array) -> np.ndarray:
+        return np.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape), np.float32)
+
+    bias = 0.2 * rng.standard_normal((cfg.layers, cfg.experts))
+    return jax.tree.map(moved, params), bias.astype(np.float32)
+
+
+def in_order(cfg: DecoderConfig, params: Params) -> list[dict]:
+    """The parameters of each layer, as float64."""
+    layers: list[tuple[str, tuple[int, ...]]] = []
+    sliding, dense = cfg.long_every - 1, cfg.dense_layers
+    if dense:
+        layers += [(FIRST_DENSE, (i,)) for i in range(dense)]
+        layers += [(FIRST_SLIDING, (i,)) for i in range(sliding - dense)]
+        layers += [(FIRST_LONG, (0,))]
+    for group in range(cfg.layers // cfg.long_every - bool(dense)):
+        layers += [(SLIDING, (group, i)) for i in range(sliding)] + [(LONG, (group,))]
+    return [
+        {name: leaf[at].astype(float) for name, leaf in params[stack].items()}
+        for stack, at in layers
+    ]
+
+
+@pytest.fixture(params=[DENSE, SPARSE], ids=["dense", "sparse"], scope="module")
+def case(request: pytest.FixtureRequest) -> tuple:
+    cfg = request.param
+    params, bias = random_params(cfg)
+    x = np.random.default_rng(6).standard_normal((2, T, cfg.dim)).astype(np.float32)
+    layers = in_order(cfg, params)
+    return cfg, params, bias, x, [numpy_decoder.decoder(cfg, layers, bias, one) for one in x]
+
+
+def close(got: jax.Array, wanted: np.ndarray) -> None:
+    assert np.max(np.abs(got - wanted)) < 2e-5 * np.max(np.abs(wanted))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_complete_sessions(case: tuple, apart: bool) -> None:
+    cfg, params, bias, x, wanted = case
+    params = separate_decoder(params) if apart else params
+    run = jax.jit(partial(run_decoder, cfg, memory=None))
+    got, memory, aux = run(params, bias, x, np.ones(x.shape[:2], bool))
+    close(got, np.stack(wanted))
+    assert memory is None
+    sparse = np.arange(cfg.layers) >= cfg.dense_layers
+    np.testing.assert_array_equal(aux.load.sum(1), sparse * 2 * T * cfg.experts_per_token)
+
+
+def test_steps_over_rings(case: tuple) -> None:
+    """One session takes 1 to 9 positions a step, the other takes none in every third step."""
+    cfg, params, bias, x, wanted = case
+    rng, done = np.random.default_rng(7), np.zeros(2, int)
+    step = jax.jit(partial(run_decoder, cfg))
+    memory, outputs = init_memory(cfg, 2, SPAN), ([], [])
+    turn = 0
+    while done.min() < T:
+        size = np.minimum(rng.integers(1, SPAN + 1, 2) * [1, turn % 3 > 0], T - done)
+        rows = np.full((2, SPAN, cfg.dim), 50.0, np.float32)
+        for row in range(2):
+            rows[row, : size[row]] = x[row, done[row] : done[row] + size[row]]
+        out, memory, _ = step(params, bias, rows, np.arange(SPAN) < size[:, None], memory)
+        for row in range(2):
+            outputs[row].append(out[row, : size[row]])
+        done, turn = done + size, turn + 1
+    close(jnp.stack([jnp.concatenate(rows) for rows in outputs]), np.stack(wanted))
+    np.testing.assert_array_equal(memory.written, [T, T])
+
+
+def test_positions_that_do_not_exist(case: tuple) -> None:
+    """They may lie anywhere and hold anything."""
+    cfg, params, bias, x, wanted = case
+    exists = np.random.default_rng(8).random((2, T + 60)) < 0.7
+    exists[:, -1] = False
+    count = exists.sum(1)
+    scattered = np.full((2, T + 60, cfg.dim), np.nan, np.float32)
+    for row in range(2):
+        scattered[row, exists[row]] = x[row, : count[row]]
+
+    @jax.jit
+    def run(x: jax.Array, exists: jax.Array) -> jax.Array:
+        found = compact(x, exists)
+        out, _, _ = run_decoder(cfg, params, bias, found.x, found.valid, None)
+        return jax.vmap(lambda row, place: row[place])(out, found.place)
+
+    got = run(scattered, exists)
+    for row in range(2):
+        close(got[row, exists[row]], wanted[row][: count[row]])
+
+
+def test_an_index_of_hours_steps_back(case: tuple) -> None:
+    """The same slots, blocks and distances after the index has stepped back."""
+    cfg, params, bias, x, _ = case
+    step = jax.jit(partial(run_decoder, cfg))
+    memory, valid = init_memory(cfg, 2, SPAN), np.ones((2, SPAN), bool)
+    for at in range(0, 16 * SPAN, SPAN):
+        _, memory, _ = step(params, bias, x[:, at : at + SPAN], valid, memory)
+    lap = int(np.lcm.reduce([ring.k.shape[2] for ring in memory.rings.values()]))
+    late = memory._replace(written=memory.written + lap * ((1 << 30) // lap))
+    later = memory._replace(written=memory.written + lap * ((1 << 20) // lap))
+    steps = [step(params, bias, x[:, :SPAN], valid, one) for one in (late, later)]
+    np.testing.assert_array_equal(steps[0][0], steps[1][0])
+    assert steps[0][1].written[0] < 1 << 30
+    again = [step(params, bias, x[:, :SPAN], valid, memory)[0] for _, memory, _ in steps]
+    np.testing.assert_array_equal(again[0], again[1])
