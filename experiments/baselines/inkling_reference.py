@@ -28,7 +28,8 @@ def reference(seed: int = 0, dense: int = 2, gain: float = 1.0, **text: object) 
     Args:
       seed: Seed of the weights.
       dense: Number of dense layers.
-      gain: Factor of the matrices' weights, whose variance is 1 / fan-in without it.
+      gain: Factor of the matrices' weights, whose variance is 1 / fan-in without it; with 0.16
+        their deviation is 0.02, as the reference draws them.
       **text: Fields of the text configuration that differ from a tiny one.
     """
     layers = int(str(text.get("num_hidden_layers", 6)))

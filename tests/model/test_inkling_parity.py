@@ -14,6 +14,6 @@ def test_logits(name: str) -> None:
 
 
 def test_bfloat16() -> None:
-    ours, theirs = check_weights.check_bfloat16(seed=0)
-    assert ours < 2e-2  # measured: 9e-3
-    assert ours <= theirs  # measured: 2.7e-2
+    found = check_weights.check_bfloat16(seed=0)
+    assert found["bfloat16"] < 2e-2  # measured: 1.1e-2, and 0.8e-2 with two other seeds
+    assert found["bfloat16_rms"] < found["bfloat16_rms_reference"]  # measured: 5.9e-3 and 6.6e-3
