@@ -19,10 +19,13 @@ def main(argv: list[str]) -> None:
     """Copies all tensors, piece by piece."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    config, params = load_backbone(_SOURCE.value)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    with tqdm(total=size, unit="B", unit_scale=True) as bar:
-        save_released(_OUT.value, _SOURCE.value, config, params, bar.update)
+    try:
+        config, params = load_backbone(_SOURCE.value)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        with tqdm(total=size, unit="B", unit_scale=True) as bar:
+            save_released(_OUT.value, _SOURCE.value, config, params, bar.update)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
     print(f"{_OUT.value}: {size / 1e9:.2f} GB")
 
 

@@ -24,11 +24,14 @@ def main(argv: list[str]) -> None:
     """Copies all tensors, piece by piece."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    config = read_config(_SOURCE.value, _LONG_WINDOW.value)
-    params = open_released(_SOURCE.value, config)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    with tqdm(total=size, unit="B", unit_scale=True) as bar:
-        save_backbone(_OUT.value, _SOURCE.value, config, params, bar.update)
+    try:
+        config = read_config(_SOURCE.value, _LONG_WINDOW.value)
+        params = open_released(_SOURCE.value, config)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        with tqdm(total=size, unit="B", unit_scale=True) as bar:
+            save_backbone(_OUT.value, _SOURCE.value, config, params, bar.update)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
     print(f"{_OUT.value}: {size / 1e9:.2f} GB")
 
 

@@ -80,11 +80,13 @@ def init_memory(cfg: DecoderConfig, sessions: int, span: int) -> Memory:
     def ring(name: str, kind: Kind) -> Ring:
         heads = local(kind.kv_heads, TENSOR), cfg.head_dim
         slots = ring_attention.capacity(kind.sight.window, span)
-        k, first = (
-            jnp.zeros((sessions, kind.layers, size, *heads), cfg.dtype)
-            for size in (slots, block_attention.FIRST)
-        )
-        return Ring(k, k, first, first) if name == LONG else Ring(k, k, None, None)
+
+        def zeros(slots: int) -> Array:  # anew each time, so that all can be donated
+            return jnp.zeros((sessions, kind.layers, slots, *heads), cfg.dtype)
+
+        first = block_attention.FIRST
+        kept = (zeros(first), zeros(first)) if name == LONG else (None, None)
+        return Ring(zeros(slots), zeros(slots), *kept)
 
     found = kinds(cfg)
     return Memory(

@@ -8,11 +8,11 @@ import numpy as np
 from interaction.config import DecoderConfig
 from interaction.distributed.collectives import TENSOR, local
 from interaction.distributed.products import column_dense, dense
+from interaction.modules.video_in import fold
 from interaction.ops import dmel
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 
-PATCH = 40  # pixels on a side of a patch
 FOLDS = (5, 2, 4)  # neighbours on a side that each level joins, before the two frames are joined
 # Means and deviations of RGB in [0, 1] with which CLIP (arXiv 2103.00020) was trained
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -49,14 +49,6 @@ class DmelIn(nn.Module):
         return rms_norm(dmel.bag_of_embeddings(table, bins), scale)
 
 
-def _fold(x: Array, side: int) -> Array:
-    """Moves side x side neighbours into the channel: [..., s, s, c] -> [..., s/r, s/r, r*r*c]."""
-    *lead, size, _, channels = x.shape
-    small = size // side
-    x = x.reshape(*lead, small, side, small, side, channels)
-    return jnp.moveaxis(x, -4, -3).reshape(*lead, small, small, side * side * channels)
-
-
 class VideoIn(nn.Module):
     """hMLP stem (Touvron et al., arXiv 2203.09795, §4) on patches of a frame and the one before."""
 
@@ -76,7 +68,7 @@ class VideoIn(nn.Module):
         x = (patches - PIXEL_MEAN) / PIXEL_STD
         init = nn.initializers.lecun_normal()
         for level, (side, width) in enumerate(zip(FOLDS, self.widths, strict=True)):
-            x = _fold(x, side)
+            x = fold(x, side)
             x = dense(x, self.param(f"fold_{level}", init, (x.shape[-1], width)))
             x = rms_norm(x, self.param(f"norm_{level}", nn.initializers.ones, (width,)))
             x = jax.nn.gelu(x, approximate=False)

@@ -43,7 +43,6 @@ class DecoderLayer(nn.Module):
         bias: Array,
         tails: Tails,
         keys: Keys,
-        stacked: experts.Experts | None = None,
     ) -> tuple[Array, Tails, Keys, BlockAux]:
         """Runs the layer.
 
@@ -53,7 +52,6 @@ class DecoderLayer(nn.Module):
           bias: float32[e], selection bias of the router; not read by a dense layer.
           tails: The positions before these.
           keys: The keys that the positions see.
-          stacked: Experts of all layers; None where they are parameters of this module.
 
         Returns:
           [b, t, d] in x's dtype, the tails and the keys after the positions, and statistics of the
@@ -74,7 +72,7 @@ class DecoderLayer(nn.Module):
         attention_tail, mixed = convolve("attention_conv", tails.attention, mixed)
         x = x + mixed
         normed = rms_norm(x, self._scale("ffn_norm", cfg.dim))
-        out, aux = (self._dense_ffn if self.dense else self._experts)(normed, valid, bias, stacked)
+        out, aux = (self._dense_ffn if self.dense else self._experts)(normed, valid, bias)
         ffn_tail, out = convolve("ffn_conv", tails.ffn, out)
         return x + out, Tails(key_tail, value_tail, attention_tail, ffn_tail), keys, aux
 
@@ -110,9 +108,7 @@ class DecoderLayer(nn.Module):
         return column_dense(gather(mixed.reshape(*x.shape[:2], -1), TENSOR), out), keys
 
     @jax.named_scope("dense_ffn")
-    def _dense_ffn(
-        self, x: Array, valid: Array, bias: Array, stacked: experts.Experts | None
-    ) -> tuple[Array, BlockAux]:
+    def _dense_ffn(self, x: Array, valid: Array, bias: Array) -> tuple[Array, BlockAux]:
         cfg = self.config
         width = local(cfg.dense_ffn, TENSOR)
         out = experts.swiglu(
@@ -126,9 +122,7 @@ class DecoderLayer(nn.Module):
         return (out * scale).astype(x.dtype), nothing
 
     @jax.named_scope("experts")
-    def _experts(
-        self, x: Array, valid: Array, bias: Array, stacked: experts.Experts | None
-    ) -> tuple[Array, BlockAux]:
+    def _experts(self, x: Array, valid: Array, bias: Array) -> tuple[Array, BlockAux]:
         cfg = self.config
         flat = x.reshape(-1, cfg.dim)
         outputs = cfg.experts + cfg.shared_experts
@@ -138,13 +132,12 @@ class DecoderLayer(nn.Module):
         chosen, weights, shared = router.route_with_shared(
             logits, bias, cfg.experts_per_token, cfg.shared_experts, scale
         )
-        if stacked is None:
-            mine = local(cfg.experts, *EXPERTS)
-            gate = self._weight("gate", (mine, cfg.dim, cfg.expert_ffn))
-            up = self._weight("up", (mine, cfg.dim, cfg.expert_ffn))
-            down = self._weight("down", (mine, cfg.expert_ffn, cfg.dim), residual=True)
-            stacked = experts.Experts(gate, up, down, mine)
-        routed = experts.chosen_experts(flat, chosen, weights, stacked)
+        mine = local(cfg.experts, *EXPERTS)
+        gate = self._weight("gate", (mine, cfg.dim, cfg.expert_ffn))
+        up = self._weight("up", (mine, cfg.dim, cfg.expert_ffn))
+        down = self._weight("down", (mine, cfg.expert_ffn, cfg.dim), residual=True)
+        held = experts.Experts(gate, up, down, mine)
+        routed = experts.chosen_experts(flat, chosen, weights, held)
         out = routed.reshape(x.shape) + self._shared_experts(x, shared.reshape(*x.shape[:2], -1))
         routed_logits = logits[:, : cfg.experts]
         log_partition = jax.nn.logsumexp(routed_logits, axis=-1)

@@ -28,7 +28,7 @@ def split_patches(frame: Array) -> Array:
     return grid.reshape(b, side * side, PATCH, PATCH, channels)
 
 
-def _fold(x: Array, stride: int) -> Array:
+def fold(x: Array, stride: int) -> Array:
     """Moves r x r neighbours into the channel: [..., s, s, c] -> [..., s/r, s/r, r*r*c]."""
     *lead, size, _, channels = x.shape
     side = size // stride
@@ -57,7 +57,7 @@ class VideoIn(nn.Module):
         for level, (stride, width) in enumerate(
             zip(STRIDES, (dim // 4, dim // 4, dim), strict=True)
         ):
-            x = _fold(x, stride)
+            x = fold(x, stride)
             kernel = self.param(
                 f"fold_{level}", nn.initializers.lecun_normal(), (x.shape[-1], width)
             )

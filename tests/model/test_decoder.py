@@ -93,7 +93,7 @@ def test_steps_over_rings(case: tuple) -> None:
     """One session takes 1 to 9 positions a step, the other takes none in every third step."""
     cfg, params, bias, x, wanted = case
     rng, done = np.random.default_rng(7), np.zeros(2, int)
-    step = jax.jit(partial(run_decoder, cfg))
+    step = jax.jit(partial(run_decoder, cfg), donate_argnums=4)
     memory, outputs = init_memory(cfg, 2, SPAN), ([], [])
     turn = 0
     while done.min() < T:
