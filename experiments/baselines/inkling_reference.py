@@ -12,7 +12,8 @@ from transformers.models.inkling import configuration_inkling, modeling_inkling
 from transformers.utils import logging
 
 IMAGE, AUDIO = 1000, 1001  # ids of the placeholders of patches and of dMel frames
-VOCAB, USED = 1024, 900  # ids of the table, and ids that text has here
+VOCAB, USED_ROWS = 1_024, 1_010  # rows of the table, and those that have a token
+USED = 900  # ids that text has here
 # CLIP's means and deviations of RGB in [0, 1], which the reference's image processor uses
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -35,7 +36,7 @@ def reference(seed: int = 0, dense: int = 2, gain: float = 1.0, **text: object) 
     layers = int(str(text.get("num_hidden_layers", 6)))
     fields: dict[str, object] = {
         "vocab_size": VOCAB,
-        "unpadded_vocab_size": 1_010,
+        "unpadded_vocab_size": USED_ROWS,
         "hidden_size": 64,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
@@ -82,7 +83,7 @@ def reference(seed: int = 0, dense: int = 2, gain: float = 1.0, **text: object) 
 
 def save(model: Model, folder: str | os.PathLike) -> pathlib.Path:
     """Writes the model as it would be released; returns the folder."""
-    model.save_pretrained(folder, max_shard_size="200MB")
+    model.save_pretrained(folder, max_shard_size="60MB")
     return pathlib.Path(folder)
 
 

@@ -15,52 +15,15 @@ from tests.pretrained.inkling_checkpoint import write_tokenizer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", minversion="5.24")
-from transformers.models.inkling import configuration_inkling, modeling_inkling  # noqa: E402
-
-TEXT = {
-    "vocab_size": 256,
-    "unpadded_vocab_size": 240,
-    "hidden_size": 32,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "swa_num_attention_heads": 4,
-    "swa_num_key_value_heads": 4,
-    "swa_head_dim": 16,
-    "sliding_window_size": 32,
-    "d_rel": 4,
-    "rel_extent": 64,
-    "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 10,
-    "intermediate_size": 64,
-    "moe_intermediate_size": 16,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "n_shared_experts": 2,
-}
+from experiments.baselines import inkling_reference as reference  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The folder that the reference saves, random weights in shards."""
     folder = tmp_path_factory.mktemp("reference") / "released"
-    config = configuration_inkling.InklingConfig(
-        text_config=TEXT,
-        audio_config={"mel_vocab_size": 16},
-        vision_config={"num_hidden_layers": 4},
-        image_token_id=230,
-        audio_token_id=231,
-        image_bos_token_id=232,
-        audio_bos_token_id=233,
-    )
-    torch.manual_seed(0)
-    model = modeling_inkling.InklingForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in (*model.parameters(), *model.buffers()):
-            if parameter.is_floating_point():
-                parameter.normal_()
-    model.save_pretrained(folder, max_shard_size="60MB")
-    write_tokenizer(folder, 240)
+    reference.save(reference.reference(num_hidden_layers=12), folder)
+    write_tokenizer(folder, reference.USED_ROWS)
     return folder
 
 
@@ -93,7 +56,7 @@ def test_the_reference_loads_what_is_exported(source: pathlib.Path, tmp_path: pa
     save_released(
         tmp_path / "copy", tmp_path / "backbone", *load_backbone(tmp_path / "backbone"), int
     )
-    load = modeling_inkling.InklingForConditionalGeneration.from_pretrained
+    load = reference.Model.from_pretrained
     first, second = (load(folder).state_dict() for folder in (source, tmp_path / "copy"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -113,6 +76,6 @@ def test_the_config_is_read_from_the_reference_s_file(source: pathlib.Path) -> N
     config, fields = read_config(source), json.loads((source / "config.json").read_text())
     decoder, text = config.decoder, fields["text_config"]
     assert (decoder.dense_layers, decoder.layers, decoder.long_every) == (2, 12, 6)
-    assert (decoder.expert_ffn, decoder.dense_ffn) == (16, 64)
-    assert decoder.logits_divisor == text["logits_mup_width_multiplier"] == 24.0
-    assert (config.vocab, config.used, config.levels) == (256, 240, 16)
+    assert (decoder.expert_ffn, decoder.dense_ffn) == (32, 128)
+    assert decoder.logits_divisor == text["logits_mup_width_multiplier"] == 2.0
+    assert (config.vocab, config.used, config.levels) == (1_024, 1_010, 16)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from interaction.pretrained import backbone_folder, inkling
 from interaction.pretrained.array_file import open_arrays
 from interaction.pretrained.backbone_folder import load_backbone, save_backbone, save_released
 from interaction.pretrained.inkling import open_released
@@ -19,21 +18,9 @@ from interaction.pretrained.inkling_config import BackboneConfig, read_config
 from tests.pretrained import inkling_checkpoint as checkpoint
 from tests.pretrained.inkling_checkpoint import CONFIG, INDEX, SHARDS, TOKENIZER, write_tokenizer
 
-_traced_once = functools.cache(inkling.abstract_backbone)
+pytestmark = pytest.mark.usefixtures("narrow_vision")
 _EMBED = "model.llm.embed.weight"
 _BIAS = "model.llm.layers.4.mlp.gate.bias"
-
-
-@pytest.fixture(autouse=True)
-def narrow_vision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inkling, "VISION_WIDTHS", checkpoint.WIDTHS)
-    for module in (inkling, backbone_folder):
-        monkeypatch.setattr(module, "abstract_backbone", _traced_once)
-
-
-@pytest.fixture
-def source(tmp_path: pathlib.Path) -> pathlib.Path:
-    return checkpoint.write(tmp_path / "released", checkpoint.tensors())
 
 
 def _refused(source: pathlib.Path, match: str) -> str:

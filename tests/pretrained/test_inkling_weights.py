@@ -1,6 +1,5 @@
 """Released Inkling weights in and out, against arrays that are written out by hand."""
 
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -31,19 +30,7 @@ from tests.pretrained.inkling_checkpoint import (
     VOCAB,
 )
 
-_traced_once = functools.cache(inkling.abstract_backbone)
-
-
-@pytest.fixture(autouse=True)
-def narrow_vision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inkling, "VISION_WIDTHS", checkpoint.WIDTHS)
-    for module in (inkling, backbone_folder):
-        monkeypatch.setattr(module, "abstract_backbone", _traced_once)
-
-
-@pytest.fixture
-def source(tmp_path: pathlib.Path) -> pathlib.Path:
-    return checkpoint.write(tmp_path / "released", checkpoint.tensors())
+pytestmark = pytest.mark.usefixtures("narrow_vision")
 
 
 def _open(source: pathlib.Path) -> dict[str, LazyArray]:
