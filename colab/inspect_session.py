@@ -43,6 +43,8 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from interaction.model.backbone import LONG, SLIDING, run_layers, separate_layers
+from interaction.modules.layer_attention import SequenceKeys, attend
 from IPython.display import Audio, Image, display
 
 import interaction
@@ -52,11 +54,9 @@ from interaction.evaluation import parse_events, timeline
 from interaction.evaluation.rollout import Rollout
 from interaction.evaluation.transcript import converse, transcript
 from interaction.model import streaming
-from interaction.model.backbone import LONG, SLIDING, run_layers, separate_layers
 from interaction.model.positions import embed
 from interaction.model.turn_inputs import TurnOutputs, assemble, silent_outputs
 from interaction.modules import block
-from interaction.modules.layer_attention import SequenceKeys, attend
 from interaction.ops import mel
 from interaction.ops.attention import window_mask
 

@@ -16,7 +16,7 @@ def _require(ok: bool, field: str, got: object, wanted: str, fix: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SpectrumConfig:
-    """Log-mel frames of a causal front end. A frame covers the `window` samples up to its hop's end."""
+    """Log-mel frames of a causal front end; a frame covers `window` samples, to its hop's end."""
 
     hop: int  # samples between frames
     window: int = 800  # samples (50 ms), periodic Hann, >= hop

@@ -11,15 +11,21 @@ import re
 # End of a parameter's path -> whether it takes the computing dtype. Separate layers are numbered.
 _POLICY: tuple[tuple[str, bool], ...] = (
     (r"(first_)?(dense|sliding|long)/(\d+/)*(gate|up|down|(shared|dense)_(gate|up|down))", True),
-    (r"(first_)?(dense|sliding|long)/(\d+/)*(query|key|value|relative|profiles|attention_out)", True),
-    (r"(first_)?(dense|sliding|long)/(\d+/)*(router|sink|ffn_scale|(attention|ffn|query|key)_norm)", False),
+    (
+        r"(first_)?(dense|sliding|long)/(\d+/)*(query|key|value|relative|profiles|attention_out)",
+        True,
+    ),
+    (
+        r"(first_)?(dense|sliding|long)/(\d+/)*(router|sink|ffn_scale|(attention|ffn|query|key)_norm)",
+        False,
+    ),
     (r"(first_)?(dense|sliding|long)/(\d+/)*(attention|ffn|key|value)_conv", False),
     (r"heads/(text|transcript)", True),
     (r"heads/norm", False),
     (r"text_in/table", True),
     (r"text_in/(slot|out_slot|norm|transcript_gain)", False),
     (r"audio_in/(hidden|out)", True),
-    (r"audio_in/((user|self)_table|norm|position)", False),
+    (r"audio_in/((user_|self_)?table|norm|position)", False),
     (r"video_in/fold_\d+", True),
     (r"video_in/(norm|norm_\d+|position)", False),
     (r"condition/(table|(tokens|prefix|hidden)_in|(up|down)_\d+|features|guess)", True),

@@ -65,7 +65,9 @@ def experts(cfg: TransformerConfig, p: dict, bias: np.ndarray, x: np.ndarray) ->
             if e < cfg.experts:
                 gate, up, down = p["gate"][e], p["up"][e], p["down"][e]
             else:
-                place = slice((e - cfg.experts) * cfg.expert_ffn, (e - cfg.experts + 1) * cfg.expert_ffn)
+                place = slice(
+                    (e - cfg.experts) * cfg.expert_ffn, (e - cfg.experts + 1) * cfg.expert_ffn
+                )
                 gate, up = p["shared_gate"][:, place], p["shared_up"][:, place]
                 down = p["shared_down"][place]
             out[i] += weight * ((silu(token @ gate) * (token @ up)) @ down)
@@ -87,7 +89,9 @@ def layer(
     return x + convolve(out, p["ffn_conv"])
 
 
-def decoder(cfg: TransformerConfig, layers: list[dict], bias: np.ndarray, x: np.ndarray) -> np.ndarray:
+def decoder(
+    cfg: TransformerConfig, layers: list[dict], bias: np.ndarray, x: np.ndarray
+) -> np.ndarray:
     """All layers of one session, float64[t, d].
 
     Args:

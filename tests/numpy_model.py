@@ -37,7 +37,9 @@ def exact_gelu(x: Array) -> Array:
 def audio_in(config: ModelConfig, p: Params, user: Array, self_audio: Array, gain: float) -> Array:
     """DMel [frames, m] of both sides in one micro-turn: [audio_positions, d]."""
     found = []
-    for mine, own in zip(*(np.split(x, config.audio_positions) for x in (user, self_audio))):
+    for mine, own in zip(
+        *(np.split(x, config.audio_positions) for x in (user, self_audio)), strict=True
+    ):
         mine, own = mine.ravel(), own.ravel()  # all frames of a position in one bag
         channels = np.arange(len(mine))
         bag = p["user_table"][channels, mine].sum(axis=0)

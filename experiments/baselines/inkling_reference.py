@@ -12,21 +12,31 @@ from transformers.models.inkling import configuration_inkling, modeling_inkling
 from transformers.utils import logging
 
 IMAGE, AUDIO = 1000, 1001  # ids of the placeholders of patches and of dMel frames
-VOCAB, USED = 1024, 900  # ids of the table, and ids that text has here
+VOCAB, USED_ROWS = 1_024, 1_010  # rows of the table, and those that have a token
+USED = 900  # ids that text has here
+# CLIP's means and deviations of RGB in [0, 1], which the reference's image processor uses
+PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711])
+
+Model = modeling_inkling.InklingForConditionalGeneration
 
 logging.disable_progress_bar()
 
 
-def reference(seed: int = 0, **text: object) -> modeling_inkling.InklingForConditionalGeneration:
+def reference(seed: int = 0, dense: int = 2, gain: float = 1.0, **text: object) -> Model:
     """A random model in float32 whose parts all matter.
 
     Args:
       seed: Seed of the weights.
+      dense: Number of dense layers.
+      gain: Factor of the matrices' weights, whose variance is 1 / fan-in without it; with 0.16
+        their deviation is 0.02, as the reference draws them.
       **text: Fields of the text configuration that differ from a tiny one.
     """
-    layers, dense = int(str(text.get("num_hidden_layers", 6))), int(str(text.pop("dense", 2)))
+    layers = int(str(text.get("num_hidden_layers", 6)))
     fields: dict[str, object] = {
         "vocab_size": VOCAB,
+        "unpadded_vocab_size": USED_ROWS,
         "hidden_size": 64,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
@@ -56,7 +66,7 @@ def reference(seed: int = 0, **text: object) -> modeling_inkling.InklingForCondi
         audio_bos_token_id=1003,
     )
     torch.manual_seed(seed)
-    model = modeling_inkling.InklingForConditionalGeneration(config).eval()
+    model = Model(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name or "global_scale" in name:
@@ -64,20 +74,20 @@ def reference(seed: int = 0, **text: object) -> modeling_inkling.InklingForCondi
             elif "conv" in name:
                 weight.normal_(0, 0.3)
             else:
-                weight.normal_(0, weight.shape[-1] ** -0.5)
+                weight.normal_(0, gain * weight.shape[-1] ** -0.5)
         for name, buffer in model.named_buffers():
             if "correction" in name:
                 buffer.normal_(0, 0.1)
     return model
 
 
-def save(model: torch.nn.Module, folder: str | os.PathLike) -> pathlib.Path:
+def save(model: Model, folder: str | os.PathLike) -> pathlib.Path:
     """Writes the model as it would be released; returns the folder."""
-    model.save_pretrained(folder, max_shard_size="200MB")
+    model.save_pretrained(folder, max_shard_size="60MB")
     return pathlib.Path(folder)
 
 
-def logits(model: torch.nn.Module, ids: np.ndarray, **given: np.ndarray) -> np.ndarray:
+def logits(model: Model, ids: np.ndarray, **given: np.ndarray) -> np.ndarray:
     """Text logits float32[b, t, v] of int[b, t] tokens, in one pass.
 
     Args:
@@ -94,7 +104,7 @@ def logits(model: torch.nn.Module, ids: np.ndarray, **given: np.ndarray) -> np.n
     return out.logits.float().numpy()
 
 
-def chosen_experts(model: torch.nn.Module, ids: np.ndarray) -> list[np.ndarray]:
+def chosen_experts(model: Model, ids: np.ndarray) -> list[np.ndarray]:
     """The experts int[tokens, k] that each sparse layer chooses, ascending."""
     found: list[np.ndarray] = []
     hooks = [

@@ -35,8 +35,8 @@ from interaction.distributed import sharding
 from interaction.distributed.collectives import SESSIONS
 from interaction.distributed.jax_settings import model_settings
 from interaction.distributed.packing import LIMITS, Packing
-from interaction.model.transformer import separate_layers
 from interaction.model.parameters import init_params
+from interaction.model.transformer import separate_layers
 from interaction.pretrained import store
 from interaction.types import Params, Special
 

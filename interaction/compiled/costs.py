@@ -17,8 +17,8 @@ from interaction.compiled.slices import Slice, find_slice
 from interaction.config import ModelConfig, SpeechConfig
 from interaction.distributed.sharding import cast_params
 from interaction.model import session_state
-from interaction.modules.memory import LONG, SLIDING
 from interaction.model.parameters import init_model_params
+from interaction.modules.memory import LONG, SLIDING
 from pallas_kernels.chips import CHIPS
 
 LAYER_OVERHEAD = 0.30e-3  # s per layer above the floor, as in today's servers of such models

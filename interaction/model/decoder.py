@@ -69,7 +69,10 @@ def init_memory(cfg: TransformerConfig, sessions: int, span: int) -> Memory:
         return Cache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
 
     def tails(kind: Kind) -> Tails:
-        width, shape = local(kind.kv_heads, TENSOR) * cfg.head_dim, (sessions, kind.layers, TAPS - 1)
+        width, shape = (
+            local(kind.kv_heads, TENSOR) * cfg.head_dim,
+            (sessions, kind.layers, TAPS - 1),
+        )
         return Tails(*(jnp.zeros((*shape, size)) for size in (width, width, cfg.dim, cfg.dim)))
 
     caches = {
@@ -253,14 +256,21 @@ def _split_off_experts(backbone: Params) -> tuple[Params, dict[str, tuple]]:
     """
     names = [name for name in _STACKS if name in backbone]
     before = {
-        FIRST_SLIDING: len(next(iter(backbone[FIRST_DENSE].values()))) if FIRST_DENSE in backbone else 0,
+        FIRST_SLIDING: len(next(iter(backbone[FIRST_DENSE].values())))
+        if FIRST_DENSE in backbone
+        else 0,
         FIRST_LONG: 0,
         LONG: int(FIRST_LONG in backbone),
     }
-    before[SLIDING] = before[LONG] * (backbone[SLIDING]["gate"].shape[1] if SLIDING in backbone else 0)
+    before[SLIDING] = before[LONG] * (
+        backbone[SLIDING]["gate"].shape[1] if SLIDING in backbone else 0
+    )
     stacks = {
         name: (
-            *(backbone[name][part].reshape(-1, *backbone[name][part].shape[-2:]) for part in _EXPERTS),
+            *(
+                backbone[name][part].reshape(-1, *backbone[name][part].shape[-2:])
+                for part in _EXPERTS
+            ),
             before[name],
         )
         for name in names

@@ -52,7 +52,9 @@ def init_params(config: ModelConfig, key: Array) -> tuple[Params, Params, Array]
             next(keys), turn.user, turn.self_audio, turn.self_audio_gain
         )["params"],
         "video_in": video_in(config).init(next(keys), frames)["params"],
-        "text_in": text_in(config).init(next(keys), None, turn.user_transcript, turn.last)["params"],
+        "text_in": text_in(config).init(next(keys), None, turn.user_transcript, turn.last)[
+            "params"
+        ],
         **init_layers(config, next(keys)),
         "heads": heads(config).init(next(keys), audio, x)["params"],
     }

@@ -84,9 +84,7 @@ def embed(
         flat = [gather(a, SEQUENCE, dim=1) for a in flat]
     x, valid, time = flat
     # Only arrivals stand at another place than that of their time. Clocks wrap, after years.
-    key = jnp.where(valid, 0 if arrivals is None else time, ~jnp.uint32(0))
-    order = jnp.argsort(key, axis=1, stable=True)
-    rank = jnp.argsort(order, axis=1)
+    order, rank = sort(valid, None if arrivals is None else time)
     # Positions that do not exist may contain NaN, which must not reach other positions.
     x = jnp.where(valid[..., None], x, 0).astype(config.transformer.dtype)
     x, valid, time = (take_part(_take(a, order), SEQUENCE, dim=1) for a in (x, valid, time))
@@ -94,6 +92,21 @@ def embed(
     turns = own[:, : n * per_turn].reshape(b, n, per_turn)
     ends = turns[:, :, -(config.audio_positions + 1) :]
     return Positions(x, valid, time, ends, own[:, n * per_turn :] if arrivals else None)
+
+
+def sort(valid: Array, time: Array | None = None) -> tuple[Array, Array]:
+    """The order in which the positions that exist come first.
+
+    Args:
+      valid: bool[b, t], positions that exist.
+      time: uint32[b, t], their order; None: that in which they lie.
+
+    Returns:
+      int32[b, t], the places that the positions come from, and those that they go to.
+    """
+    key = jnp.where(valid, jnp.uint32(0) if time is None else time, ~jnp.uint32(0))
+    order = jnp.argsort(key, axis=1, stable=True)
+    return order, jnp.argsort(order, axis=1)
 
 
 def _turn_parts(

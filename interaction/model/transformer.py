@@ -63,9 +63,7 @@ def run_cached(
     if isinstance(cfg, FirstTransformerConfig):
         return first_ring_caches.run_cached(cfg, params, positions, memory, in_place)
     bias = params["router_bias"]
-    x, after, aux = decoder.run_decoder(
-        cfg, backbone, bias, positions, memory, in_place=in_place
-    )
+    x, after, aux = decoder.run_decoder(cfg, backbone, bias, positions, memory, in_place=in_place)
     return x, memory if after is None else after, aux
 
 

@@ -1,4 +1,4 @@
-"""One layer of the Inkling decoder: relative attention, then a mixture of experts or a dense FFN."""
+"""One layer of the decoder: relative attention, then experts or a dense feed-forward."""
 
 import flax.linen as nn
 import jax

@@ -9,7 +9,6 @@ on where they lie.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from interaction.ops.dense import exact
@@ -42,7 +41,7 @@ def no_part(like: Array) -> Part:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """Product of the last two axes, summed in float32."""
+    """Product of the last two axes of float[..., m, k] and float[..., k, n], float32[..., m, n]."""
     return jnp.matmul(a, b, precision=exact(a, b), preferred_element_type=jnp.float32)
 
 

@@ -4,7 +4,7 @@ A ring of whole blocks holds the newest positions of a session; position i is in
 capacity. It has room for the window, the positions that a step writes, and one block more, so two
 blocks never share slots while a query sees either. The first positions of a session, which long
 layers see for ever, are kept beside it. The parts of the blocks are added from the oldest to the
-newest, wherever they lie: the sums are those of `sequence_attention`, bit for bit.
+newest, wherever they lie: the order of sums is that of `sequence_attention`.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ def capacity(window: int, span: int) -> int:
     return -(-(window + span - 1 + block) // block) * block
 
 
-def write(ring: Ring, layer: Array, k: Array, v: Array, written: Array, count: Array) -> Ring:
+def write(ring: Ring, layer: Array | int, k: Array, v: Array, written: Array, count: Array) -> Ring:
     """Writes new positions of one layer; those from `count` on are dropped.
 
     Args:
@@ -64,7 +64,7 @@ def write(ring: Ring, layer: Array, k: Array, v: Array, written: Array, count: A
 
     place = jnp.where(exists, index % slots, slots)
     k_ring, v_ring = put(ring.k, k, place), put(ring.v, v, place)
-    if ring.first_k is None:
+    if ring.first_k is None or ring.first_v is None:
         return Ring(k_ring, v_ring, None, None)
     place = jnp.where(exists & (index < FIRST), index, FIRST)
     return Ring(k_ring, v_ring, put(ring.first_k, k, place), put(ring.first_v, v, place))
@@ -75,7 +75,7 @@ def attention_ring(
     states: Array,
     bank: Array,
     ring: Ring,
-    layer: Array,
+    layer: Array | int,
     written: Array,
     count: Array,
     sight: Sight,

@@ -78,9 +78,7 @@ class _Block(NamedTuple):
         distance = self.index[:, None] - key
         seen = (distance >= 0) & ((distance < sight.window) | (key < sight.first))
         heads = scores.shape[1] // len(self.index)
-        return jnp.where(
-            jnp.tile(seen, (heads, 1)), scores * self.factor(sight, heads), -jnp.inf
-        )
+        return jnp.where(jnp.tile(seen, (heads, 1)), scores * self.factor(sight, heads), -jnp.inf)
 
     def factor(self, sight: Sight, heads: int) -> Array | float:
         """Factor of the scores, float32[rows, 1]."""
@@ -176,8 +174,8 @@ def _backward(sight: Sight, size: int, saved: tuple, d_out: Array) -> tuple:
         zeros = [vary(jnp.zeros(x.shape), axes) for x in (mine.rows, states)]
         bounds = mine.visits(sight, keys.shape[2], len(keys))
         found = jax.lax.fori_loop(*bounds, visit, (*zeros, d_keys, d_values, d_bank))
-        d_rows, d_states, *sums = found
-        return tuple(sums), (_from_rows(d_rows, size).astype(q.dtype), d_states)
+        d_rows, d_states, sums = found[0], found[1], found[2:]
+        return sums, (_from_rows(d_rows, size).astype(q.dtype), d_states)
 
     shapes = keys.shape, values.shape, bank.shape
     sums = tuple(vary(jnp.zeros(shape), varying(q)) for shape in shapes)

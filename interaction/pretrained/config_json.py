@@ -42,12 +42,16 @@ def config_from_json(
         elif type(value) is kind or (kind is float and type(value) is int):
             values[key] = kind(value)
         else:
-            raise ValueError(f"{name}.{key}: got {value!r}, wanted {getattr(kind, '__name__', kind)}; correct it")
+            raise ValueError(
+                f"{name}.{key}: got {value!r}, wanted {getattr(kind, '__name__', kind)}; correct it"
+            )
     return cls(**values)
 
 
 def _dataclass(kind: Any, fields: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """The dataclass that a field takes, of several the first that knows all fields; else None."""
     found = [one for one in (typing.get_args(kind) or (kind,)) if dataclasses.is_dataclass(one)]
-    fits = [one for one in found if set(fields) <= {field.name for field in dataclasses.fields(one)}]
+    fits = [
+        one for one in found if set(fields) <= {field.name for field in dataclasses.fields(one)}
+    ]
     return (fits or found or [None])[0]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from operator import add
 
@@ -21,20 +22,30 @@ class LazyArray:
     shape: tuple[int, ...]
     dtype: np.dtype  # dtype to which parts are cast as they are read
     piece: tuple[int, ...]  # shape of the parts in which the array is best read
-    read: Callable[[Index], np.ndarray]
+    read: Callable[[Index], np.ndarray]  # its slices have a start and a stop, and no step
 
     @property
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of all of it."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def astype(self, dtype: DTypeLike) -> "LazyArray":
         """The same array with parts in another dtype; nothing is read."""
         return dataclasses.replace(self, dtype=np.dtype(dtype))
 
     def __getitem__(self, index: Index) -> np.ndarray:
-        """Reads one part, given by a slice for each dimension."""
-        return self.read(index).astype(self.dtype, copy=False)
+        """Reads one part, given by a slice of step 1 for each dimension."""
+        bounds = [part.indices(size) for part, size in zip(index, self.shape, strict=True)]
+        shape = [max(0, stop - start) for start, stop, _ in bounds]
+        if 0 in shape:  # files refuse to read nothing
+            return np.empty(shape, self.dtype)
+        part = self.read(tuple(slice(start, stop) for start, stop, _ in bounds))
+        return part.astype(self.dtype, copy=False)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """Reads all of it."""

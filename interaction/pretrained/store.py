@@ -8,21 +8,19 @@ the memory of a host. A folder that names no version is from before that field, 
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 
 from interaction.config import ModelConfig
+from interaction.pretrained.array_file import DTYPES, open_arrays, write_arrays
 from interaction.pretrained.config_json import config_from_json
 from interaction.pretrained.lazy_array import Index, LazyArray
 from interaction.pretrained.tree_paths import differences, flatten
@@ -35,9 +33,7 @@ _VERSION = "format_version"  # its name in CONFIG
 _BACKGROUND = "_background"  # end of the names of background models
 # The pair that was released first stands in for one of the present architecture.
 _STAND_INS = {"demo": "first_demo", "demo_background": "first_demo_background"}
-_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_CODES = {"F32": _DTYPES["float32"], "BF16": _DTYPES["bfloat16"]}  # names in safetensors
-_PIECE = 1 << 30  # most bytes of a stored array that are read at once
+_PIECE = 1 << 29  # most bytes of a stored array that are read at once
 
 
 def save_model(
@@ -59,8 +55,8 @@ def save_model(
     Raises:
       ValueError: The dtype is another, or some weights are not finite.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype: got {dtype!r}, wanted one of {sorted(_DTYPES)}; choose one")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, wanted one of {sorted(DTYPES)}; choose one")
     place = pathlib.Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as temporary:
@@ -68,54 +64,14 @@ def save_model(
         shutil.copyfile(tokenizer, fresh / TOKENIZER)
         fields = {_VERSION: VERSION, **dataclasses.asdict(config)}
         (fresh / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
-        _write_weights(fresh / WEIGHTS, flatten(params), _DTYPES[dtype])
+        bad = write_arrays(fresh / WEIGHTS, flatten(params), DTYPES[dtype])
+        if bad:
+            raise ValueError(
+                f"params: got NaN or Inf in {bad[:4]}, wanted finite numbers of {dtype}; "
+                "train again"
+            )
         for name in (TOKENIZER, CONFIG, WEIGHTS):
             os.replace(fresh / name, place / name)
-
-
-def _write_weights(path: pathlib.Path, flat: Mapping[str, Any], dtype: np.dtype) -> None:
-    """Writes a safetensors file in parts: length of the header, header, arrays."""
-    code = next(code for code, kind in _CODES.items() if kind == dtype)
-    header, end = {}, 0
-    for name, leaf in flat.items():
-        start, end = end, end + math.prod(leaf.shape) * dtype.itemsize
-        header[name] = {"dtype": code, "shape": list(leaf.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    bad = []
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        first = file.tell()
-        for name, leaf in flat.items():
-            start, finite = first + header[name]["data_offsets"][0], True
-            for index, piece in _pieces(leaf):
-                piece = piece.astype(dtype)  # a large number may become infinite here
-                finite &= bool(np.all(np.isfinite(piece)))
-                for offset, run in _runs(leaf.shape, index, piece):
-                    file.seek(start + offset)
-                    file.write(run)
-            bad += [] if finite else [name]
-    if bad:
-        raise ValueError(
-            f"params: got NaN or Inf in {bad[:4]}, wanted finite numbers of {dtype}; train again"
-        )
-
-
-def _pieces(leaf: Any) -> Iterator[tuple[Index, np.ndarray]]:  # noqa: ANN401
-    if isinstance(leaf, LazyArray):
-        yield from ((index, leaf[index]) for index in leaf.pieces())
-    else:
-        yield tuple(slice(0, size) for size in leaf.shape), np.asarray(leaf)
-
-
-def _runs(shape: tuple[int, ...], index: Index, piece: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """The contiguous runs of a piece in its array, each after the byte at which it starts."""
-    split = [dim for dim, size in enumerate(shape) if piece.shape[dim] < size]
-    outer = split[-1] if split else 0
-    strides = [math.prod(shape[dim + 1 :]) * piece.itemsize for dim in range(len(shape))]
-    first = sum(part.start * stride for part, stride in zip(index, strides, strict=True))
-    for at in np.ndindex(piece.shape[:outer]):
-        yield first + sum(i * s for i, s in zip(at, strides, strict=False)), piece[at].tobytes()
 
 
 def find_released(name: str | os.PathLike) -> pathlib.Path:
@@ -213,30 +169,17 @@ def load_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:
         an array is read, it is not finite.
     """
     path = _existing(pathlib.Path(folder), WEIGHTS)
-    try:
-        file = safe_open(path, "numpy")
-        flat = {name: file.get_slice(name) for name in file.keys()}
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path}: got a file that is cut off or not safetensors ({error}); copy it again"
-        ) from error
-    for name, leaf in flat.items():
-        if leaf.get_dtype() not in _CODES:
-            raise ValueError(
-                f"{path}: {name} is {leaf.get_dtype()}{leaf.get_shape()}, wanted F32 or BF16; "
-                "load a file that save_model wrote"
-            )
-    float32 = _DTYPES["float32"]
     return {
-        name: LazyArray(shape, float32, _layers(shape), partial(_read_finite, path, name, leaf))
-        for name, leaf in flat.items()
-        for shape in [tuple(leaf.get_shape())]
+        name: dataclasses.replace(
+            leaf, dtype=DTYPES["float32"], read=partial(_read_finite, path, name, leaf)
+        )
+        for name, leaf in open_arrays(path, _PIECE).items()
     }
 
 
-def _read_finite(path: pathlib.Path, name: str, leaf: Any, index: Index) -> np.ndarray:  # noqa: ANN401
+def _read_finite(path: pathlib.Path, name: str, leaf: LazyArray, index: Index) -> np.ndarray:
     """Reads a part of a stored array; refuses NaN and Inf."""
-    part = leaf[index]
+    part = leaf.read(index)
     bad = part.size - np.count_nonzero(np.isfinite(part))
     if bad:
         raise ValueError(
@@ -244,14 +187,6 @@ def _read_finite(path: pathlib.Path, name: str, leaf: Any, index: Index) -> np.n
             "copy the folder again"
         )
     return part
-
-
-def _layers(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the largest contiguous part of at most `_PIECE` bytes as float32."""
-    piece = list(shape)
-    for dim, size in enumerate(shape):
-        piece[dim] = max(1, min(size, _PIECE // (4 * math.prod(shape[dim + 1 :]))))
-    return tuple(piece)
 
 
 def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -73,7 +73,12 @@ def case(request: pytest.FixtureRequest) -> tuple:
 
 
 def run(
-    cfg: TransformerConfig, params: Params, bias: np.ndarray, x: np.ndarray, valid: np.ndarray, memory: Memory | None
+    cfg: TransformerConfig,
+    params: Params,
+    bias: np.ndarray,
+    x: np.ndarray,
+    valid: np.ndarray,
+    memory: Memory | None,
 ) -> tuple:
     nothing = jnp.zeros(valid.shape, jnp.uint32), jnp.zeros((len(x), 0), jnp.int32)
     return run_decoder(cfg, params, bias, Positions(x, valid, *nothing), memory)
@@ -122,7 +127,11 @@ def test_an_index_of_hours_steps_back(case: tuple) -> None:
     memory, valid = init_memory(cfg, 2, SPAN), np.ones((2, SPAN), bool)
     for at in range(0, 16 * SPAN, SPAN):
         _, memory, _ = step(params, bias, x[:, at : at + SPAN], valid, memory)
-    lap = int(np.lcm.reduce([ring.k.shape[2] for ring in [memory.caches[kind] for kind in (SLIDING, LONG)]]))
+    lap = int(
+        np.lcm.reduce(
+            [ring.k.shape[2] for ring in [memory.caches[kind] for kind in (SLIDING, LONG)]]
+        )
+    )
     late = memory._replace(clock=memory.clock + lap * ((1 << 30) // lap))
     later = memory._replace(clock=memory.clock + lap * ((1 << 20) // lap))
     steps = [step(params, bias, x[:, :SPAN], valid, one) for one in (late, later)]

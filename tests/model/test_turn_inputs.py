@@ -80,7 +80,9 @@ def test_one_micro_turn_alone_reads_the_one_before() -> None:
 
 def test_other_hops_have_another_stride() -> None:
     """A hop of 800 beside one of 200: of four frames the last one is heard."""
-    config = dataclasses.replace(CONFIG, audio=dataclasses.replace(AUDIO, user=dataclasses.replace(AUDIO.user, hop=800)))
+    config = dataclasses.replace(
+        CONFIG, audio=dataclasses.replace(AUDIO, user=dataclasses.replace(AUDIO.user, hop=800))
+    )
     said, _ = outputs(0)
     before = TurnOutputs(*(jnp.asarray(leaf[:, 0]) for leaf in said))
     user = coded_mel(np.zeros((1, 1, 4)))
