@@ -105,6 +105,11 @@ class FirstTransformerConfig:
     dtype: str = "float32"  # "float32" or "bfloat16", of activations and of the matrices
     remat: str = "nothing"  # what the backward pass computes again, see REMAT
 
+    @property
+    def sliding_kv_heads(self) -> int:
+        """KV heads of a sliding layer: those of a long one."""
+        return self.kv_heads
+
     def __post_init__(self) -> None:
         """Checks head, expert and layer counts."""
         for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "expert_ffn", "shared_ffn"):
