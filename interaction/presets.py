@@ -124,9 +124,7 @@ def inkling() -> ModelConfig:
 
 def small() -> ModelConfig:
     """276B parameters, 12B active, as announced: `inkling_small` with experts in all layers."""
-    return _large(
-        TransformerConfig(dim=4_096, layers=42, heads=32, expert_ffn=2_048), divisor=16.0
-    )
+    return _large(TransformerConfig(dim=4_096, layers=42, heads=32, expert_ffn=2_048), divisor=16.0)
 
 
 def medium() -> ModelConfig:
@@ -135,16 +133,12 @@ def medium() -> ModelConfig:
     A size of this project: nothing is known about the announced larger models. It is wider more
     than deeper and keeps the number of KV heads, so that a session's state grows with depth alone.
     """
-    return _large(
-        TransformerConfig(dim=6_144, layers=54, heads=48, expert_ffn=2_560), divisor=24.0
-    )
+    return _large(TransformerConfig(dim=6_144, layers=54, heads=48, expert_ffn=2_560), divisor=24.0)
 
 
 def large() -> ModelConfig:
     """1.30T parameters, 54B active: the size after `medium`, by the same rules."""
-    return _large(
-        TransformerConfig(dim=8_192, layers=66, heads=64, expert_ffn=3_072), divisor=32.0
-    )
+    return _large(TransformerConfig(dim=8_192, layers=66, heads=64, expert_ffn=3_072), divisor=32.0)
 
 
 def background_demo() -> ModelConfig:

@@ -15,7 +15,10 @@ torch = pytest.importorskip("torch")
 _PARTS = (
     (r"sconv", "short convolutions"),
     (r"self_attn", "attention"),
-    (r"global_scale|embed_norm|layernorm|language_model\.norm|audio_tower\.norm", "norms and scales"),
+    (
+        r"global_scale|embed_norm|layernorm|language_model\.norm|audio_tower\.norm",
+        "norms and scales",
+    ),
     (r"mlp\.(gate|up|down)_proj", "dense layers"),
     (r"mlp\.experts", "experts"),
     (r"mlp\.shared_experts", "shared experts"),

@@ -108,9 +108,7 @@ def mesh_shape(axes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(axes.get(axis, 1) for axis in AXES)
 
 
-def check_heads(
-    mesh: Mesh | AbstractMesh, cfg: TransformerConfig | FirstTransformerConfig
-) -> None:
+def check_heads(mesh: Mesh | AbstractMesh, cfg: TransformerConfig | FirstTransformerConfig) -> None:
     """Refuses a mesh whose axis `tensor` cannot split the KV heads of the caches.
 
     Raises:

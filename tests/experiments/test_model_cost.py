@@ -153,7 +153,8 @@ def test_pairs_inside_windows(tokens: int, window: int) -> None:
         config.transformer, window=window, long_window=window, relative_extent=10
     )
     audio = dataclasses.replace(
-        config.audio, user=dataclasses.replace(config.audio.user, hop=3_200, window=3_200, n_fft=4_096)
+        config.audio,
+        user=dataclasses.replace(config.audio.user, hop=3_200, window=3_200, n_fft=4_096),
     )
     config = dataclasses.replace(
         config, transformer=cfg, audio=audio, audio_positions=1, text_slots=tokens - 2
