@@ -43,7 +43,7 @@ _WARM_UP = 5  # steps
 def narrow(model: ModelConfig) -> ModelConfig:
     """A configuration with the same layers, parts and dtypes, and the smallest widths."""
     transformer = dataclasses.replace(
-        model.transformer,
+        model.decoder,
         dim=32,
         heads=2,
         kv_heads=1,

@@ -53,7 +53,7 @@ def small_model() -> ModelConfig:
     model = presets.tiny()
     heads = {"heads": 8, "kv_heads": 8, "sliding_kv_heads": 8}
     sizes = {"layers": 4, "dense_layers": 1, "dense_ffn": 32, "experts": 8, **heads}
-    transformer = dataclasses.replace(model.transformer, **sizes)
+    transformer = dataclasses.replace(model.decoder, **sizes)
     return dataclasses.replace(model, transformer=transformer, audio_positions=2)
 
 

@@ -16,7 +16,7 @@ def _require(ok: bool, field: str, got: object, wanted: str, fix: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SpectrumConfig:
-    """Log-mel frames of a causal front end. A frame covers the `window` samples up to its hop's end."""
+    """Log-mel frames of a causal front end: a frame covers `window` samples up to its hop's end."""
 
     hop: int  # samples between frames
     window: int = 800  # samples (50 ms), periodic Hann, >= hop
@@ -387,6 +387,20 @@ class ModelConfig:
             self.vocab > 8, "vocab", self.vocab, "> 8", "raise it: ids 0..7 are special tokens"
         )
         _require(self.text_slots >= 1, "text_slots", self.text_slots, ">= 1", "raise it")
+
+    @property
+    def decoder(self) -> TransformerConfig:
+        """The transformer of a model that is not one of the pair that was released first.
+
+        Raises:
+          ValueError: The model is one of that pair.
+        """
+        if isinstance(self.transformer, FirstTransformerConfig):
+            raise ValueError(
+                "transformer: got the one of the models that were released first, wanted the "
+                "present one; the first models run in the step alone"
+            )
+        return self.transformer
 
     @property
     def frame_size(self) -> int:

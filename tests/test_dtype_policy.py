@@ -152,8 +152,8 @@ def test_hardly_any_product_of_training_is_in_float32() -> None:
     """Backbone and flow head of a bfloat16 model, and the vocoder's own objective."""
     config = presets.base()
     products = _products(golden.trace_train(config, {}, 2).jaxpr, 1)
-    # Gradients of float32 logits are float32; they meet bfloat16 operands. Of the share below, 0.021
-    # are gradients of the dMel tables, which are sums over rows.
+    # Gradients of float32 logits are float32; they meet bfloat16 operands. Gradients of the dMel
+    # tables, which are sums over rows, are 0.021 of all products.
     exact = sum(size for kinds, size in products if kinds == "float32 float32")
     assert exact < 0.03 * sum(size for _, size in products)  # measured: 0.0257
     objective = vocoder_loss.vocoder_objective(config)

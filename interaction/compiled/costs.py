@@ -137,7 +137,7 @@ def state_bytes(config: ModelConfig) -> int:
 
 def kv_bytes(config: ModelConfig) -> int:
     """Bytes of the keys and values of one position in all layers."""
-    cfg = config.transformer
+    cfg = config.decoder
     heads = sum(kind.layers * kind.kv_heads for kind in kinds(cfg).values())
     return 2 * heads * cfg.head_dim * jnp.dtype(cfg.dtype).itemsize
 
@@ -171,7 +171,7 @@ def backbone_products(
       text: Whether the variant has text-in positions.
       frame: Whether the variant has positions of a frame.
     """
-    cfg, found = config.transformer, kinds(config.transformer)
+    cfg, found = config.decoder, kinds(config.decoder)
     tokens = turns * turn_positions(config, text, frame)
     kv_heads = sum(kind.layers * kind.kv_heads for kind in found.values())
     width = 2 * (cfg.layers * cfg.heads + kv_heads) * cfg.head_dim
@@ -254,7 +254,7 @@ def step_flops(config: ModelConfig, text: bool = False, frame: bool = False) -> 
 def _seen_in_step(config: ModelConfig, tokens: int) -> dict[str, Seen]:
     """What a step multiplies: all blocks of a ring, and in long layers one of the first keys."""
     caches, seen = _abstract_state(config).memory.caches, {}
-    for name, kind in kinds(config.transformer).items():
+    for name, kind in kinds(config.decoder).items():
         block = key_block(kind.sight.window)
         blocks = caches[name].k.shape[2] // block + bool(kind.sight.first)
         seen[name] = Seen(tokens * blocks * block, tokens * blocks * (tokens + block - 1))

@@ -119,7 +119,9 @@ def _turn_parts(
     )
     parts = []
     if arrived is not None:
-        parts.append((arrived, inputs.text != Special.PAD, jnp.arange(config.text_slots)))
+        parts.append(
+            (arrived, jnp.asarray(inputs.text != Special.PAD), jnp.arange(config.text_slots))
+        )
     if inputs.frame is not None:
         if inputs.has_frame is None:
             raise ValueError("has_frame: got None beside frame, wanted bool[b, n]; pass both")

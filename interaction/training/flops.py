@@ -42,7 +42,7 @@ def train_flops(
             windowed(tokens, kind.sight.window + kind.sight.first),
             windowed(tokens, min(kind.sight.window, kind.extent)),
         )
-        for name, kind in kinds(config.transformer).items()
+        for name, kind in kinds(config.decoder).items()
     }
     products = backbone_products(config, turns, seen, text, frame)
     flops = {part: 2.0 * _BACKWARD * count for part, count in products.items()}
