@@ -43,17 +43,20 @@ _WARM_UP = 5  # steps
 def narrow(model: ModelConfig) -> ModelConfig:
     """A configuration with the same layers, parts and dtypes, and the smallest widths."""
     transformer = dataclasses.replace(
-        model.transformer,
+        model.decoder,
         dim=32,
         heads=2,
         kv_heads=1,
+        sliding_kv_heads=1,
         head_dim=16,
         experts=max(8, _DEVICES.value),
         experts_per_token=1,
         expert_ffn=8,
-        shared_ffn=16,
+        dense_ffn=16,
         window=20,
         long_window=40,
+        relative_states=2,
+        relative_extent=40,
     )
     speech = dataclasses.replace(
         model.speech, dim=16, condition_dim=32, feature_dim=8, token_dim=8, token_window=4
@@ -67,7 +70,7 @@ def narrow(model: ModelConfig) -> ModelConfig:
         vocab=64,
         text_slots=2,
         patches=1,
-        frame_dim=16,
+        vision_widths=(16, 16, 32),
     )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 from absl import app, flags
 
 from interaction.compiled.costs import (
+    ADDED_PARTS,
     LAYER_OVERHEAD,
+    inkling_counts,
     kv_bytes,
     parameter_counts,
     serving_slices,
@@ -46,13 +48,14 @@ def figures(
       turns: Micro-turns of a training session.
       mfu: Assumed share of the FLOP/s that training uses.
     """
-    counts = parameter_counts(config)
+    counts, inkling = parameter_counts(config), inkling_counts(config)
     weights, state = weight_bytes(config), state_bytes(config)
     minute = 60 * turns_per_second(config)
     train = train_flops(config, turns)
     return {
         "parameters_total": counts.total,
         "parameters_active": counts.active,
+        "parameters_added": counts.total - inkling.total,
         "parameters_by_part": counts.by_part,
         "dtype": config.transformer.dtype,
         "positions": {name: turn_positions(config, *_INPUTS[name]) for name in _INPUTS},
@@ -108,8 +111,11 @@ def table(preset: str, values: dict[str, Any]) -> str:
     total, active = values["parameters_total"], values["parameters_active"]
     weights, state = values["weight_bytes"], values["state_bytes_per_session"]
     positions, step = values["positions"], values["step_flops"]
+    added = dict.fromkeys(part for _, part in ADDED_PARTS)
     lines = [
         f"{preset}: {total:,} parameters, {active:,} active",
+        f"  of these {values['parameters_added']:,} are added to the Inkling architecture:"
+        f" {', '.join(added)}",
         *(f"  {part:<18}{count:>20,}" for part, count in values["parameters_by_part"].items()),
         f"{values['dtype']} weights {_unit(weights)}B",
         f"a session's state {_unit(state)}B; a minute of conversation writes"

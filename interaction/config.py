@@ -105,6 +105,11 @@ class FirstTransformerConfig:
     dtype: str = "float32"  # "float32" or "bfloat16", of activations and of the matrices
     remat: str = "nothing"  # what the backward pass computes again, see REMAT
 
+    @property
+    def sliding_kv_heads(self) -> int:
+        """KV heads of a sliding layer: those of a long one."""
+        return self.kv_heads
+
     def __post_init__(self) -> None:
         """Checks head, expert and layer counts."""
         for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "expert_ffn", "shared_ffn"):
@@ -382,6 +387,20 @@ class ModelConfig:
             self.vocab > 8, "vocab", self.vocab, "> 8", "raise it: ids 0..7 are special tokens"
         )
         _require(self.text_slots >= 1, "text_slots", self.text_slots, ">= 1", "raise it")
+
+    @property
+    def decoder(self) -> TransformerConfig:
+        """The transformer of a model that is not one of the pair that was released first.
+
+        Raises:
+          ValueError: The model is one of that pair.
+        """
+        if isinstance(self.transformer, FirstTransformerConfig):
+            raise ValueError(
+                "transformer: got the one of the models that were released first, wanted the "
+                "present one; the first models run in the step alone"
+            )
+        return self.transformer
 
     @property
     def frame_size(self) -> int:

@@ -2,32 +2,26 @@
 
 A model computes in `TransformerConfig.dtype`. Its matrices are cast to that dtype. Parameters that
 are added, that scale, that are summed over many rows or that decide something discrete stay
-float32: norms, biases, positions, the router and its bias, attention sinks, the tables of dMel
+float32: norms, biases, positions, the router and its bias, short convolutions, the tables of dMel
 levels, and the pitch and the filters of the vocoder, whose error adds up along a session.
 """
 
 import re
 
-# End of a parameter's path -> whether it takes the computing dtype. Separate layers are numbered.
+_LAYER = r"(first_)?(dense|sliding|long)/(\d+/)*"  # separate layers are numbered
+# End of a parameter's path -> whether it takes the computing dtype.
 _POLICY: tuple[tuple[str, bool], ...] = (
-    (r"(first_)?(dense|sliding|long)/(\d+/)*(gate|up|down|(shared|dense)_(gate|up|down))", True),
-    (
-        r"(first_)?(dense|sliding|long)/(\d+/)*(query|key|value|relative|profiles|attention_out)",
-        True,
-    ),
-    (
-        r"(first_)?(dense|sliding|long)/(\d+/)*(router|sink|ffn_scale|(attention|ffn|query|key)_norm)",
-        False,
-    ),
-    (r"(first_)?(dense|sliding|long)/(\d+/)*(attention|ffn|key|value)_conv", False),
-    (r"heads/(text|transcript)", True),
+    (rf"{_LAYER}(gate|up|down|(shared|dense)_(gate|up|down))", True),
+    (rf"{_LAYER}(query|key|value|relative|profiles|attention_out)", True),
+    (rf"{_LAYER}(router|ffn_scale|(attention|ffn|query|key)_norm)", False),
+    (rf"{_LAYER}(key|value|attention|ffn)_conv", False),
+    (r"heads/text", True),
     (r"heads/norm", False),
     (r"text_in/table", True),
-    (r"text_in/(slot|out_slot|norm|transcript_gain)", False),
-    (r"audio_in/(hidden|out)", True),
-    (r"audio_in/((user_|self_)?table|norm|position)", False),
+    (r"text_in/(out_slot|norm|transcript_gain)", False),
+    (r"audio_in/((user|self)_table|norm)", False),
     (r"video_in/fold_\d+", True),
-    (r"video_in/(norm|norm_\d+|position)", False),
+    (r"video_in/(norm|norm_\d+)", False),
     (r"condition/(table|(tokens|prefix|hidden)_in|(up|down)_\d+|features|guess)", True),
     (r"condition/(bias_in|norm|norm_\d+)", False),
     (r"flow/(in|time_in|out|(adapt|mix_in|mix_out|up|down)_\d+)", True),
@@ -38,6 +32,9 @@ _POLICY: tuple[tuple[str, bool], ...] = (
         False,
     ),
     (r"router_bias", False),
+    # What only the pair of models that was released first has.
+    (r"heads/transcript|audio_in/(hidden|out)", True),
+    (rf"{_LAYER}sink|text_in/slot|(audio|video)_in/position", False),
 )
 _COMPILED = tuple((re.compile(rf"(^|/)({path})$"), computes) for path, computes in _POLICY)
 

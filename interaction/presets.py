@@ -58,7 +58,7 @@ def demo() -> ModelConfig:
 
 
 def base() -> ModelConfig:
-    """1.0B parameters, 0.27B active: fits one accelerator, training included."""
+    """1.0B parameters, 0.26B active: fits one accelerator, training included."""
     return ModelConfig(
         transformer=TransformerConfig(
             dim=1_024,
@@ -95,7 +95,10 @@ def base() -> ModelConfig:
 
 
 def inkling_small() -> ModelConfig:
-    """Inkling-Small as Thinking Machines Lab released it, with the parts that make it talk."""
+    """Inkling-Small as Thinking Machines Lab released it, with the parts that make it talk.
+
+    263.7B parameters, 12.0B active, and 0.2B that are added.
+    """
     return _large(
         TransformerConfig(
             dim=4_096, layers=42, dense_layers=2, heads=32, expert_ffn=2_048, dense_ffn=16_384
@@ -105,7 +108,10 @@ def inkling_small() -> ModelConfig:
 
 
 def inkling() -> ModelConfig:
-    """Inkling as Thinking Machines Lab released it, with the parts that make it talk."""
+    """Inkling as Thinking Machines Lab released it, with the parts that make it talk.
+
+    947.1B parameters, 41.1B active, and 0.2B that are added.
+    """
     config = _large(
         TransformerConfig(
             dim=6_144, layers=66, dense_layers=2, heads=64, expert_ffn=3_072, dense_ffn=24_576
@@ -122,7 +128,7 @@ def small() -> ModelConfig:
 
 
 def medium() -> ModelConfig:
-    """About 0.67T parameters.
+    """665B parameters, 28B active.
 
     A size of this project: nothing is known about the announced larger models. It is wider more
     than deeper and keeps the number of KV heads, so that a session's state grows with depth alone.
@@ -131,7 +137,7 @@ def medium() -> ModelConfig:
 
 
 def large() -> ModelConfig:
-    """About 1.3T parameters: the size after `medium`, by the same rules."""
+    """1.30T parameters, 54B active: the size after `medium`, by the same rules."""
     return _large(TransformerConfig(dim=8_192, layers=66, heads=64, expert_ffn=3_072), divisor=32.0)
 
 

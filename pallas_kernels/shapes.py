@@ -22,9 +22,9 @@ class Layer:
 
 
 PRESETS = {
-    "demo": Layer(dim=192, experts=8, experts_per_token=2, ffn=48, train_tokens=960),
+    "demo": Layer(dim=192, experts=8, experts_per_token=2, ffn=64, train_tokens=960),
     "base": Layer(dim=1024, experts=32, experts_per_token=4, ffn=512, train_tokens=4096),
-    "small": Layer(dim=4096, experts=256, experts_per_token=8, ffn=2048, train_tokens=8192),
+    "small": Layer(dim=4096, experts=256, experts_per_token=6, ffn=2048, train_tokens=8192),
 }
 STEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)  # tokens of a streaming step
 

@@ -132,7 +132,7 @@ def collectives(trace: Callable[[], Any]) -> str:
 
 
 PROGRAMS = {
-    "small_step": lambda: trace_step(PRESETS["small"](), STEP_MESH, 32),
+    "small_step": lambda: trace_step(PRESETS["small"](), STEP_MESH, 16),
     "small_train": lambda: trace_train(PRESETS["small"](), TRAIN_MESH, 128),
 }
 

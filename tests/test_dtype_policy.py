@@ -1,5 +1,6 @@
 """Which products are taken in which dtype: a policy, whatever the sharding rules say."""
 
+import dataclasses
 import functools
 import math
 
@@ -10,6 +11,7 @@ import pytest
 
 import interaction
 from interaction import dtype_policy, presets
+from interaction.config import FirstTransformerConfig
 from interaction.distributed import sharding
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
@@ -22,14 +24,19 @@ MATRICES = (  # of every part, and what must stay exact
     ("backbone/sliding/gate", "bfloat16"),
     ("backbone/long/attention_out", "bfloat16"),
     ("backbone/long/2/shared_up", "bfloat16"),
-    ("backbone/heads/transcript", "bfloat16"),
+    ("backbone/first_dense/0/dense_down", "bfloat16"),
+    ("backbone/first_long/relative", "bfloat16"),
+    ("backbone/first_sliding/profiles", "bfloat16"),
+    ("backbone/heads/text", "bfloat16"),
     ("backbone/text_in/table", "bfloat16"),
     ("backbone/video_in/fold_1", "bfloat16"),
     ("speech/condition/up_0", "bfloat16"),
     ("speech/flow/mix_in_1", "bfloat16"),
     ("vocoder/up", "bfloat16"),
     ("backbone/sliding/router", "float32"),
-    ("backbone/sliding/sink", "float32"),
+    ("backbone/sliding/ffn_scale", "float32"),
+    ("backbone/long/attention_conv", "float32"),
+    ("backbone/text_in/transcript_gain", "float32"),
     ("backbone/audio_in/user_table", "float32"),
     ("speech/flow/position", "float32"),
     ("vocoder/pitch", "float32"),
@@ -41,6 +48,17 @@ MATRICES = (  # of every part, and what must stay exact
 def test_policy(path: str, wanted: str) -> None:
     assert dtype_policy.dtype_of(path, "bfloat16") == wanted
     assert dtype_policy.dtype_of(path, "float32") == "float32"
+
+
+def test_every_entry_of_the_tables_has_a_parameter() -> None:
+    """Of a model with layers of all forms, or of the pair that was released first."""
+    tiny = presets.tiny()
+    forms = dataclasses.replace(tiny.transformer, layers=6, long_every=3, dense_layers=1)
+    both = (dataclasses.replace(tiny, transformer=cfg) for cfg in (forms, FirstTransformerConfig()))
+    paths = {path for model in both for path in flatten(golden.abstract_params(model))}
+    for table in (sharding._RULES, dtype_policy._COMPILED):
+        for pattern, _ in table:
+            assert any(pattern.search(path) for path in paths), pattern.pattern
 
 
 def test_an_unknown_parameter_is_named() -> None:
@@ -134,9 +152,10 @@ def test_hardly_any_product_of_training_is_in_float32() -> None:
     """Backbone and flow head of a bfloat16 model, and the vocoder's own objective."""
     config = presets.base()
     products = _products(golden.trace_train(config, {}, 2).jaxpr, 1)
-    # Gradients of float32 logits are float32; they meet bfloat16 operands.
+    # Gradients of float32 logits are float32; they meet bfloat16 operands. Gradients of the dMel
+    # tables, which are sums over rows, are 0.021 of all products.
     exact = sum(size for kinds, size in products if kinds == "float32 float32")
-    assert exact < 0.01 * sum(size for _, size in products)  # measured: 0.0075
+    assert exact < 0.03 * sum(size for _, size in products)  # measured: 0.0257
     objective = vocoder_loss.vocoder_objective(config)
     params, _ = jax.eval_shape(objective.init, jax.random.key(0))
     batch = {"model": jax.ShapeDtypeStruct((2, 80_000), jnp.int16)}

@@ -77,7 +77,7 @@ class Reasoner:
                 "load the tokenizer that the model was trained with"
             )
         mesh = sharding.make_mesh({}) if mesh is None else mesh
-        sharding.check_heads(mesh, config.transformer.kv_heads)
+        sharding.check_heads(mesh, config.transformer)
         if sharding.size(mesh, *SESSIONS) > 1:
             raise ValueError(
                 f"mesh: got {dict(mesh.shape)}, wanted size 1 along {SESSIONS}, which split "

@@ -17,8 +17,9 @@ from interaction.compiled.slices import Slice, find_slice
 from interaction.config import ModelConfig, SpeechConfig
 from interaction.distributed.sharding import cast_params
 from interaction.model import session_state
+from interaction.model.decoder import kinds
 from interaction.model.parameters import init_model_params
-from interaction.modules.memory import LONG, SLIDING
+from interaction.ops.block_attention import key_block
 from pallas_kernels.chips import CHIPS
 
 LAYER_OVERHEAD = 0.30e-3  # s per layer above the floor, as in today's servers of such models
@@ -30,29 +31,38 @@ class Counts(NamedTuple):
     """Parameters of a model."""
 
     total: int
-    active: int  # all except experts that a token does not choose and tables that are looked up
-    by_part: dict[str, int]
+    active: int  # those that a text-out token uses, see `parameter_counts`
+    by_part: dict[str, int]  # those of INKLING_PARTS, then those of ADDED_PARTS
 
 
-# Path of a parameter -> part of the model.
-_PARTS = (
-    (r"backbone/(sliding|long)/(query|key|value|attention_out|sink|(query|key)_norm)", "attention"),
-    (r"backbone/(sliding|long)/(gate|up|down)", "experts"),
-    (r"backbone/(sliding|long)/shared_(gate|up|down)", "shared expert"),
-    (r"backbone/(sliding|long)/router|router_bias", "router"),
-    (r"backbone/(sliding|long)/(attention|ffn)_norm", "norms"),
-    (
-        r"backbone/text_in/table|backbone/audio_in/(user|self)_table|speech/condition/table",
-        "tables",
-    ),
-    (r"backbone/audio_in/.*", "audio in"),
+_LAYER = r"backbone/(first_)?(dense|sliding|long)"
+# Path of a parameter -> part of the model; of a released Inkling model, and what is added to it.
+INKLING_PARTS = (
+    (rf"{_LAYER}/(query|key|value|relative|profiles|attention_out|(query|key)_norm)", "attention"),
+    (rf"{_LAYER}/(key|value|attention|ffn)_conv", "short convolutions"),
+    (rf"{_LAYER}/dense_(gate|up|down)", "dense layers"),
+    (rf"{_LAYER}/(gate|up|down)", "experts"),
+    (rf"{_LAYER}/shared_(gate|up|down)", "shared experts"),
+    (rf"{_LAYER}/router", "router"),
+    (rf"{_LAYER}/((attention|ffn)_norm|ffn_scale)", "norms and scales"),
+    (r"backbone/(text_in|audio_in|heads)/norm", "norms and scales"),
+    (r"backbone/text_in/table", "token table"),
+    (r"backbone/audio_in/user_table", "audio table"),
     (r"backbone/video_in/.*", "video in"),
-    (r"backbone/text_in/.*", "text in"),
-    (r"backbone/heads/.*", "heads"),
+    (r"backbone/heads/text", "text head"),
+)
+ADDED_PARTS = (
+    (r"backbone/audio_in/self_table", "own audio table"),
+    (r"backbone/text_in/(transcript_gain|out_slot)", "text streams"),
+    (r"router_bias", "selection bias"),  # no parameter of a released model: a buffer
+    (r"speech/condition/table", "speech table"),
     (r"speech/condition/.*", "speech condition"),
     (r"speech/flow/.*", "speech flow"),
     (r"vocoder/.*", "vocoder"),
 )
+_PARTS = (*INKLING_PARTS, *ADDED_PARTS)
+_UNUSED = ("audio table", "own audio table", "speech table", "video in")  # by a text-out token
+_LOOKED_UP = ("token table", "audio table", "own audio table", "speech table")
 
 
 def _part(path: tuple) -> str:
@@ -82,14 +92,25 @@ def _abstract_params(config: ModelConfig) -> Any:  # noqa: ANN401
 def parameter_counts(config: ModelConfig) -> Counts:
     """Parameters of a model, from the shapes that its initialisation makes.
 
-    Active parameters are those that a step uses for a token: all except the experts that the router
-    does not choose, and the tables, whose rows are looked up and not multiplied.
+    Active parameters are those that a text-out token uses: all except the experts that the router
+    does not choose, the inputs of audio and video, and the table of the speech head, of which few
+    rows are looked up. As in the released models' figures, the table of tokens counts in full.
     """
-    cfg = config.transformer
     by_part = _sum_parts(_abstract_params(config), lambda leaf: leaf.size)
-    total = sum(by_part.values())
+    return _counts(config, by_part)
+
+
+def inkling_counts(config: ModelConfig) -> Counts:
+    """The parameters of a model without the parts that are added to a released Inkling model."""
+    names = {part for _, part in INKLING_PARTS}
+    counted = parameter_counts(config).by_part
+    return _counts(config, {part: count for part, count in counted.items() if part in names})
+
+
+def _counts(config: ModelConfig, by_part: dict[str, int]) -> Counts:
+    cfg, total = config.transformer, sum(by_part.values())
     idle = by_part["experts"] * (cfg.experts - cfg.experts_per_token) // cfg.experts
-    return Counts(total, total - idle - by_part["tables"], by_part)
+    return Counts(total, total - idle - sum(by_part.get(part, 0) for part in _UNUSED), by_part)
 
 
 @functools.cache
@@ -116,9 +137,9 @@ def state_bytes(config: ModelConfig) -> int:
 
 def kv_bytes(config: ModelConfig) -> int:
     """Bytes of the keys and values of one position in all layers."""
-    cfg = config.transformer
-    size = jnp.dtype(cfg.dtype).itemsize
-    return 2 * cfg.layers * cfg.kv_heads * cfg.head_dim * size
+    cfg = config.decoder
+    heads = sum(kind.layers * kind.kv_heads for kind in kinds(cfg).values())
+    return 2 * heads * cfg.head_dim * jnp.dtype(cfg.dtype).itemsize
 
 
 def turn_positions(config: ModelConfig, text: bool = False, frame: bool = False) -> int:
@@ -131,39 +152,50 @@ def turns_per_second(config: ModelConfig) -> float:
     return config.audio.sample_rate / config.audio.turn_samples
 
 
+class Seen(NamedTuple):
+    """What attention multiplies in one layer."""
+
+    pairs: int  # pairs of a query and a key
+    biased: int  # pairs of a query and a distance whose bias is computed
+
+
 def backbone_products(
-    config: ModelConfig, turns: int, seen: tuple[int, int], text: bool, frame: bool
+    config: ModelConfig, turns: int, seen: dict[str, Seen], text: bool, frame: bool
 ) -> dict[str, int]:
     """Multiply-adds of the transformer by part.
 
     Args:
       config: Model configuration.
       turns: Micro-turns of one session.
-      seen: Pairs of a query and a key in one sliding layer, and in one long layer.
+      seen: What attention multiplies in a layer of each kind, see `decoder.kinds`.
       text: Whether the variant has text-in positions.
       frame: Whether the variant has positions of a frame.
     """
-    cfg, audio = config.transformer, config.audio_positions
-    long = cfg.layers // cfg.long_every
-    pairs = (cfg.layers - long) * seen[0] + long * seen[1]
+    cfg, found = config.decoder, kinds(config.decoder)
     tokens = turns * turn_positions(config, text, frame)
-    rows = cfg.layers * tokens * cfg.dim
-    width = config.audio.user_frames // audio * config.frame_dim
+    kv_heads = sum(kind.layers * kind.kv_heads for kind in found.values())
+    width = 2 * (cfg.layers * cfg.heads + kv_heads) * cfg.head_dim
+    pairs = sum(kind.layers * seen[name].pairs for name, kind in found.items())
+    biased = sum(kind.layers * seen[name].biased for name, kind in found.items())
+    mixed = (cfg.layers - cfg.dense_layers) * tokens * cfg.dim
     return {
-        "projections": rows * 2 * (cfg.heads + cfg.kv_heads) * cfg.head_dim,
+        "projections": tokens * cfg.dim * (width + cfg.layers * cfg.heads * cfg.relative_states),
         "attention": 2 * pairs * cfg.heads * cfg.head_dim,
-        "router": rows * cfg.experts,
-        "experts": rows * cfg.experts_per_token * 3 * cfg.expert_ffn,
-        "shared expert": rows * 3 * cfg.shared_ffn,
-        "heads": turns * (audio + 1) * cfg.dim * config.vocab,
-        "audio in": turns * audio * (width + cfg.dim) * 2 * cfg.dim,
-        "video in": turns * frame * config.patches * _patch_products(cfg.dim),
+        "relative bias": biased * cfg.heads * cfg.relative_states,
+        "dense layers": cfg.dense_layers * tokens * cfg.dim * 3 * cfg.dense_ffn,
+        "router": mixed * (cfg.experts + cfg.shared_experts),
+        "experts": mixed * cfg.experts_per_token * 3 * cfg.expert_ffn,
+        "shared experts": mixed * cfg.shared_experts * 3 * cfg.expert_ffn,
+        "text head": turns * (config.audio_positions + 1) * cfg.dim * config.vocab,
+        "video in": turns * frame * config.patches * _patch_products(config),
     }
 
 
-def _patch_products(dim: int) -> int:
-    width = dim // 4  # 64 convolutions of 5x5 pixels, 4 of 4x4 of these, 1 of 2x2
-    return 64 * 75 * width + 4 * 16 * width * width + 4 * width * dim
+def _patch_products(config: ModelConfig) -> int:
+    first, second, third = config.vision_widths
+    # 64 folds of 5x5 pixels, 16 of 2x2 of these, 1 of 4x4 of these; then both frames.
+    one = 64 * 75 * first + 16 * 4 * first * second + 16 * second * third
+    return 2 * one + 2 * third * config.transformer.dim
 
 
 def condition_products(config: ModelConfig) -> int:
@@ -202,11 +234,10 @@ def step_flops_by_part(
       frame: Whether the variant has positions of a frame.
     """
     audio, cfg = config.audio, config.speech
-    slots = _ring_slots(config)
     tokens = turn_positions(config, text, frame)
     flow = flow_products(cfg, audio.speech_frames, audio.mels)
     products = {
-        **backbone_products(config, 1, (tokens * slots[0], tokens * slots[1]), text, frame),
+        **backbone_products(config, 1, _seen_in_step(config, tokens), text, frame),
         "front end": audio.user_frames * (audio.user.n_fft // 2 + 1) * audio.mels,
         "speech condition": condition_products(config),
         "speech flow": cfg.flow_steps * flow,
@@ -220,10 +251,14 @@ def step_flops(config: ModelConfig, text: bool = False, frame: bool = False) -> 
     return sum(step_flops_by_part(config, text, frame).values())
 
 
-def _ring_slots(config: ModelConfig) -> tuple[int, int]:
-    """Ring slots of a sliding and of a long layer; a step computes scores of all of them."""
-    caches = _abstract_state(config).memory.caches
-    return caches[SLIDING].k.shape[2], caches[LONG].k.shape[2]
+def _seen_in_step(config: ModelConfig, tokens: int) -> dict[str, Seen]:
+    """What a step multiplies: all blocks of a ring, and in long layers one of the first keys."""
+    caches, seen = _abstract_state(config).memory.caches, {}
+    for name, kind in kinds(config.decoder).items():
+        block = key_block(kind.sight.window)
+        blocks = caches[name].k.shape[2] // block + bool(kind.sight.first)
+        seen[name] = Seen(tokens * blocks * block, tokens * blocks * (tokens + block - 1))
+    return seen
 
 
 def windowed(tokens: int, window: int) -> int:
@@ -253,7 +288,8 @@ def step_bytes(
     tokens = sessions * turn_positions(config, text, frame)
     missed = (1 - cfg.experts_per_token / cfg.experts) ** tokens
     again = (config.speech.flow_steps - 1) * parts["speech flow"]
-    weights = sum(parts.values()) - parts["tables"] - missed * parts["experts"] + again
+    looked_up = sum(parts[part] for part in _LOOKED_UP)
+    weights = sum(parts.values()) - looked_up - missed * parts["experts"] + again
     return weights + sessions * state_bytes(config)
 
 

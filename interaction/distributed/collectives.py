@@ -91,12 +91,19 @@ def last_rows_before(x: Array, rows: int, axis: str) -> Array:
 
     Returns:
       [b, rows, ...] in x's dtype.
+
+    Raises:
+      ValueError: A device has fewer rows.
     """
     nothing = jnp.zeros((x.shape[0], rows, *x.shape[2:]), x.dtype)
     if axis_size(axis) == 1:
         return nothing
-    last = jnp.concatenate([nothing, x], axis=1)[:, -rows:]
-    everywhere = jnp.concatenate([nothing, gather(last, axis, dim=1)], axis=1)
+    if x.shape[1] < rows:
+        raise ValueError(
+            f"mesh: got {x.shape[1]} positions on a device of {axis}={axis_size(axis)}, wanted at "
+            f"least the {rows} that the next device reads; lower the axis or take longer sessions"
+        )
+    everywhere = jnp.concatenate([nothing, gather(x[:, -rows:], axis, dim=1)], axis=1)
     return jax.lax.dynamic_slice_in_dim(everywhere, axis_index(axis) * rows, rows, axis=1)
 
 

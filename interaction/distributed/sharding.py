@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from interaction.config import FirstTransformerConfig, TransformerConfig
 from interaction.distributed.collectives import AXES, EXPERTS, FSDP, SESSIONS, TENSOR, gather
 from interaction.distributed.jax_settings import refuse_mixed_collectives
 from interaction.distributed.xla_options import step_compiler_options
@@ -27,37 +28,34 @@ Axes = tuple[str | tuple[str, ...] | None, ...]
 # End of a path -> mesh axes of the last dimensions; earlier dimensions (layers) are not split. No
 # product is split along the dimension that it sums over, since `fsdp` parts are gathered first:
 # matrices [in, out] are split as (fsdp, tensor), experts [e, in, out] as (experts, fsdp, None).
+_LAYER = r"(first_)?(dense|sliding|long)/(\d+/)*"  # separate layers are numbered
 RULES: tuple[tuple[str, Axes], ...] = (
-    (r"(sliding|long)/(gate|up|down)", (EXPERTS, FSDP, None)),
-    (r"(sliding|long)/(query|key|value|attention_out)", (FSDP, TENSOR)),
-    (r"(sliding|long)/shared_(gate|up|down)", (FSDP, TENSOR)),
-    (r"(sliding|long)/router", (FSDP, None)),
-    (r"(sliding|long)/sink", (TENSOR,)),
-    (r"(sliding|long)/relative", (FSDP, TENSOR)),
-    (r"(sliding|long)/profiles", (None, None)),
-    (r"(sliding|long)/(key|value)_conv", (None, TENSOR)),
-    (r"(sliding|long)/(attention|ffn)_conv", (None, None)),
-    (r"(sliding|long)/ffn_scale", (None,)),
-    (r"(sliding|long)/dense_(gate|up|down)", (FSDP, TENSOR)),
-    (r"(sliding|long)/(attention|ffn|query|key)_norm", (None,)),
-    (r"heads/(text|transcript)", (FSDP, TENSOR)),
+    (rf"{_LAYER}(gate|up|down)", (EXPERTS, FSDP, None)),
+    (rf"{_LAYER}(query|key|value|relative|attention_out)", (FSDP, TENSOR)),
+    (rf"{_LAYER}(shared|dense)_(gate|up|down)", (FSDP, TENSOR)),
+    (rf"{_LAYER}router", (FSDP, None)),
+    (rf"{_LAYER}(key|value)_conv", (None, TENSOR)),
+    (rf"{_LAYER}((attention|ffn)_conv|profiles)", (None, None)),
+    (rf"{_LAYER}((attention|ffn|query|key)_norm|ffn_scale)", (None,)),
+    (r"heads/text", (FSDP, TENSOR)),
     (r"heads/norm", (None,)),
     (r"text_in/table", (FSDP, None)),
-    (r"text_in/(slot|out_slot|norm|transcript_gain)", (None,)),
-    (r"audio_in/(hidden|out)", (FSDP, None)),
-    (r"audio_in/((user|self)_table|norm|position)", (None,)),
-    (r"video_in/(fold_\d+|norm|norm_\d+|position)", (None,)),
+    (r"text_in/(out_slot|norm|transcript_gain)", (None,)),
+    (r"audio_in/((user|self)_table|norm)", (None,)),
+    (r"video_in/fold_[23]", (FSDP, None)),
+    (r"video_in/(fold_[01]|norm|norm_\d+)", (None,)),
     (r"condition/(table|(tokens|prefix|hidden)_in|(up|down)_\d+|features|guess)", (FSDP, None)),
     (r"condition/(bias_in|norm|norm_\d+)", (None,)),
     (r"flow/\w+", (None,)),
     (r"vocoder/[\w/]+", (None,)),
     (r"router_bias", (None,)),
+    # What only the pair of models that was released first has.
+    (rf"{_LAYER}sink", (TENSOR,)),
+    (r"heads/transcript", (FSDP, TENSOR)),
+    (r"audio_in/(hidden|out)", (FSDP, None)),
+    (r"text_in/slot|(audio|video)_in/position", (None,)),
 )
-_LAYERS = r"(first_)?(dense|sliding|long)/(\d+/)*"  # separate layers are numbered
-_RULES = tuple(
-    (re.compile(rf"(^|/)({path})$".replace("(sliding|long)/", _LAYERS)), axes)
-    for path, axes in RULES
-)
+_RULES = tuple((re.compile(rf"(^|/)({path})$"), axes) for path, axes in RULES)
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -110,17 +108,19 @@ def mesh_shape(axes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(axes.get(axis, 1) for axis in AXES)
 
 
-def check_heads(mesh: Mesh | AbstractMesh, kv_heads: int) -> None:
+def check_heads(mesh: Mesh | AbstractMesh, cfg: TransformerConfig | FirstTransformerConfig) -> None:
     """Refuses a mesh whose axis `tensor` cannot split the KV heads of the caches.
 
     Raises:
-      ValueError: The size of the axis does not divide their number.
+      ValueError: The size of the axis does not divide their number, in layers of either kind.
     """
     parts = size(mesh, TENSOR)
-    if kv_heads % parts:
-        raise ValueError(
-            f"mesh: got tensor={parts}, wanted a divisor of kv_heads={kv_heads}; change its size"
-        )
+    for name in ("kv_heads", "sliding_kv_heads"):
+        heads = getattr(cfg, name)
+        if heads % parts:
+            raise ValueError(
+                f"mesh: got tensor={parts}, wanted a divisor of {name}={heads}; change its size"
+            )
 
 
 def size(mesh: Mesh | AbstractMesh, *axes: str) -> int:

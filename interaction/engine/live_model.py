@@ -71,7 +71,7 @@ class InteractionModel:
             )
         self.config = config
         self.mesh = sharding.make_mesh({}) if mesh is None else mesh
-        sharding.check_heads(self.mesh, config.transformer.kv_heads)
+        sharding.check_heads(self.mesh, config.transformer)
         self._rows = LocalRows(self.mesh)
         params = sharding.cast_params(params, config.transformer.dtype)
         self.params = jax.tree.map(sharding.put, params, sharding.shardings(self.mesh, params))

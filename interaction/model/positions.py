@@ -76,17 +76,17 @@ def embed(
     if active is not None:
         valid &= active[:, None, None]
     per_turn = len(offset)
-    flat = [a.reshape(b, n * per_turn, *a.shape[3:]) for a in (x, valid, time)]
+    x, valid, time = (a.reshape(b, n * per_turn, *a.shape[3:]) for a in (x, valid, time))
+    flat = [_blank(config, x, valid), valid, time]
     if arrivals is not None:
-        beside = _embed_arrivals(config, backbone, arrivals)
+        x, valid, time = _embed_arrivals(config, backbone, arrivals)
+        beside = _blank(config, x, valid), valid, time
         flat = [jnp.concatenate(pair, axis=1) for pair in zip(flat, beside, strict=True)]
     if axis_size(SEQUENCE) > 1:
         flat = [gather(a, SEQUENCE, dim=1) for a in flat]
     x, valid, time = flat
     # Only arrivals stand at another place than that of their time. Clocks wrap, after years.
     order, rank = sort(valid, None if arrivals is None else time)
-    # Positions that do not exist may contain NaN, which must not reach other positions.
-    x = jnp.where(valid[..., None], x, 0).astype(config.transformer.dtype)
     x, valid, time = (take_part(_take(a, order), SEQUENCE, dim=1) for a in (x, valid, time))
     own = take_part(rank, SEQUENCE, dim=1)
     turns = own[:, : n * per_turn].reshape(b, n, per_turn)
@@ -109,6 +109,11 @@ def sort(valid: Array, time: Array | None = None) -> tuple[Array, Array]:
     return order, jnp.argsort(order, axis=1)
 
 
+def _blank(config: ModelConfig, x: Array, valid: Array) -> Array:
+    """Zeros where a position does not exist, since NaN there must not reach other positions."""
+    return jnp.where(valid[..., None], x, 0).astype(config.transformer.dtype)
+
+
 def _turn_parts(
     config: ModelConfig, backbone: Params, inputs: TurnInputs
 ) -> list[tuple[Array, Array, Array]]:
@@ -127,7 +132,9 @@ def _turn_parts(
     )
     parts = []
     if arrived is not None:
-        parts.append((arrived, inputs.text != Special.PAD, jnp.arange(config.text_slots)))
+        parts.append(
+            (arrived, jnp.asarray(inputs.text != Special.PAD), jnp.arange(config.text_slots))
+        )
     if inputs.frame is not None:
         if inputs.has_frame is None:
             raise ValueError("has_frame: got None beside frame, wanted bool[b, n]; pass both")
@@ -164,7 +171,7 @@ def embed_arrivals(config: ModelConfig, backbone: Params, arrivals: Arrivals) ->
       arrivals: The tokens, PAD at the end of rows that have fewer.
     """
     x, valid, time = _embed_arrivals(config, backbone, arrivals)
-    x = jnp.where(valid[..., None], x, 0).astype(config.transformer.dtype)
+    x = _blank(config, x, valid)
     none = jnp.zeros((len(x), 0, config.audio_positions + 1), jnp.int32)
     place = jnp.broadcast_to(jnp.arange(x.shape[1]), valid.shape)
     return Positions(x, valid, time, none, place)

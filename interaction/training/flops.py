@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from interaction.compiled.costs import (
+    Seen,
     backbone_products,
     condition_products,
     flow_products,
@@ -12,6 +13,7 @@ from interaction.compiled.costs import (
 )
 from interaction.compiled.slices import Slice
 from interaction.config import ModelConfig
+from interaction.model.decoder import kinds
 from interaction.training.speech_loss import flow_rows
 
 _BACKWARD = 3  # FLOPs of forward and backward pass over those of the forward pass
@@ -33,9 +35,15 @@ def train_flops(
       text: Whether the batch has positions for arriving text.
       frame: Whether the batch has positions for frames.
     """
-    cfg, audio = config.transformer, config.audio
+    audio = config.audio
     tokens = turns * turn_positions(config, text, frame)
-    seen = (windowed(tokens, cfg.window), windowed(tokens, cfg.long_window))
+    seen = {
+        name: Seen(
+            windowed(tokens, kind.sight.window + kind.sight.first),
+            windowed(tokens, min(kind.sight.window, kind.extent)),
+        )
+        for name, kind in kinds(config.decoder).items()
+    }
     products = backbone_products(config, turns, seen, text, frame)
     flops = {part: 2.0 * _BACKWARD * count for part, count in products.items()}
     # Each row runs the condition twice: forward only for its own guess, then trained.
