@@ -58,7 +58,7 @@ def _tensors(inputs: turn_inputs.TurnInputs) -> torch_model.Inputs:
 
 
 def _port(params: dict) -> dict:
-    return torch_model.backbone_from_released(params["backbone"], params["router_bias"], CONFIG)
+    return torch_model.port_backbone(params["backbone"], params["router_bias"], CONFIG)
 
 
 def _close(ours: jax.Array, theirs: "torch.Tensor", tolerance: float = TOLERANCE) -> None:
@@ -161,7 +161,7 @@ def test_vocoder_equals_torch(params: dict) -> None:
     frames = rng.normal(-2.0, 1.0, (SESSIONS, 40, audio.mels)).astype(np.float32)
     ours = jax.jit(lambda p, x: vocoder.vocoder_full(p, x, cfg, audio))(params["vocoder"], frames)
     sessions = torch_vocoder.open_stream(SESSIONS, cfg, audio)
-    ported = torch_vocoder.vocoder_from_released(params["vocoder"], cfg, audio)
+    ported = torch_vocoder.port_vocoder(params["vocoder"], cfg, audio)
     with torch.inference_mode():
         chunks = [
             torch_vocoder.vocoder_step(ported, sessions, torch.tensor(chunk), cfg, audio)
