@@ -50,14 +50,16 @@ def port_backbone(backbone: dict, bias: np.ndarray, config: ModelConfig) -> Para
 def layer_of(backbone: dict, number: int, cfg: TransformerConfig) -> dict:
     """The parameters of one layer among those of the backbone, which are stacked."""
     group, place = divmod(number, cfg.long_every)
-    long, index = place == cfg.long_every - 1, (group,) if place == cfg.long_every - 1 else (group, place)
-    name = "long" if long else "sliding"
-    if cfg.dense_layers and group == 0:
-        name, index = ("first_long", (0,)) if long else ("first_dense", (place,))
-        if cfg.dense_layers <= place and not long:
-            name, index = "first_sliding", (place - cfg.dense_layers,)
-    elif cfg.dense_layers:
-        index = (group - 1, *index[1:])
+    if cfg.dense_layers and group == 0:  # this group has stacks of its own
+        if place < cfg.dense_layers:
+            name, index = "first_dense", place
+        elif is_long(number, cfg):
+            name, index = "first_long", 0
+        else:
+            name, index = "first_sliding", place - cfg.dense_layers
+    else:
+        group -= int(cfg.dense_layers > 0)
+        name, index = ("long", group) if is_long(number, cfg) else ("sliding", (group, place))
     return {leaf: stack[index] for leaf, stack in backbone[name].items()}
 
 

@@ -27,9 +27,7 @@ class TorchStream:
         """
         audio, speech = config.audio, config.speech
         self.config = config
-        self.backbone = torch_model.port_backbone(
-            params["backbone"], params["router_bias"], config
-        )
+        self.backbone = torch_model.port_backbone(params["backbone"], params["router_bias"], config)
         self.speech = layers.to_torch(params["speech"])
         self.vocoder = torch_vocoder.port_vocoder(params["vocoder"], config.vocoder, audio)
         self.filters = torch.tensor(mel_filterbank(audio.user, audio))
@@ -68,9 +66,7 @@ class TorchStream:
             user_transcript=self.user_transcript[:, None],
             last=self.text[:, None],
         )
-        logits, user_transcript, hidden = torch_model.step(
-            self.backbone, self.caches, cfg, inputs
-        )
+        logits, user_transcript, hidden = torch_model.step(self.backbone, self.caches, cfg, inputs)
         self.user_transcript = user_transcript[:, 0].argmax(-1)
         token = logits[:, 0].argmax(-1)
         self.text = token
