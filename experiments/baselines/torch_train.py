@@ -9,7 +9,7 @@ from torch import Tensor
 
 from experiments.baselines import torch_layers as layers, torch_model
 from experiments.baselines.torch_layers import Params
-from interaction.config import AudioConfig, SpectrumConfig
+from interaction.config import SpectrumConfig
 from interaction.ops.mel import mel_filterbank
 from interaction.training import conversation_loss, features, speech_loss
 from interaction.training.train_config import TrainConfig
