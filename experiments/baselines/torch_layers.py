@@ -40,7 +40,8 @@ def gelu(x: Tensor) -> Tensor:
 def log_mel(pcm: Tensor, filters: Tensor, window: Tensor, spectrum: SpectrumConfig) -> Tensor:
     """Log10 mel magnitude: PCM [b, window - hop + frames * hop] -> [b, frames, m]."""
     frames = pcm.unfold(1, spectrum.window, spectrum.hop) * window
-    magnitude = torch.fft.rfft(frames, n=spectrum.n_fft).abs()
+    spectra = torch.fft.rfft(frames, n=spectrum.n_fft)
+    magnitude = (spectra.real.square() + spectra.imag.square()).sqrt()  # `abs` is slower
     return (magnitude @ filters).clamp_min(FLOOR).log10()
 
 
@@ -155,41 +156,68 @@ def mix(heads: Projected, bias: Tensor, factor: Tensor | None) -> Tensor:
     return mixed.view(b, h, t, dim).transpose(1, 2).flatten(2)
 
 
-def route(p: Params, x: Tensor, bias: Tensor, cfg: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """Router, in float32.
+class Routing(NamedTuple):
+    """Which experts take t tokens. The weights of a token sum to a learned scale."""
 
-    The weights are sigmoid scores, divided by their sum over the chosen and the shared experts.
+    chosen: Tensor  # int64[t, per_token]
+    weights: Tensor  # [t, per_token], of the chosen experts
+    shared: Tensor  # [t, shared], weights of the shared experts
+    logits: Tensor  # [t, e], of the routed experts
 
-    Returns:
-      Weights [t, e + shared], 0 for experts that were not chosen, and the logits of the e routed
-      experts [t, e].
-    """
+
+def route(p: Params, x: Tensor, bias: Tensor, cfg: TransformerConfig) -> Routing:
+    """Router of [t, d], in float32: sigmoid scores, divided by the sum of those that count."""
     with torch.autocast(x.device.type, enabled=False):
         logits = x.float() @ p["router"]
-    scores = logits.sigmoid()
-    chosen = (scores[:, : cfg.experts] + bias).topk(cfg.experts_per_token, dim=-1).indices
-    shared = torch.arange(cfg.experts, logits.shape[1]).expand(len(x), -1)
-    both = torch.cat([chosen, shared], dim=-1)
-    kept = scores.gather(-1, both)
-    kept = kept * (cfg.route_scale * p["ffn_scale"] / kept.sum(-1, keepdim=True))
-    return torch.zeros_like(scores).scatter(-1, both, kept), logits[:, : cfg.experts]
+    routed, shared = logits.sigmoid().tensor_split([cfg.experts], dim=-1)
+    chosen = (routed + bias).topk(cfg.experts_per_token, dim=-1).indices
+    scores = torch.cat([routed.gather(-1, chosen), shared], dim=-1)
+    scores = scores * (cfg.route_scale * p["ffn_scale"] / scores.sum(-1, keepdim=True))
+    weights, shared = scores.tensor_split([cfg.experts_per_token], dim=-1)
+    return Routing(chosen, weights, shared, logits[:, : cfg.experts])
 
 
-def experts(p: Params, x: Tensor, weights: Tensor) -> Tensor:
-    """Mixture of experts [t, d] with `weights` [t, e]; every expert runs on every token.
+def experts(p: Params, x: Tensor, routing: Routing, cfg: TransformerConfig) -> Tensor:
+    """Mixture of experts [t, d]; every expert runs on every token, in two products.
 
-    The matrices of all experts are joined, [d, 2 * e * f] and [e * f, d], so that there are two
-    products.
+    This is the faster way for few tokens, and on a GPU, where it needs no dynamic shapes.
     """
-    gate, up = (x @ p["gate_up"]).chunk(2, dim=-1)
-    hidden = (F.silu(gate) * up).unflatten(-1, (weights.shape[1], -1)) * weights[..., None]
-    return hidden.flatten(1).to(x.dtype) @ p["down"]
+    weights = x.new_zeros(len(x), cfg.experts).scatter(-1, routing.chosen, routing.weights)
+    weights = torch.cat([weights, routing.shared], dim=-1)
+    return _weighted_sum(p["gate_up"], p["down"], x, weights)
+
+
+def sorted_experts(p: Params, x: Tensor, routing: Routing, cfg: TransformerConfig) -> Tensor:
+    """`experts` for many tokens: each routed expert runs on its own tokens."""
+    width, count = cfg.expert_ffn, cfg.experts_per_token
+    widths = [*[width] * cfg.experts, cfg.shared_experts * width]
+    *gate_up, shared_in = p["gate_up"].split([2 * one for one in widths], dim=1)
+    *down, shared_out = p["down"].split(widths)
+    chosen = routing.chosen.flatten()
+    order = chosen.argsort()
+    sizes = chosen.bincount(minlength=cfg.experts).tolist()
+    rows = x[order // count].split(sizes)
+    made = [_swiglu(*one) for one in zip(rows, gate_up, down, strict=True)]
+    routed = torch.cat(made) * routing.weights.flatten()[order, None]
+    shared = _weighted_sum(shared_in, shared_out, x, routing.shared)
+    return shared.index_add(0, order // count, routed)
+
+
+def _swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = (x @ gate_up).chunk(2, dim=-1)
+    return (F.silu(gate) * up) @ down
+
+
+def _weighted_sum(gate_up: Tensor, down: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+    """The sum of experts [t, d] with weights [t, e], from [d, e * 2 * f] and [e * f, d]."""
+    gate, up = (x @ gate_up).unflatten(-1, (weights.shape[1], -1)).chunk(2, dim=-1)
+    hidden = F.silu(gate) * up * weights[..., None]
+    return hidden.flatten(1).to(x.dtype) @ down
 
 
 def dense_ffn(p: Params, x: Tensor) -> Tensor:
     """Feed-forward [..., d] of a dense layer."""
-    gate, up = (x @ p["gate_up"]).chunk(2, dim=-1)
-    return (F.silu(gate) * up) @ p["down"] * p["ffn_scale"]
+    return _swiglu(x, p["gate_up"], p["down"]) * p["ffn_scale"]
 
 
 def time_features(time: Tensor, width: int) -> Tensor:

@@ -13,6 +13,7 @@ from experiments.baselines.torch_layers import Params
 from interaction.config import ModelConfig, TransformerConfig
 
 FIRST = 16  # positions of a session that long layers see for ever
+_FEW = 64  # tokens up to which running every expert is faster than sorting
 _NEVER = 1 << 62  # position of an empty slot: after all queries
 
 
@@ -72,9 +73,12 @@ def _port_layer(layer: Params) -> Params:
     if "router" not in layer:
         layer["gate_up"], layer["down"] = join("dense_gate", "dense_up"), layer.pop("dense_down")
         return layer
-    for name in ("gate", "up"):
-        layer[name] = layer[name].transpose(0, 1).flatten(1)
-    layer["gate_up"] = join("gate", "shared_gate", "up", "shared_up")
+    # Columns by expert, the shared ones last: the gate's, then those of `up`.
+    shared = (layer.pop(f"shared_{name}") for name in ("gate", "up"))
+    width = layer["gate"].shape[-1]
+    shared = torch.cat([part.unflatten(1, (-1, width)) for part in shared], dim=-1)
+    routed = join("gate", "up").transpose(0, 1)
+    layer["gate_up"] = torch.cat([routed, shared], dim=1).flatten(1)
     layer["down"] = torch.cat([layer["down"].flatten(0, 1), layer.pop("shared_down")])
     return layer
 
@@ -147,8 +151,10 @@ def feed_forward(layer: Params, x: Tensor, cfg: TransformerConfig) -> tuple[Tens
     if "router" not in layer:
         return layers.dense_ffn(layer, x), None
     flat = x.flatten(0, 1)
-    weights, logits = layers.route(layer, flat, layer["bias"], cfg)
-    return layers.experts(layer, flat, weights).view(x.shape), logits
+    routing = layers.route(layer, flat, layer["bias"], cfg)
+    every = x.is_cuda or len(flat) <= _FEW
+    run = layers.experts if every else layers.sorted_experts
+    return run(layer, flat, routing, cfg).view(x.shape), routing.logits
 
 
 def forward(p: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
