@@ -89,7 +89,7 @@ def is_long(number: int, cfg: TransformerConfig) -> bool:
 
 
 class Sight(NamedTuple):
-    """What the queries of a kind of layers see; `places` are the positions of queries and keys."""
+    """What the queries of a kind of layers see of the keys."""
 
     hidden: Tensor  # [t, s], -inf where a query does not see a key, else 0
     factor: Tensor | None  # [t, 1], multiplies the scores
