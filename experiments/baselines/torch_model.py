@@ -26,6 +26,21 @@ class Outputs(NamedTuple):
     router_logits: list[Tensor]  # [b * t, e] of each layer
 
 
+def decoder_config(config: ModelConfig) -> TransformerConfig:
+    """The configuration of the transformer.
+
+    Raises:
+      ValueError: The model is one of those that were released first.
+    """
+    cfg = config.transformer
+    if not isinstance(cfg, TransformerConfig):
+        raise ValueError(
+            f"transformer: got {type(cfg).__name__}, wanted TransformerConfig; the baselines have "
+            "the present architecture alone, choose a preset"
+        )
+    return cfg
+
+
 def port_backbone(backbone: dict, bias: np.ndarray, config: ModelConfig) -> Params:
     """Copies the backbone's parameters; matrices that read the same input are joined.
 
@@ -40,9 +55,9 @@ def port_backbone(backbone: dict, bias: np.ndarray, config: ModelConfig) -> Para
     parts: Params = {
         name: layers.to_torch(backbone[name]) for name in ("audio_in", "text_in", "heads")
     }
-    parts["layers"] = []
-    for number in range(config.transformer.layers):
-        layer = _port_layer(layers.to_torch(layer_of(backbone, number, config.transformer)))
+    parts["layers"], cfg = [], decoder_config(config)
+    for number in range(cfg.layers):
+        layer = _port_layer(layers.to_torch(layer_of(backbone, number, cfg)))
         layer["bias"] = torch.tensor(np.asarray(bias[number]))
         parts["layers"].append(layer)
     return parts
@@ -142,7 +157,7 @@ def apply_heads(
       [b, n, d] that condition speech.
     """
     x = layers.rms_norm(x, p["norm"]).unflatten(1, (turns, -1))
-    logits = x / config.transformer.logits_divisor @ p["text"]
+    logits = x / decoder_config(config).logits_divisor @ p["text"]
     return logits[:, :, -1], logits[:, :, :-1], x[:, :, -1]
 
 
@@ -168,7 +183,7 @@ def forward(p: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
     Returns:
       Logits and hidden states.
     """
-    cfg, turns = config.transformer, inputs.last.shape[1]
+    cfg, turns = decoder_config(config), inputs.last.shape[1]
     x = embed(p, config, inputs)
     b, order = x.shape[0], torch.arange(x.shape[1])
     sights = {long: look(order, order, long, cfg) for long in (False, True)}
@@ -198,7 +213,7 @@ class Ring:
 
     def __init__(self, long: bool, config: ModelConfig) -> None:
         """Starts without positions."""
-        self.long, self.cfg = long, config.transformer
+        self.long, self.cfg = long, decoder_config(config)
         self.first = FIRST if long else 0
         window = self.cfg.long_window if long else self.cfg.window
         self.size = window + config.audio_positions
@@ -238,7 +253,7 @@ class Caches:
 
     def __init__(self, p: Params, sessions: int, config: ModelConfig) -> None:
         """Starts sessions."""
-        cfg = config.transformer
+        cfg = decoder_config(config)
         self.position = 0  # the next one
         self.rings = {long: Ring(long, config) for long in (False, True)}
         self.layers = [
@@ -262,7 +277,7 @@ def step(
       Text logits [b, 1, v], transcript logits [b, 1, audio_positions, v], and hidden states
       [b, 1, d].
     """
-    cfg = config.transformer
+    cfg = decoder_config(config)
     x = embed(p, config, inputs)
     new = torch.arange(caches.position, caches.position + x.shape[1])
     caches.position += len(new)
