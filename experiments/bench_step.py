@@ -2,19 +2,23 @@ r"""Times the step, PCM to PCM, beside the same step in PyTorch.
 
 python -m experiments.bench_step --preset=demo --json=out/bench_step.json
 
-Both sides run the same weights on the recorded user of the demo, repeatedly, in alternating blocks
-of one process, so that other load of the machine affects both. PyTorch runs on its fastest number
-of threads. A micro-turn lasts from PCM in a numpy array to PCM in a numpy array. Both sides skip
-the flow head if no session speaks, and the vocoder if all sessions have been silent for long, so
-micro-turns with and without speech are also reported apart.
+Both sides run the same random parameters on the recorded user of the demo, repeatedly, in
+alternating blocks of one process, so that other load of the machine affects both. PyTorch runs on
+its fastest number of threads. A micro-turn lasts from PCM in a numpy array to PCM in a numpy array.
+Both sides skip the flow head if no session speaks, and the vocoder if all sessions have been silent
+for long, so micro-turns with and without speech are also reported apart.
 """
 
+import functools
 import os
+import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import torch
 from absl import app, flags
@@ -22,16 +26,22 @@ from absl import app, flags
 import interaction
 from experiments.baselines.torch_stream import TorchStream
 from experiments.figures_file import write_figures
+from interaction.compiled.compilation_cache import use_compilation_cache
+from interaction.data import tokenizer
 from interaction.data.audio_file import read_audio
 from interaction.data.bundled_user import ASSET
+from interaction.model.parameters import init_model_params
+from interaction.presets import PRESETS
+from interaction.pretrained.store import save_model
 from interaction.types import Special
 
-_PRESET = flags.DEFINE_string("preset", "demo", "Name or folder of a released model.")
+_PRESET = flags.DEFINE_enum("preset", "demo", list(PRESETS), "Size of the model.")
 _JSON = flags.DEFINE_string("json", None, "File for the figures.")
 _TURNS = flags.DEFINE_integer("turns", 1_000, "Micro-turns timed on each side.", lower_bound=1)
 
 # Micro-turns: before the timing, timed per block, and not timed at the start of a block.
 _WARM_UP, _BLOCK, _SETTLE = 30, 50, 2
+_SILENCE = 4.0  # factor of the logit of silence, with which `demo` speaks in a third of them
 _FIRST_REPLY = """
 import resource, sys
 import numpy as np
@@ -68,14 +78,24 @@ def conversation(sessions: int, samples: int) -> np.ndarray:
     return np.stack([np.roll(turns, -start, axis=0) for start in starts], axis=1)
 
 
-def first_reply(preset: str) -> tuple[float, float]:
+def save_random(preset: str, folder: pathlib.Path) -> None:
+    """Saves a model of random parameters, which is silent in most micro-turns."""
+    use_compilation_cache()
+    config = PRESETS[preset]()
+    init = jax.jit(functools.partial(init_model_params, config))
+    params = jax.tree.map(np.array, init(jax.random.key(0)))
+    params["backbone"]["heads"]["text"][:, Special.SILENT] *= _SILENCE
+    save_model(folder, config, params, tokenizer.PATH)
+
+
+def first_reply(folder: pathlib.Path) -> tuple[float, float]:
     """Time from the start of a process to its first reply, s, and its peak memory, MiB.
 
     Measures the second of two processes, which finds a full compilation cache.
     """
     for _ in range(2):
         start = time.perf_counter()
-        command = [sys.executable, "-c", _FIRST_REPLY, preset]
+        command = [sys.executable, "-c", _FIRST_REPLY, str(folder)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             out = process.stdout
             if out is None or out.readline().strip() != "replied":
@@ -145,9 +165,9 @@ def best_threads(turn: MicroTurn, chunks: np.ndarray, cores: int) -> int:
     return min(seconds, key=seconds.__getitem__)
 
 
-def compare(preset: str, sessions: int, turns: int) -> dict[str, float]:
+def compare(folder: pathlib.Path, sessions: int, turns: int) -> dict[str, float]:
     """Times both sides at a number of sessions; `main` describes the figures."""
-    model = interaction.load(preset)
+    model = interaction.load(str(folder))
     stream = TorchStream(model.config, model.params, sessions)
     sides = {"step": ours(model, sessions), "torch": theirs(stream)}
     chunks = conversation(sessions, model.config.audio.turn_samples)
@@ -192,10 +212,13 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    seconds, memory = first_reply(_PRESET.value)
-    figures = {"first_reply_s": seconds, "peak_memory_mb": memory}
-    figures |= compare(_PRESET.value, 1, _TURNS.value)
-    eight = compare(_PRESET.value, 8, _TURNS.value)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        save_random(_PRESET.value, folder)
+        seconds, memory = first_reply(folder)
+        figures = {"first_reply_s": seconds, "peak_memory_mb": memory}
+        figures |= compare(folder, 1, _TURNS.value)
+        eight = compare(folder, 8, _TURNS.value)
     figures |= {f"{name}_8": value for name, value in eight.items()}
     figures |= {"turns": _TURNS.value, "cores": len(os.sched_getaffinity(0))}
     figures = {name: round(float(value), 3) for name, value in figures.items()}

@@ -1,23 +1,23 @@
 """The model's parts in PyTorch, on plain tensors.
 
-Parameters are those of a released model, as a nested dict of tensors. Nothing here calls the
-library's ops. Tensors are float32 unless stated otherwise. Axes: b session, n micro-turn,
-t position, d model, h query head, g key-value head, k head dimension, e expert, f ffn, m mel
-channel.
+Parameters are those of the library, as a nested dict of tensors; nothing here calls its ops.
+Tensors are float32 unless stated otherwise. Axes: b session, n micro-turn, t position, d model,
+h query head, g key-value head, k head dimension, r relative state, e expert, f ffn, m mel channel.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interaction.config import AudioConfig, ModelConfig, TransformerConfig
+from interaction.config import AudioConfig, ModelConfig, SpectrumConfig, TransformerConfig
 
 Params = dict  # nested dict of tensors
 FLOOR, NORM_EPS = 1e-10, 1e-6  # smallest mel magnitude; addend of a mean square
+TAPS = 4  # positions that a short convolution reads
 
 
 def to_torch(tree: Any) -> Any:  # noqa: ANN401
@@ -37,10 +37,11 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def log_mel(pcm: Tensor, filters: Tensor, window: Tensor, hop: int, cfg: AudioConfig) -> Tensor:
+def log_mel(pcm: Tensor, filters: Tensor, window: Tensor, spectrum: SpectrumConfig) -> Tensor:
     """Log10 mel magnitude: PCM [b, window - hop + frames * hop] -> [b, frames, m]."""
-    frames = pcm.unfold(1, cfg.window, hop) * window
-    magnitude = torch.fft.rfft(frames, n=cfg.n_fft).abs()
+    frames = pcm.unfold(1, spectrum.window, spectrum.hop) * window
+    spectra = torch.fft.rfft(frames, n=spectrum.n_fft)
+    magnitude = (spectra.real.square() + spectra.imag.square()).sqrt()  # `abs` is slower
     return (magnitude @ filters).clamp_min(FLOOR).log10()
 
 
@@ -57,104 +58,166 @@ def bag(table: Tensor, bins: Tensor) -> Tensor:
 
 
 def audio_in(
-    p: Params, user: Tensor, self_audio: Tensor, self_audio_gain: Tensor, cfg: ModelConfig
+    p: Params, user: Tensor, self_audio: Tensor, self_audio_gain: Tensor, positions: int
 ) -> Tensor:
-    """Embeds dMel levels int64[b, n, frames, m] of both sides -> [b, n, audio_positions, d]."""
-    frames = bag(p["user_table"], user)
-    frames = frames + bag(p["self_table"], self_audio) * self_audio_gain[:, :, None, None]
-    patch = frames.reshape(*frames.shape[:2], cfg.audio_positions, -1)
-    hidden = gelu(rms_norm(patch, p["norm"]) @ p["hidden"])
-    return hidden @ p["out"] + p["position"]
+    """Embeds dMel levels int64[b, n, frames, m] of both sides -> [b, n, positions, d]."""
+    shape = (*user.shape[:2], positions, -1)
+    x = bag(p["user_table"], user.reshape(shape))
+    x = x + bag(p["self_table"], self_audio.reshape(shape)) * self_audio_gain[:, :, None, None]
+    return rms_norm(x, p["norm"])
 
 
-def rope(position: Tensor, cfg: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions int64[t] -> [t, 1, k / 2] each."""
-    pair = torch.arange(0, cfg.head_dim, 2, dtype=torch.float64)
-    angle = position[:, None, None] * cfg.rope_base ** (-pair / cfg.head_dim)
-    return angle.cos().float(), angle.sin().float()
+def embed_tokens(p: Params, tokens: Tensor) -> Tensor:
+    """Embeds int64[...] tokens -> [..., d]."""
+    return rms_norm(F.embedding(tokens, p["table"]), p["norm"])
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the pairs (i, i + k/2) of [b, t, heads, k] (RoPE, arXiv 2104.09864)."""
-    cos, sin = turn
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-def qkv(
-    p: Params, x: Tensor, turn: tuple[Tensor, Tensor], cfg: TransformerConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [b, t, h, k], keys and values [b, t, g, k] of the normalised x [b, t, d]."""
-    split = (*x.shape[:2], -1, cfg.head_dim)
-    q = rms_norm((x @ p["query"]).view(split), p["query_norm"])
-    k = rms_norm((x @ p["key"]).view(split), p["key_norm"])
-    return rotate(q, turn), rotate(k, turn), (x @ p["value"]).view(split)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sink: Tensor) -> Tensor:
-    """Attention with one learned logit per head in the denominator.
-
-    An additional key with value zero gives that logit: it is one in an added coordinate, in which
-    queries hold the logit of their head, and zero elsewhere. So the fused kernel can be used.
+def convolve(kernel: Tensor, past: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Short depthwise convolution, added to its input.
 
     Args:
-      q: [b, t, h, k].
-      k: [b, s, g, k].
-      v: [b, s, g, k].
-      seen: bool[t, s], the keys that each query sees.
-      sink: [h].
+      kernel: [TAPS, c]; the last row weighs the position itself.
+      past: [b, TAPS - 1, c], the positions before x.
+      x: [b, t, c].
+
+    Returns:
+      [b, t, c], and the last TAPS - 1 positions.
+    """
+    joined, t = torch.cat([past, x], dim=1), x.shape[1]
+    for tap in range(TAPS):
+        x = torch.addcmul(x, joined[:, tap : tap + t], kernel[tap])
+    return x, joined[:, t:]
+
+
+class Projected(NamedTuple):
+    """What attention needs of t positions."""
+
+    q: Tensor  # [b, h, t, k], divided by k
+    states: Tensor  # [b, h, t, r], which mix the profiles of distance
+    k: Tensor  # [b, g, t, k]
+    v: Tensor  # [b, g, t, k]
+
+
+def project(p: Params, x: Tensor, past: Tensor, cfg: TransformerConfig) -> tuple[Projected, Tensor]:
+    """Projects the normalised x [b, t, d]; also returns the last rows that the convolution reads.
+
+    Args:
+      p: Parameters of the layer.
+      x: [b, t, d].
+      past: [b, TAPS - 1, 2 * g * k], keys and values before them and before the convolution.
+      cfg: Configuration of the transformer.
+    """
+    heads, dim, r = cfg.heads, cfg.head_dim, cfg.relative_states
+    width = p["kv_conv"].shape[1]
+    q, states, kv = (x @ p["attention_in"]).split([heads * dim, heads * r, width], dim=-1)
+    kv, past = convolve(p["kv_conv"], past, kv)
+    k, v = (part.unflatten(-1, (-1, dim)).transpose(1, 2) for part in kv.chunk(2, dim=-1))
+    q = rms_norm(q.unflatten(-1, (heads, dim)), p["query_norm"] / dim).transpose(1, 2)
+    states = states.unflatten(-1, (heads, r)).transpose(1, 2)
+    return Projected(q, states, rms_norm(k, p["key_norm"]), v), past
+
+
+def relative_bias(states: Tensor, bank: Tensor) -> Tensor:
+    """Bias by distance of a session's positions among themselves.
+
+    Args:
+      states: [b, h, t, r].
+      bank: [r, extent], profiles over the distances from 0 on; beyond the extent they are 0.
+
+    Returns:
+      [b, h, t, t]; unspecified where the key comes after the query.
+    """
+    t = states.shape[2]
+    bank = F.pad(bank, (0, t - bank.shape[1]))  # a negative width cuts off
+    profiles = states @ bank.flip(1)  # column j is distance t - 1 - j
+    # Each row moves left by one column less than the one above it (arXiv 1901.02860, appendix B).
+    b, heads = profiles.shape[:2]
+    return F.pad(profiles, (1, 0)).view(b, heads, t + 1, t)[:, :, 1:]
+
+
+def mix(heads: Projected, bias: Tensor, factor: Tensor | None) -> Tensor:
+    """Attention with a bias.
+
+    Args:
+      heads: Queries of t positions, and keys and values of s positions.
+      bias: [b, h, t, s], -inf where a query does not see a key.
+      factor: [t, 1], multiplies the scores; None: 1.
 
     Returns:
       [b, t, h * k].
     """
-    b, t, heads, dim = q.shape
-    q = torch.cat([q, (sink * dim**0.5).view(1, 1, heads, 1).expand(b, t, heads, 1)], dim=-1)
-    one = F.pad(k.new_ones(b, 1, k.shape[2], 1), (dim, 0))
-    k = torch.cat([F.pad(k, (0, 1)), one], dim=1)
-    v = F.pad(v, (0, 1, 0, 0, 0, 1))
-    mixed = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=F.pad(seen, (0, 1), value=True),
-        scale=dim**-0.5,
-        enable_gqa=True,
-    )
-    return mixed[..., :dim].transpose(1, 2).reshape(b, t, heads * dim)
-
-
-def attention_step(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sink: Tensor) -> Tensor:
-    """`attention` of a few queries as plain products, which are faster here."""
-    b, t, heads, dim = q.shape
-    group = heads // k.shape[2]
+    q, _, k, v = heads
+    b, h, t, dim = q.shape
+    group = (b, k.shape[1], -1)
     # Query heads that share a key head are rows of one product.
-    rows = (q * dim**-0.5).view(b, t, -1, group, dim).permute(0, 2, 3, 1, 4)
-    scores = rows.reshape(b, -1, group * t, dim) @ k.permute(0, 2, 3, 1)
-    scores = scores.view(b, heads, t, -1).masked_fill(~seen, -math.inf)
-    column = sink.view(1, heads, 1, 1).expand(b, heads, t, 1)
-    weights = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
-    mixed = weights.reshape(b, -1, group * t, k.shape[1]) @ v.transpose(1, 2)
-    return mixed.view(b, heads, t, dim).transpose(1, 2).reshape(b, t, heads * dim)
+    scores = (q.reshape(*group, dim) @ k.transpose(2, 3)).view(bias.shape) + bias
+    weights = (scores if factor is None else scores * factor).softmax(-1)
+    mixed = weights.to(v.dtype).view(*group, k.shape[2]) @ v
+    return mixed.view(b, h, t, dim).transpose(1, 2).flatten(2)
 
 
-def experts(p: Params, x: Tensor, bias: Tensor, cfg: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """Mixture of experts with a shared expert; every expert runs on every token.
+class Routing(NamedTuple):
+    """Which experts take t tokens. The weights of a token sum to a learned scale."""
 
-    The gate, up and down matrices of all experts are joined, [d, e * f] and [e * f, d], so that
-    each of the three is one product.
+    chosen: Tensor  # int64[t, per_token]
+    weights: Tensor  # [t, per_token], of the chosen experts
+    shared: Tensor  # [t, shared], weights of the shared experts
+    logits: Tensor  # [t, e], of the routed experts
 
-    Returns:
-      [t, d] and the router's logits [t, e].
+
+def route(p: Params, x: Tensor, bias: Tensor, cfg: TransformerConfig) -> Routing:
+    """Router of [t, d], in float32: sigmoid scores, divided by the sum of those that count."""
+    with torch.autocast(x.device.type, enabled=False):
+        logits = x.float() @ p["router"]
+    routed, shared = logits.sigmoid().tensor_split([cfg.experts], dim=-1)
+    chosen = (routed + bias).topk(cfg.experts_per_token, dim=-1).indices
+    scores = torch.cat([routed.gather(-1, chosen), shared], dim=-1)
+    scores = scores * (cfg.route_scale * p["ffn_scale"] / scores.sum(-1, keepdim=True))
+    weights, shared = scores.tensor_split([cfg.experts_per_token], dim=-1)
+    return Routing(chosen, weights, shared, logits[:, : cfg.experts])
+
+
+def experts(p: Params, x: Tensor, routing: Routing, cfg: TransformerConfig) -> Tensor:
+    """Mixture of experts [t, d]; every expert runs on every token, in two products.
+
+    This is the faster way for few tokens, and on a GPU, where it needs no dynamic shapes.
     """
-    logits = x @ p["router"]
-    scores = logits.float().sigmoid()
-    chosen = (scores + bias).topk(cfg.experts_per_token, dim=-1).indices
-    kept = scores.gather(-1, chosen)
-    weights = torch.zeros_like(scores).scatter(-1, chosen, kept / kept.sum(-1, keepdim=True))
-    hidden = F.silu(x @ p["gate"]) * (x @ p["up"])
-    hidden = hidden.view(-1, cfg.experts, cfg.expert_ffn) * weights[..., None]
-    shared = (F.silu(x @ p["shared_gate"]) * (x @ p["shared_up"])) @ p["shared_down"]
-    return hidden.flatten(1) @ p["down"] + shared, logits
+    weights = x.new_zeros(len(x), cfg.experts).scatter(-1, routing.chosen, routing.weights)
+    weights = torch.cat([weights, routing.shared], dim=-1)
+    return _weighted_sum(p["gate_up"], p["down"], x, weights)
+
+
+def sorted_experts(p: Params, x: Tensor, routing: Routing, cfg: TransformerConfig) -> Tensor:
+    """`experts` for many tokens: each routed expert runs on its own tokens."""
+    width, count = cfg.expert_ffn, cfg.experts_per_token
+    widths = [*[width] * cfg.experts, cfg.shared_experts * width]
+    *gate_up, shared_in = p["gate_up"].split([2 * one for one in widths], dim=1)
+    *down, shared_out = p["down"].split(widths)
+    chosen = routing.chosen.flatten()
+    order = chosen.argsort()
+    sizes = chosen.bincount(minlength=cfg.experts).tolist()
+    rows = x[order // count].split(sizes)
+    made = [_swiglu(*one) for one in zip(rows, gate_up, down, strict=True)]
+    routed = torch.cat(made) * routing.weights.flatten()[order, None]
+    shared = _weighted_sum(shared_in, shared_out, x, routing.shared)
+    return shared.index_add(0, order // count, routed)
+
+
+def _swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = (x @ gate_up).chunk(2, dim=-1)
+    return (F.silu(gate) * up) @ down
+
+
+def _weighted_sum(gate_up: Tensor, down: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+    """The sum of experts [t, d] with weights [t, e], from [d, e * 2 * f] and [e * f, d]."""
+    gate, up = (x @ gate_up).unflatten(-1, (weights.shape[1], -1)).chunk(2, dim=-1)
+    hidden = F.silu(gate) * up * weights[..., None]
+    return hidden.flatten(1).to(x.dtype) @ down
+
+
+def dense_ffn(p: Params, x: Tensor) -> Tensor:
+    """Feed-forward [..., d] of a dense layer."""
+    return _swiglu(x, p["gate_up"], p["down"]) * p["ffn_scale"]
 
 
 def time_features(time: Tensor, width: int) -> Tensor:

@@ -21,23 +21,20 @@ class TorchStream:
 
         Args:
           config: Model configuration.
-          params: Parameters of a released model: backbone, speech, vocoder, router_bias.
+          params: Parameters of the model, numpy arrays: backbone, speech, vocoder, router_bias.
           sessions: b.
           seed: Seed of the noise of the flow.
         """
         audio, speech = config.audio, config.speech
         self.config = config
-        self.backbone = torch_model.backbone_from_released(
-            params["backbone"], params["router_bias"], config
-        )
+        self.backbone = torch_model.port_backbone(params["backbone"], params["router_bias"], config)
         self.speech = layers.to_torch(params["speech"])
-        self.vocoder = torch_vocoder.vocoder_from_released(params["vocoder"], config.vocoder, audio)
-        self.filters = torch.tensor(mel_filterbank(audio))
-        self.window = torch.hann_window(audio.window)
+        self.vocoder = torch_vocoder.port_vocoder(params["vocoder"], config.vocoder, audio)
+        self.filters = torch.tensor(mel_filterbank(audio.user, audio))
+        self.window = torch.hann_window(audio.user.window)
         self.generator = torch.Generator().manual_seed(seed)
-        self.turn = 0
-        self.caches = torch_model.make_caches(sessions, config)
-        self.tail = torch.zeros(sessions, audio.window - audio.user_hop)
+        self.caches = torch_model.Caches(self.backbone, sessions, config)
+        self.tail = torch.zeros(sessions, audio.user.window - audio.user.hop)
         self.user_transcript = torch.full((sessions, config.audio_positions), Special.NONE)
         self.text = torch.full((sessions,), Special.SILENT)
         self.inside = torch.zeros(sessions, dtype=torch.bool)
@@ -59,8 +56,8 @@ class TorchStream:
         cfg, audio = self.config, self.config.audio
         joined = torch.cat([self.tail, torch.from_numpy(pcm)], dim=1)
         self.tail = joined[:, -self.tail.shape[1] :]
-        user = layers.log_mel(joined, self.filters, self.window, audio.user_hop, audio)
-        stride = audio.user_hop // audio.speech_hop
+        user = layers.log_mel(joined, self.filters, self.window, audio.user)
+        stride = audio.user.hop // audio.speech.hop
         self_audio = layers.dmel_bins(self.mel[:, stride - 1 :: stride], audio)
         inputs = torch_model.Inputs(
             user=layers.dmel_bins(user, audio)[:, None],
@@ -69,10 +66,7 @@ class TorchStream:
             user_transcript=self.user_transcript[:, None],
             last=self.text[:, None],
         )
-        logits, user_transcript, hidden = torch_model.step(
-            self.backbone, self.caches, cfg, self.turn, inputs
-        )
-        self.turn += 1
+        logits, user_transcript, hidden = torch_model.step(self.backbone, self.caches, cfg, inputs)
         self.user_transcript = user_transcript[:, 0].argmax(-1)
         token = logits[:, 0].argmax(-1)
         self.text = token
@@ -105,7 +99,7 @@ class TorchStream:
         if idle.any():
             stream = torch_vocoder.choose(idle, self.fresh_vocoder, stream)
         self.vocoder_stream = stream
-        late = torch.arange(audio.turn_samples) < cfg.vocoder.delay_frames * audio.speech_hop
+        late = torch.arange(audio.turn_samples) < cfg.vocoder.delay_frames * audio.speech.hop
         quiet = torch.where(late, before[:, None], silent[:, None])
         return pcm.masked_fill(quiet, 0.0).clamp(-1.0, 1.0)
 

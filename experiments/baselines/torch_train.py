@@ -9,7 +9,7 @@ from torch import Tensor
 
 from experiments.baselines import torch_layers as layers, torch_model
 from experiments.baselines.torch_layers import Params
-from interaction.config import AudioConfig
+from interaction.config import SpectrumConfig
 from interaction.ops.mel import mel_filterbank
 from interaction.training import conversation_loss, features, speech_loss
 from interaction.training.train_config import TrainConfig
@@ -120,7 +120,7 @@ class TorchTrainer:
 
     def _place(self, backbone: dict, speech: dict, bias: np.ndarray) -> None:
         self.params: Params = {
-            "backbone": torch_model.backbone_from_released(backbone, bias, self.model),
+            "backbone": torch_model.port_backbone(backbone, bias, self.model),
             "speech": layers.to_torch(speech),
         }
         self.biases = [layer.pop("bias") for layer in self.params["backbone"]["layers"]]
@@ -142,25 +142,28 @@ class TorchTrainer:
             betas=(self.config.beta1, self.config.beta2),
             fused=True,
         )
-        self.filters = torch.tensor(mel_filterbank(self.model.audio))
-        self.window = torch.hann_window(self.model.audio.window)
+        audio = self.model.audio
+        self.spectra = {
+            one: (torch.tensor(mel_filterbank(one, audio)), torch.hann_window(one.window))
+            for one in (audio.user, audio.speech)
+        }
 
-    def stream_mel(self, samples: Tensor, hop: int, audio: AudioConfig) -> Tensor:
+    def stream_mel(self, samples: Tensor, spectrum: SpectrumConfig) -> Tensor:
         """Log10 mel of PCM int16[b, samples] -> [b, frames, m]."""
-        pcm = F.pad(samples.float() / 32_768, (audio.window - hop, 0))
-        return layers.log_mel(pcm, self.filters, self.window, hop, audio)
+        pcm = F.pad(samples.float() / 32_768, (spectrum.window - spectrum.hop, 0))
+        return layers.log_mel(pcm, *self.spectra[spectrum], spectrum)
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """DMel of user and self audio, int64[b, n, frames, m], and the log10 mel of speech."""
         audio, floor = self.model.audio, self.model.speech.mel_floor
         split = (audio.user_frames, audio.mels)
         text = batch["text"]
-        user = augment_user(self.stream_mel(batch["user"], audio.user_hop, audio))
+        user = augment_user(self.stream_mel(batch["user"], audio.user))
         user = layers.dmel_bins(user, audio).unflatten(1, (text.shape[1], -1))
-        mel = self.stream_mel(batch["model"], audio.speech_hop, audio).clamp_min(floor)
+        mel = self.stream_mel(batch["model"], audio.speech).clamp_min(floor)
         mel = mel.unflatten(1, (text.shape[1], -1))
         mel = torch.where((text == Special.SILENT)[:, :, None, None], floor, mel)
-        stride = audio.user_hop // audio.speech_hop
+        stride = audio.user.hop // audio.speech.hop
         self_audio = layers.dmel_bins(delayed(mel, floor)[:, :, stride - 1 :: stride], audio)
         jitter = torch.randn(self_audio.shape).round().long()
         self_audio = torch.where(

@@ -37,7 +37,7 @@ def open_stream(sessions: int, cfg: VocoderConfig, audio: AudioConfig) -> Vocode
         phase=torch.zeros(sessions, dtype=torch.float64),
         clock=torch.zeros(sessions, dtype=torch.int64),
         cepstra=cepstra,
-        tail=torch.zeros(sessions, cfg.n_fft - audio.speech_hop),
+        tail=torch.zeros(sessions, cfg.n_fft - audio.speech.hop),
     )
 
 
@@ -56,9 +56,9 @@ def choose(pick: Tensor, yes: VocoderStream, no: VocoderStream) -> VocoderStream
     return VocoderStream(blocks=blocks, **fields)
 
 
-def vocoder_from_released(params: dict, cfg: VocoderConfig, audio: AudioConfig) -> Params:
-    """The parameters of a released model, and constants."""
-    noise = np.random.default_rng(0).standard_normal((128, audio.speech_hop))
+def port_vocoder(params: dict, cfg: VocoderConfig, audio: AudioConfig) -> Params:
+    """The parameters as tensors, and constants."""
+    noise = np.random.default_rng(0).standard_normal((128, audio.speech.hop))
     level = -2.0 * math.log(10.0)
     start = torch.zeros(2, cfg.order)
     start[:, :2] = torch.tensor([[level + 0.2, 0.7], [level - 1.5, -1.5]])
@@ -127,7 +127,7 @@ def vocoder_step(
     audio: AudioConfig,
 ) -> Tensor:
     """Renders log10 mel [b, frames, m] to PCM [b, frames * hop]; `stream` is updated in place."""
-    hop, frames = audio.speech_hop, mel.shape[1]
+    hop, frames = audio.speech.hop, mel.shape[1]
     logits, cepstra = _controls(p, stream, mel)
     pulses = _pulses(stream, _decode_pitch(logits, cfg), hop, audio.sample_rate)
     ticks = (stream.clock[:, None] + torch.arange(frames)) % p["noise"].shape[0]
