@@ -9,7 +9,6 @@ on where they lie.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from interaction.ops.dense import matmul

@@ -7,9 +7,9 @@ from jax.typing import DTypeLike
 from interaction.types import Array
 from pallas_kernels.implementation import platform
 
-# XLA's dot on CPUs divides the sums of fewer than 8 rows among threads, and longer sums into parts,
-# both by the number of rows. Products of at least so many rows, and sums of at most so many numbers,
-# have the same bits for any number of rows.
+# XLA's dot on CPUs divides the sums of few rows among threads, and long sums into parts, by the
+# number of rows. With at least so many rows and sums of at most so many numbers, a row has the same
+# bits for any number of rows (as compiled with `distributed.xla_options`).
 _ROWS = 12
 _RUN = 256
 

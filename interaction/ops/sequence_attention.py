@@ -61,9 +61,7 @@ def attention_sequence(
         q, k, v, states = rows
         if sight.sharpen_from:
             visible, index = sight.window + sight.first, start + jnp.arange(len(q))
-            q, states = (
-                blocks.sharpen(x, index, visible, sight.sharpen_from) for x in (q, states)
-            )
+            q, states = (blocks.sharpen(x, index, visible, sight.sharpen_from) for x in (q, states))
         return _session(q, k, v, states, bank, start, sight, size)
 
     return jax.lax.map(session, (q, k, v, states))[:, :t]
