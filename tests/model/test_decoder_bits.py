@@ -21,7 +21,6 @@ VOCAB, SESSIONS, POSITIONS = 40, 3, 200  # the rings have 128 slots
 SIZES = dict(dim=48, layers=2, dense_layers=0, heads=4, kv_heads=2, sliding_kv_heads=2)
 SIZES |= dict(head_dim=16, experts=6, expert_ffn=24, window=20, long_window=40, long_every=2)
 SIZES |= dict(relative_states=16, relative_extent=32, log_scaling_from=25)
-CHUNKS = (1, 3, 7, 5, 2)
 OPTIONS = compiler_options("cpu")
 RNG = np.random.default_rng(0)
 
@@ -35,28 +34,28 @@ def run(
     return TextHead(cfg, VOCAB).apply({"params": head}, x)[0], memory
 
 
-def steps(cfg: DecoderConfig, params: Params, x: np.ndarray) -> np.ndarray:
-    """Logits of chunks of mixed sizes, each in the narrowest of two variants that has room."""
+def steps(cfg: DecoderConfig, params: Params, x: np.ndarray, width: int) -> np.ndarray:
+    """Logits of chunks of all sizes up to `width`, each padded to it."""
 
     def one(params: Params, x: Array, valid: Array, memory: Memory) -> tuple:
         return run(cfg, params, x, valid, memory)
 
     step = jax.jit(one, compiler_options=OPTIONS)
-    memory, parts, at, turn = init_memory(cfg, len(x), 7), [], 0, 0
+    memory, parts, at, size = init_memory(cfg, len(x), width), [], 0, 0
     while at < x.shape[1]:
-        new = x[:, at : at + CHUNKS[turn % len(CHUNKS)]]
-        width = 3 if new.shape[1] <= 3 else 7
+        size = size % width + 1
+        new = x[:, at : at + size]
         padded = np.full((len(x), width, cfg.dim), 9.0, x.dtype)
         padded[:, : new.shape[1]] = new
         valid = np.broadcast_to(np.arange(width) < new.shape[1], (len(x), width))
         logits, memory = step(params, padded, valid, memory)
         parts.append(np.asarray(logits)[:, : new.shape[1]])
-        at, turn = at + new.shape[1], turn + 1
+        at += size
     return np.concatenate(parts, axis=1)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bits_of_passes_steps_and_batches(dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "trained"), [("float32", True), ("bfloat16", False)])
+def test_bits_of_a_pass_are_those_of_steps(dtype: str, trained: bool) -> None:
     cfg = DecoderConfig(**SIZES, dtype=dtype)
     head = {"norm": jnp.ones(cfg.dim), "text": jnp.asarray(RNG.normal(size=(cfg.dim, VOCAB)))}
     params = {"layers": init_decoder(cfg, jax.random.key(0)), "head": head}
@@ -66,8 +65,10 @@ def test_bits_of_passes_steps_and_batches(dtype: str) -> None:
         logits, _ = run(cfg, params, x, jnp.ones(x.shape[:2], bool), None)
         return jnp.sum(jax.nn.logsumexp(logits, axis=-1)), logits
 
-    wanted = jax.jit(lambda *a: loss(*a)[1], compiler_options=OPTIONS)(params, x)
-    trained = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIONS)
-    np.testing.assert_array_equal(trained(params, x)[0][1], wanted)
-    np.testing.assert_array_equal(steps(cfg, params, x), wanted)
-    np.testing.assert_array_equal(steps(cfg, params, x[1:2]), wanted[1:2])
+    def slope(params: Params, x: Array) -> tuple:
+        (total, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params, x)
+        return total, logits, gradients
+
+    wanted = jax.jit(slope if trained else loss, compiler_options=OPTIONS)(params, x)[1]
+    np.testing.assert_array_equal(steps(cfg, params, x, 7), wanted)
+    np.testing.assert_array_equal(steps(cfg, params, x[1:2], 3), wanted[1:2])
