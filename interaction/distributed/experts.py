@@ -14,15 +14,16 @@ from interaction.distributed.collectives import (
     gather,
     take_part,
 )
-from interaction.distributed.products import column_dense, dense
+from interaction.distributed.products import column_dense
+from interaction.ops.dense import dense
 from interaction.types import Array
 from pallas_kernels.expert_exchange import exchange_layer
 from pallas_kernels.gather_gemv import gather_gemv
 from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.implementation import platform
 
-# Number of tokens up to which reading the chosen experts' weights takes most of the time. On CPUs,
-# whose cache holds the weights of a small model, sorting the tokens is faster from fewer tokens on.
+# Number of tokens up to which reading the chosen experts' weights takes most of the time. A mesh of
+# CPUs, whose caches hold the weights of a small model, exchanges fewer tokens already.
 _FEW = 128
 _FEW_ON_CPU = 32
 # A device has room for all rows that may arrive, n times its even share, if these take few bytes.
@@ -96,11 +97,14 @@ def chosen_experts(x: Array, chosen: Array, weights: Array, experts: Experts) ->
     Returns:
       [t, d] in x's dtype.
     """
-    few = _FEW_ON_CPU if platform() == "cpu" else _FEW
+    on_cpu = platform() == "cpu"
     if axis_size(*EXPERTS) > 1:
+        few = _FEW_ON_CPU if on_cpu else _FEW
         dispatch = _tokens_everywhere if len(x) * axis_size(EXPERT) <= few else _exchanged
     else:
-        dispatch = _streamed if len(x) <= few else _sorted_by_expert
+        # One kernel for any number of tokens: on CPUs the two sum in different orders, and sorting
+        # a few tokens takes little time.
+        dispatch = _streamed if len(x) <= _FEW and not on_cpu else _sorted_by_expert
     return dispatch(x, chosen, weights, experts)
 
 

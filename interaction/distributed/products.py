@@ -1,27 +1,10 @@
-"""Matrix products of a model on a mesh: `ops.dense` on a device's sessions and columns."""
+"""Matrix products of a model on a mesh: `ops.dense` on a device's columns."""
 
 from jax.typing import DTypeLike
 
-from interaction.distributed.collectives import SESSIONS, TENSOR, axis_size, gather
-from interaction.ops import dense as ops
+from interaction.distributed.collectives import TENSOR, gather
+from interaction.ops.dense import dense
 from interaction.types import Array
-
-
-def dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
-    """`ops.dense.dense` of activations whose leading axis counts sessions.
-
-    A single session, on one device or replicated, is not padded.
-
-    Args:
-      x: float[b, ..., d].
-      weight: float[d, f].
-      dtype: Dtype of the result; None takes that of `x`.
-
-    Returns:
-      [b, ..., f] in `dtype`.
-    """
-    alone = len(x) == 1 and axis_size(*SESSIONS) == 1
-    return ops.dense(x, weight, dtype, pad_rows=not alone)
 
 
 def column_dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:

@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from interaction.config import FirstTransformerConfig, TransformerConfig
 from interaction.distributed.collectives import AXES, EXPERTS, FSDP, SESSIONS, TENSOR, gather
 from interaction.distributed.jax_settings import refuse_mixed_collectives
-from interaction.distributed.xla_options import step_compiler_options
+from interaction.distributed.xla_options import compiler_options
 from interaction.dtype_policy import dtype_of
 from interaction.types import Array, Params
 
@@ -158,7 +158,7 @@ def jit_step(
         donate_argnums=1,
         in_shardings=tuple(place(mesh, specs) for specs in inputs),
         out_shardings=place(mesh, outputs),
-        compiler_options=step_compiler_options(platform(mesh)),
+        compiler_options=compiler_options(platform(mesh)),
     )
 
 

@@ -14,11 +14,12 @@ from interaction.distributed.collectives import (
     last_rows_before,
     local,
 )
-from interaction.distributed.products import column_dense, dense
+from interaction.distributed.products import column_dense
 from interaction.modules.decoder_attention import Keys, attend
 from interaction.modules.memory import Tails
 from interaction.modules.router_stats import BlockAux
 from interaction.ops import router
+from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.ops.ring_attention import Ring
 from interaction.ops.short_convolution import TAPS, short_convolution

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from interaction.config import ModelConfig
-from interaction.distributed.products import dense
 from interaction.modules.first.video_in import PATCH, fold
+from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 

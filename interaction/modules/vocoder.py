@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from interaction.config import AudioConfig, VocoderConfig
-from interaction.distributed.products import dense
 from interaction.ops import causal, source_filter
+from interaction.ops.dense import dense
 from interaction.ops.layers import run_stack, unstack
 from interaction.ops.mel import mel_filterbank
 from interaction.types import Array, Params

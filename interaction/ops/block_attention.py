@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from interaction.ops.dense import exact
+from interaction.ops.dense import matmul
 from interaction.types import Array
 
 FIRST = 16  # positions of a session that long layers see for ever (arXiv 2309.17453 shows the need)
 # Keys in a block. XLA's dot on CPUs takes another path, with other bits, for narrower ones.
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 64, 512
-ROWS = 12  # a multiple of so many rows has the same bits for any number of rows, see `ops.dense`
 
 
 class Part(NamedTuple):
@@ -38,11 +37,6 @@ def no_part(like: Array) -> Part:
     """The part of no keys for rows float[..., rows, k]."""
     top = jnp.full(like.shape[:-1], -jnp.inf, jnp.float32)
     return Part(top, jnp.zeros_like(top), jnp.zeros(like.shape, jnp.float32))
-
-
-def matmul(a: Array, b: Array) -> Array:
-    """Product of the last two axes of float[..., m, k] and float[..., k, n], float32[..., m, n]."""
-    return jnp.matmul(a, b, precision=exact(a, b), preferred_element_type=jnp.float32)
 
 
 def visit(scores: Array, values: Array) -> Part:
@@ -72,16 +66,21 @@ def finish(part: Part) -> Array:
     return part.mixed / jnp.where(part.total == 0, 1.0, part.total)[..., None]
 
 
-def sharpening(index: Array, visible: int, start: int) -> Array:
-    """Factor of the scores where a query sees more than `start` keys (Inkling's log scaling).
+def sharpen(x: Array, index: Array, visible: int, start: int) -> Array:
+    """Scales queries that see more than `start` keys, or their states (Inkling's log scaling).
+
+    Scores are scaled through them: a factor of the scores would be fused with a later subtraction
+    in some programs and not in others, with other bits.
 
     Args:
-      index: int32[...], index of the query in its session.
+      x: float[t, h, k].
+      index: int32[t], index of the query in its session.
       visible: Most keys that a query sees.
       start: Number of keys from which scores grow.
 
     Returns:
-      float32[...], 1 + 0.1 * log(keys / start), at least 1.
+      [t, h, k] in x's dtype, times 1 + 0.1 * log(keys / start) where that is more than 1.
     """
     keys = jnp.minimum(index + 1, visible).astype(jnp.float32)
-    return 1.0 + 0.1 * jnp.log(jnp.maximum(keys / start, 1.0))
+    factor = 1.0 + 0.1 * jnp.log(jnp.maximum(keys / start, 1.0))
+    return (x.astype(jnp.float32) * factor[:, None, None]).astype(x.dtype)

@@ -1,14 +1,17 @@
-"""Product of the last axis with a weight matrix."""
+"""Products of matrices whose bits in a row do not depend on the number of rows."""
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from interaction.types import Array
+from pallas_kernels.implementation import platform
 
-# XLA's dot on CPUs computes rows beyond the last full tile by another path, with other bits. A
-# multiple of 12 rows fills all tiles, so the bits of a row do not depend on the number of rows.
+# XLA's dot on CPUs divides the sums of few rows among threads, and long sums into parts, by the
+# number of rows. With at least so many rows and sums of at most so many numbers, a row has the same
+# bits for any number of rows (as compiled with `distributed.xla_options`).
 _ROWS = 12
+_RUN = 256
 
 
 def exact(a: Array, b: Array) -> jax.lax.Precision | None:
@@ -24,9 +27,37 @@ def exact(a: Array, b: Array) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if a.dtype == b.dtype == jnp.float32 else None
 
 
-def dense(
-    x: Array, weight: Array, dtype: DTypeLike | None = None, *, pad_rows: bool = True
-) -> Array:
+def matmul(a: Array, b: Array, dtype: DTypeLike = jnp.float32) -> Array:
+    """Product of the last two axes, summed in float32.
+
+    Args:
+      a: float[..., m, k].
+      b: float[..., k, n], with the same leading axes.
+      dtype: Dtype of the result, rounded to once.
+
+    Returns:
+      [..., m, n] in `dtype`.
+    """
+    if platform() != "cpu":
+        return jnp.matmul(a, b, precision=exact(a, b), preferred_element_type=dtype)
+    m, k = a.shape[-2:]
+    a = jnp.pad(a, (*[(0, 0)] * (a.ndim - 2), (0, max(_ROWS - m, 0)), (0, 0))) if m < _ROWS else a
+    wide = dtype if k <= _RUN else jnp.float32
+    out, *parts = (
+        jnp.matmul(
+            a[..., at : at + _RUN],
+            b[..., at : at + _RUN, :],
+            precision=exact(a, b),
+            preferred_element_type=wide,
+        )
+        for at in range(0, k, _RUN)
+    )
+    for part in parts:
+        out = out + part
+    return out[..., :m, :].astype(dtype)
+
+
+def dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:
     """Multiplies [..., d] by [d, f] as one product of two matrices.
 
     The product is computed in the weight's dtype. Flattening first keeps XLA's CPU backend from
@@ -36,16 +67,10 @@ def dense(
       x: float[..., d].
       weight: float[d, f].
       dtype: Dtype of the result, rounded to once; None takes that of `x`.
-      pad_rows: Whether rows are padded to a multiple of 12, so that the bits of a row do not
-        depend on the number of rows. Only a call for a single session may omit it.
 
     Returns:
       [..., f] in `dtype`.
     """
     rows = x.reshape(-1, x.shape[-1]).astype(weight.dtype)
-    left_over = -len(rows) % _ROWS if pad_rows else 0
-    padded = jnp.pad(rows, ((0, left_over), (0, 0))) if left_over else rows
-    kind = x.dtype if dtype is None else dtype
-    precision = exact(padded, weight)
-    out = jnp.matmul(padded, weight, precision=precision, preferred_element_type=kind)
-    return out[: len(rows)].reshape(*x.shape[:-1], weight.shape[-1])
+    out = matmul(rows, weight, x.dtype if dtype is None else dtype)
+    return out.reshape(*x.shape[:-1], weight.shape[-1])

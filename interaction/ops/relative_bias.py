@@ -6,7 +6,7 @@ head mix them into one profile. Beyond the extent the bias is 0.
 
 import jax.numpy as jnp
 
-from interaction.ops.dense import exact
+from interaction.ops.dense import matmul
 from interaction.types import Array
 
 
@@ -29,10 +29,7 @@ def block_bias(states: Array, bank: Array, first: Array | int, keys: int) -> Arr
     profiles = jnp.take(bank, jnp.where(inside, distance, 0), axis=1)
     profiles = jnp.where(inside, profiles, jnp.zeros_like(profiles))
     rows = states.transpose(1, 0, 2).reshape(h * t, r)
-    mixed = jnp.matmul(
-        rows, profiles, precision=exact(rows, profiles), preferred_element_type=jnp.float32
-    )
-    return _skew(mixed.reshape(h, t, t + keys - 1))
+    return _skew(matmul(rows, profiles).reshape(h, t, t + keys - 1))
 
 
 def _skew(x: Array) -> Array:

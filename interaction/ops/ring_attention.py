@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from interaction.ops import block_attention as blocks
-from interaction.ops.block_attention import FIRST, Part, matmul
+from interaction.ops.block_attention import FIRST, Part
+from interaction.ops.dense import matmul
 from interaction.ops.relative_bias import block_bias
 from interaction.ops.sequence_attention import Sight
 from interaction.types import Array
@@ -110,21 +111,18 @@ def _session(
     s, g = ring.k.shape[:2]
     size = blocks.key_block(sight.window)
     number = s // size
-    pad = ((0, -t % blocks.ROWS), (0, 0), (0, 0))
-    q, states = jnp.pad(q, pad), jnp.pad(states, pad)
-    rows = q.reshape(len(q), g, -1, dim).transpose(1, 2, 0, 3).reshape(g, -1, dim)
-    heads = rows.shape[1] // len(q)
-    index = written + jnp.arange(len(q))
-    factor = 1.0
+    index = written + jnp.arange(t)
     if sight.sharpen_from:
-        factor = blocks.sharpening(index, sight.window + sight.first, sight.sharpen_from)
-        factor = jnp.tile(factor, heads)[:, None]
+        visible = sight.window + sight.first
+        q, states = (blocks.sharpen(x, index, visible, sight.sharpen_from) for x in (q, states))
+    rows = q.reshape(t, g, -1, dim).transpose(1, 2, 0, 3).reshape(g, -1, dim)
+    heads = h // g
 
     def part(k: Array, v: Array, at: Array, seen: Array) -> Part:
         """The part of the block `at` of keys float[size, g, k] in the session's order."""
         products = matmul(rows, k.transpose(1, 2, 0)) * (1.0 / dim)
         bias = block_bias(states, bank, written - at * size, size)
-        scores = (products + bias.reshape(products.shape)) * factor
+        scores = products + bias.reshape(products.shape)
         scores = jnp.where(jnp.tile(seen, (heads, 1)), scores, -jnp.inf)
         return blocks.visit(scores, v.transpose(1, 0, 2))
 
@@ -144,11 +142,11 @@ def _session(
         rest = ((0, size - FIRST), (0, 0), (0, 0))
         k, v = jnp.pad(ring.first_k, rest), jnp.pad(ring.first_v, rest)
         away = (newest >= number) & (jnp.arange(size) < sight.first)  # the ring has lost block 0
-        total = part(k, v, jnp.int32(0), jnp.broadcast_to(away, (len(q), size)))
+        total = part(k, v, jnp.int32(0), jnp.broadcast_to(away, (t, size)))
     if number <= _UNROLLED:
         for i in range(number):
             total = blocks.add(total, jax.tree.map(lambda leaf, i=i: leaf[i], parts))
     else:
         total = jax.lax.scan(lambda x, one: (blocks.add(x, one), None), total, parts)[0]
-    out = blocks.finish(total).reshape(g, heads, len(q), dim).transpose(2, 0, 1, 3)
-    return out.reshape(len(q), h, dim)[:t].astype(q.dtype)
+    out = blocks.finish(total).reshape(g, heads, t, dim).transpose(2, 0, 1, 3)
+    return out.reshape(t, h, dim).astype(q.dtype)

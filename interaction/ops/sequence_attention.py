@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from interaction.ops import block_attention as blocks
-from interaction.ops.block_attention import matmul
+from interaction.ops.dense import matmul
 from interaction.ops.relative_bias import block_bias
 from interaction.types import Array
 from pallas_kernels.varying import vary, varying
 
-QUERIES = 32 * blocks.ROWS  # most queries of a block
+QUERIES = 384  # most queries of a block
 
 
 class Sight(NamedTuple):
@@ -51,12 +51,18 @@ def attention_sequence(
     t = q.shape[1]
     axes = varying(q, k, v, states, bank, start)  # see `ops.attention.attention_blockwise`
     q, k, v, states, bank = (vary(x, axes) for x in (q, k, v, states, bank))
-    size = min(QUERIES, t + -t % blocks.ROWS)
+    size = min(QUERIES, t)
     pad = ((0, 0), (0, -t % size), (0, 0), (0, 0))
     q, states = jnp.pad(q, pad), jnp.pad(states, pad)
 
+    start = vary(jnp.asarray(start, jnp.int32), axes)
+
     def session(rows: tuple) -> Array:
-        return _session(*rows, bank, vary(jnp.asarray(start, jnp.int32), axes), sight, size)
+        q, k, v, states = rows
+        if sight.sharpen_from:
+            visible, index = sight.window + sight.first, start + jnp.arange(len(q))
+            q, states = (blocks.sharpen(x, index, visible, sight.sharpen_from) for x in (q, states))
+        return _session(q, k, v, states, bank, start, sight, size)
 
     return jax.lax.map(session, (q, k, v, states))[:, :t]
 
@@ -78,15 +84,7 @@ class _Block(NamedTuple):
         distance = self.index[:, None] - key
         seen = (distance >= 0) & ((distance < sight.window) | (key < sight.first))
         heads = scores.shape[1] // len(self.index)
-        return jnp.where(jnp.tile(seen, (heads, 1)), scores * self.factor(sight, heads), -jnp.inf)
-
-    def factor(self, sight: Sight, heads: int) -> Array | float:
-        """Factor of the scores, float32[rows, 1]."""
-        if not sight.sharpen_from:
-            return 1.0
-        visible = sight.window + sight.first
-        factor = blocks.sharpening(self.index, visible, sight.sharpen_from)
-        return jnp.tile(factor, heads)[:, None]
+        return jnp.where(jnp.tile(seen, (heads, 1)), scores, -jnp.inf)
 
     def visits(self, sight: Sight, size: int, count: int) -> tuple[Array, Array]:
         """Range of visits; the first one is to block 0 if that lies before the window's blocks."""
@@ -147,7 +145,6 @@ def _backward(sight: Sight, size: int, saved: tuple, d_out: Array) -> tuple:
         mine = _Block(_to_rows(q, groups), states, index)
         out, d_out = _to_rows(out, groups), _to_rows(d_out, groups)
         along = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
-        heads = mine.rows.shape[1] // size
 
         def visit(turn: Array, state: tuple) -> tuple:
             d_rows, d_states, d_keys, d_values, d_bank = state
@@ -155,7 +152,7 @@ def _backward(sight: Sight, size: int, saved: tuple, d_out: Array) -> tuple:
             scores = mine.scores(bank, keys[at], at, sight)
             weights = jnp.exp(scores - log_total[..., None])
             d_weights = matmul(d_out, values[at].swapaxes(1, 2))
-            d_scores = weights * (d_weights - along[..., None]) * mine.factor(sight, heads)
+            d_scores = weights * (d_weights - along[..., None])
 
             def bias(states: Array, bank: Array) -> Array:
                 return block_bias(states, bank, index[0] - at * keys.shape[2], keys.shape[2])

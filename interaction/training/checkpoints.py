@@ -25,7 +25,7 @@ from etils import epath
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from interaction.distributed.xla_options import step_compiler_options
+from interaction.distributed.xla_options import compiler_options
 from interaction.pretrained.fingerprints import fold
 from interaction.pretrained.lazy_array import Index, LazyArray
 from interaction.pretrained.store import WEIGHTS, load_model
@@ -158,7 +158,7 @@ def _fingerprint(where: NamedSharding | None) -> Any:  # noqa: ANN401
     return jax.jit(
         lambda leaves: jnp.stack([fold(leaf, (0,) * leaf.ndim, jnp) for leaf in leaves]),
         out_shardings=where,
-        compiler_options=step_compiler_options(jax.default_backend()),
+        compiler_options=compiler_options(jax.default_backend()),
     )
 
 

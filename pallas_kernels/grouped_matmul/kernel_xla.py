@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from pallas_kernels.varying import vary, varying
 
-# Rows of a tile. All products have the same number of rows, because XLA's dot on CPUs uses other
-# code for few rows, which rounds differently. With a multiple of 12 and 16, it uses the same code
-# for all rows of a tile.
+# Rows of a tile, where groups have many rows and where they have few. XLA's dot on CPUs uses other
+# code for fewer than 12 rows, which rounds differently. With a multiple of 12, it uses the same
+# code for all rows of a tile, and the same for both tiles.
 _TILE = 48
+_SMALL_TILE = 12
 _OUTER_TILE = 80  # rows that one product sums for the gradient of the weights
 
 
@@ -42,7 +43,8 @@ def matmul(
       [m, n] in lhs' dtype, zero in rows that belong to no group.
     """
     del interpret
-    rows, padded = len(lhs), _at_least(lhs, _TILE)
+    size = _TILE if len(lhs) >= _TILE * len(rhs) else _SMALL_TILE
+    rows, padded = len(lhs), _at_least(lhs, size)
 
     def group(index: jax.Array, out: jax.Array) -> jax.Array:
         weights = jax.lax.dynamic_index_in_dim(rhs, index, keepdims=False).astype(jnp.float32)
@@ -50,14 +52,14 @@ def matmul(
 
         def tile(at: jax.Array, own: jax.Array, out: jax.Array) -> jax.Array:
             product = jnp.matmul(
-                _rows(padded, at, _TILE).astype(jnp.float32),
+                _rows(padded, at, size).astype(jnp.float32),
                 weights,
                 precision=jax.lax.Precision.HIGHEST,
             )
-            product = jnp.where(own, product.astype(out.dtype), _rows(out, at, _TILE))
+            product = jnp.where(own, product.astype(out.dtype), _rows(out, at, size))
             return jax.lax.dynamic_update_slice_in_dim(out, product, at, 0)
 
-        return _over_tiles(tile, starts[index], ends[index], len(padded), _TILE, out)
+        return _over_tiles(tile, starts[index], ends[index], len(padded), size, out)
 
     out = jnp.zeros((len(padded), rhs.shape[1 if transpose_rhs else 2]), lhs.dtype)
     return _over_groups(group, starts, ends, vary(out, varying(lhs)))[:rows]

@@ -129,6 +129,7 @@ def test_train_flops_are_three_forwards(
 
 def test_forward_flops_against_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experts, "chosen_experts", few_experts)
+    monkeypatch.setattr(dense, "_ROWS", 1)
     tiny = PRESETS["tiny"]()
     wide = dataclasses.replace(tiny.transformer, dim=512, expert_ffn=256, heads=4, head_dim=32)
     config, turns = dataclasses.replace(tiny, transformer=wide), 4

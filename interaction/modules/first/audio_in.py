@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 
 from interaction.config import ModelConfig
-from interaction.distributed.products import dense
 from interaction.ops import dmel
+from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from interaction.config import FirstTransformerConfig
 from interaction.distributed import experts
 from interaction.distributed.collectives import EXPERTS, TENSOR, gather, local
-from interaction.distributed.products import column_dense, dense
+from interaction.distributed.products import column_dense
 from interaction.modules.first.layer_attention import AttentionContext, attend
 from interaction.modules.memory import Cache
 from interaction.modules.router_stats import BlockAux
 from interaction.ops import rope, router
+from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 

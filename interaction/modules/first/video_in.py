@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from interaction.config import ModelConfig
-from interaction.distributed.products import dense
+from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 
