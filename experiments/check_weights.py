@@ -70,7 +70,8 @@ class Ours:
           bins: int[4 * m, mels], dMel frames of all sequences in order.
         """
         parts = self.backbone
-        x = embed_tokens(parts["text_in"], (ids + Special.COUNT) % self.config.vocab)
+        tokens = jnp.asarray((ids + Special.COUNT) % self.config.vocab)
+        x = embed_tokens(parts["text_in"], tokens)
         if patches is not None:
             rows = VideoIn(self.model).apply({"params": parts["video_in"]}, patches)
             x = x.at[np.nonzero(ids == reference.IMAGE)].set(rows[:, 0])

@@ -118,7 +118,7 @@ def inkling() -> ModelConfig:
         ),
         divisor=24.0,
     )
-    transformer = dataclasses.replace(config.transformer, sliding_kv_heads=16)
+    transformer = dataclasses.replace(config.decoder, sliding_kv_heads=16)
     return dataclasses.replace(config, transformer=transformer)
 
 
@@ -147,14 +147,14 @@ def background_demo() -> ModelConfig:
     The same size lets its training start from the weights of `demo`. Its training sessions last 16
     seconds: with longer windows it reads worse after a minute of talk, not better.
     """
-    transformer = dataclasses.replace(demo().transformer, window=192, long_window=432)
+    transformer = dataclasses.replace(demo().decoder, window=192, long_window=432)
     return _beside(demo(), transformer)
 
 
 def background_base() -> ModelConfig:
     """4.2B parameters, background model of `base`: twice as wide, one and a half times as deep."""
     transformer = dataclasses.replace(
-        base().transformer,
+        base().decoder,
         dim=2_048,
         layers=24,
         heads=16,
@@ -166,7 +166,7 @@ def background_base() -> ModelConfig:
 
 def background_small() -> ModelConfig:
     """Background model of `small`: the transformer of `medium`, with a window of 87 minutes."""
-    transformer = dataclasses.replace(medium().transformer, long_window=131_072)
+    transformer = dataclasses.replace(medium().decoder, long_window=131_072)
     return _beside(small(), transformer)
 
 

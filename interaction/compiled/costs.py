@@ -17,7 +17,7 @@ from interaction.compiled.slices import Slice, find_slice
 from interaction.config import ModelConfig, SpeechConfig
 from interaction.distributed.sharding import cast_params
 from interaction.model import session_state
-from interaction.model.decoder import kinds
+from interaction.model.layer_stacks import kinds
 from interaction.model.parameters import init_model_params
 from interaction.ops.block_attention import key_block
 from pallas_kernels.chips import CHIPS

@@ -15,9 +15,9 @@ from interaction.distributed.sharding import gather_and_cast
 from interaction.model.turn_inputs import Arrivals, TurnInputs
 from interaction.modules import audio_in, text, video_in
 from interaction.modules.first import (
-    audio_in as first_audio_in,
-    text as first_text,
-    video_in as first_video_in,
+    first_audio_in,
+    first_text,
+    first_video_in,
 )
 from interaction.types import Array, Params, Special
 

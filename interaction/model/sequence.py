@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from interaction.config import FirstTransformerConfig, ModelConfig
 from interaction.distributed.collectives import AXES, SEQUENCE, axis_index, axis_size
 from interaction.distributed.sharding import gather_and_cast
-from interaction.model.decoder import run_decoder, separate_layers
+from interaction.model.decoder import run_decoder
 from interaction.model.heads import Outputs, apply_heads
+from interaction.model.layer_stacks import separate_layers
 from interaction.model.positions import embed, take_positions
 from interaction.model.turn_inputs import Arrivals, TurnInputs
 from interaction.modules.router_stats import BlockAux

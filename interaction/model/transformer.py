@@ -7,8 +7,8 @@ from jax.sharding import PartitionSpec
 
 from interaction.config import FirstTransformerConfig, ModelConfig
 from interaction.distributed.collectives import FSDP, SESSIONS, TENSOR, axis_size
-from interaction.model import decoder
-from interaction.model.first import layers as first_layers, ring_caches as first_ring_caches
+from interaction.model import decoder, layer_stacks
+from interaction.model.first import first_layers, ring_caches as first_ring_caches
 from interaction.model.positions import Positions
 from interaction.modules.memory import LONG, Memory
 from interaction.modules.router_stats import BlockAux
@@ -71,7 +71,7 @@ def separate_layers(backbone: Params) -> Params:
     """The parameters with separate layers instead of stacked ones, see `ops.layers.run_stack`."""
     if "sink" in backbone[LONG]:
         return first_layers.separate_layers(backbone)
-    return decoder.separate_layers(backbone)
+    return layer_stacks.separate_layers(backbone)
 
 
 def init_layers(config: ModelConfig, key: Array) -> Params:
@@ -83,4 +83,4 @@ def init_layers(config: ModelConfig, key: Array) -> Params:
     """
     if isinstance(config.transformer, FirstTransformerConfig):
         return first_layers.init_layers(config.transformer, key)
-    return decoder.init_layers(config.transformer, key)
+    return layer_stacks.init_layers(config.transformer, key)

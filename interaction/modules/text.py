@@ -72,7 +72,7 @@ class Heads(nn.Module):
           Text logits float32[b, n, v], transcript logits float32[b, n, audio_positions, v], and the
           normalised hidden state float[b, n, d] that conditions speech.
         """
-        cfg = self.config.transformer
+        cfg = self.config.decoder
         x = jnp.concatenate([audio, text[:, :, None]], axis=2)
         x = rms_norm(x, self.param("norm", nn.initializers.ones, (cfg.dim,)))
         shape = (cfg.dim, local(self.config.vocab, TENSOR))

@@ -6,14 +6,15 @@ joined; the convolutions do not overlap and are matrix products, and no patch de
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from interaction.config import ModelConfig
-from interaction.modules.first.video_in import PATCH, fold
 from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 
+PATCH = 40  # pixels on a side of a patch
 FOLDS = (5, 2, 4)
 # Means and deviations of RGB in [0, 1] in the training of CLIP (arXiv 2103.00020)
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -33,6 +34,15 @@ def split_patches(frames: Array) -> Array:
     side = size // PATCH
     grid = frames.reshape(b, pair, side, PATCH, side, PATCH, channels)
     return grid.transpose(0, 2, 4, 1, 3, 5, 6).reshape(b, -1, pair, PATCH, PATCH, channels)
+
+
+def fold(x: Array, stride: int) -> Array:
+    """Moves r x r neighbours into the channel: [..., s, s, c] -> [..., s/r, s/r, r*r*c]."""
+    *lead, size, _, channels = x.shape
+    side = size // stride
+    x = x.reshape(*lead, side, stride, side, stride, channels)
+    x = jnp.moveaxis(x, -4, -3)
+    return x.reshape(*lead, side, side, stride * stride * channels)
 
 
 class VideoIn(nn.Module):

@@ -16,14 +16,13 @@ import numpy as np
 from flax import traverse_util
 
 from interaction.config import TransformerConfig
-from interaction.model.decoder import (
+from interaction.model.layer_stacks import (
     FIRST_DENSE,
     FIRST_LONG,
     FIRST_SLIDING,
-    LONG,
-    SLIDING,
     init_layers,
 )
+from interaction.modules.memory import LONG, SLIDING
 from interaction.modules.video_in import FOLDS
 from interaction.pretrained import released_arrays as forms
 from interaction.pretrained.inkling_config import MELS, BackboneConfig

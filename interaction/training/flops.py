@@ -13,7 +13,7 @@ from interaction.compiled.costs import (
 )
 from interaction.compiled.slices import Slice
 from interaction.config import ModelConfig
-from interaction.model.decoder import kinds
+from interaction.model.layer_stacks import kinds
 from interaction.training.speech_loss import flow_rows
 
 _BACKWARD = 3  # FLOPs of forward and backward pass over those of the forward pass

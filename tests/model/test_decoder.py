@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from interaction.config import TransformerConfig
-from interaction.model.decoder import (
+from interaction.model.decoder import init_memory, run_decoder
+from interaction.model.layer_stacks import (
     FIRST_DENSE,
     FIRST_LONG,
     FIRST_SLIDING,
     init_layers,
-    init_memory,
-    run_decoder,
     separate_layers,
 )
 from interaction.model.positions import Positions

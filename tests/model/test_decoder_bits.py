@@ -11,7 +11,8 @@ import pytest
 from interaction.config import ModelConfig, TransformerConfig
 from interaction.distributed import sharding
 from interaction.distributed.xla_options import compiler_options
-from interaction.model.decoder import init_layers, init_memory, run_decoder
+from interaction.model.decoder import init_memory, run_decoder
+from interaction.model.layer_stacks import init_layers
 from interaction.model.positions import Positions
 from interaction.modules.memory import Memory
 from interaction.modules.text import Heads

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from interaction.config import FirstTransformerConfig
 from interaction.distributed.collectives import TENSOR, local
-from interaction.model.first.layers import run_layers
+from interaction.model.first.first_layers import run_layers
 from interaction.model.positions import Positions
 from interaction.modules.first.layer_attention import RingKeys
 from interaction.modules.memory import LONG, SLIDING, Cache, Memory

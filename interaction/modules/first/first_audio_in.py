@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from interaction.config import ModelConfig
+from interaction.config import FirstTransformerConfig, ModelConfig
 from interaction.ops import dmel
 from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
@@ -29,6 +29,8 @@ class AudioIn(nn.Module):
           float[b, n, audio_positions, d].
         """
         cfg = self.config
+        if not isinstance(cfg.transformer, FirstTransformerConfig):
+            raise TypeError(f"transformer: got {cfg.transformer!r}, wanted the first one")
         shape = (cfg.audio.mels, cfg.audio.bins, cfg.transformer.frame_dim)
 
         def table(name: str) -> Array:

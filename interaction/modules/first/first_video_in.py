@@ -6,14 +6,13 @@ patch depends on another.
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from interaction.config import ModelConfig
+from interaction.modules.video_in import PATCH, fold
 from interaction.ops.dense import dense
 from interaction.ops.norm import rms_norm
 from interaction.types import Array
 
-PATCH = 40  # pixels on a side of a patch
 STRIDES = (5, 4, 2)
 
 
@@ -26,15 +25,6 @@ def split_patches(frame: Array) -> Array:
     side = size // PATCH
     grid = frame.reshape(b, side, PATCH, side, PATCH, channels).transpose(0, 1, 3, 2, 4, 5)
     return grid.reshape(b, side * side, PATCH, PATCH, channels)
-
-
-def fold(x: Array, stride: int) -> Array:
-    """Moves r x r neighbours into the channel: [..., s, s, c] -> [..., s/r, s/r, r*r*c]."""
-    *lead, size, _, channels = x.shape
-    side = size // stride
-    x = x.reshape(*lead, side, stride, side, stride, channels)
-    x = jnp.moveaxis(x, -4, -3)
-    return x.reshape(*lead, side, side, stride * stride * channels)
 
 
 class VideoIn(nn.Module):
