@@ -44,17 +44,12 @@ TARGETS = {"loss": 1e-5, "gradients": 1e-4, "replies": 1e-5, "tokens": 0.0}
 
 
 def small_model() -> ModelConfig:
-    """`tiny` with a dense layer, and eight heads and experts, which every axis divides.
-
-    With two audio positions a step has so few tokens that one device runs the same kernel as a mesh
-    does. Another kernel rounds otherwise, and a pulse of the vocoder may then fall on the sample
-    beside.
-    """
+    """`tiny` with a dense layer, and eight heads and experts, which every axis divides."""
     model = presets.tiny()
     heads = {"heads": 8, "kv_heads": 8, "sliding_kv_heads": 8}
     sizes = {"layers": 4, "dense_layers": 1, "dense_ffn": 32, "experts": 8, **heads}
     transformer = dataclasses.replace(model.decoder, **sizes)
-    return dataclasses.replace(model, transformer=transformer, audio_positions=2)
+    return dataclasses.replace(model, transformer=transformer)
 
 
 def meshes() -> Iterator[dict[str, int]]:

@@ -12,9 +12,10 @@ import pytest
 import interaction
 from interaction import dtype_policy, presets
 from interaction.config import FirstTransformerConfig
-from interaction.distributed import sharding
+from interaction.distributed import experts, sharding
 from interaction.modules import vocoder
 from interaction.modules.speech_out import generate_mel
+from interaction.ops import dense
 from interaction.pretrained.tree_paths import flatten
 from interaction.training import vocoder_loss
 from interaction.types import Special
@@ -100,9 +101,11 @@ def _products(jaxpr: jax.extend.core.Jaxpr, times: int) -> list[tuple[str, int]]
     return found
 
 
-def test_hardly_any_product_of_a_large_step_is_in_float32() -> None:
+def test_hardly_any_product_of_a_large_step_is_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the experts, which are kernels: router, mel front end, pitch and filters are."""
     config = presets.small()
+    for module in (dense, experts):
+        monkeypatch.setattr(module, "platform", lambda: "tpu")
     traced = golden.trace_step(config, {}, 1)
     products = _products(traced.jaxpr, 1)
     exact = sum(size for kinds, size in products if "float32" in kinds)

@@ -22,10 +22,11 @@ from pallas_kernels.gather_gemv import gather_gemv
 from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.implementation import platform
 
-# Number of tokens up to which reading the chosen experts' weights takes most of the time. A mesh of
-# CPUs, whose caches hold the weights of a small model, exchanges fewer tokens already.
+# Number of tokens up to which reading the chosen experts' weights takes most of the time. On CPUs,
+# whose caches hold the weights of a small model, one kernel for any number of tokens takes as long
+# and sums in one order.
 _FEW = 128
-_FEW_ON_CPU = 32
+_FEW_ON_CPU = 0
 # A device has room for all rows that may arrive, n times its even share, if these take few bytes.
 # Otherwise it has room for some even shares, up to some bytes, and takes the rest in further chunks
 # of the all-to-all. It always has room for the rows of its tokens, which are one even share.
@@ -97,14 +98,11 @@ def chosen_experts(x: Array, chosen: Array, weights: Array, experts: Experts) ->
     Returns:
       [t, d] in x's dtype.
     """
-    on_cpu = platform() == "cpu"
+    few = _FEW_ON_CPU if platform() == "cpu" else _FEW
     if axis_size(*EXPERTS) > 1:
-        few = _FEW_ON_CPU if on_cpu else _FEW
         dispatch = _tokens_everywhere if len(x) * axis_size(EXPERT) <= few else _exchanged
     else:
-        # One kernel for any number of tokens: on CPUs the two sum in different orders, and sorting
-        # a few tokens takes little time.
-        dispatch = _streamed if len(x) <= _FEW and not on_cpu else _sorted_by_expert
+        dispatch = _streamed if len(x) <= few else _sorted_by_expert
     return dispatch(x, chosen, weights, experts)
 
 
@@ -175,7 +173,10 @@ def _sorted_by_expert(x: Array, chosen: Array, weights: Array, experts: Experts)
     sizes = jnp.sum(chosen.reshape(-1, 1) == jnp.arange(experts.count), axis=0, dtype=jnp.int32)
     rows = _permute(jnp.repeat(x, k, axis=0), order, back)
     parts = _permute(experts.feed_forward(rows, sizes), back, order).reshape(t, k, -1)
-    return jnp.sum(parts.astype(jnp.float32) * weights[..., None], axis=1).astype(x.dtype)
+    total = jnp.zeros(x.shape, jnp.float32)
+    for at in range(k):  # as the exchange sums
+        total = total + weights[:, at, None] * parts[:, at].astype(jnp.float32)
+    return total.astype(x.dtype)
 
 
 @jax.custom_vjp

@@ -55,7 +55,13 @@ class Stack(NamedTuple):
 
 
 def first_group(cfg: TransformerConfig, backbone: Params, bias: Array) -> list[Stack]:
-    """The stacks of the first group, if it has parameters of its own."""
+    """The stacks of the first group, if it has parameters of its own.
+
+    Args:
+      cfg: Configuration of the transformer.
+      backbone: Parameters, with the layers stacked or separate.
+      bias: float32[l, e], selection bias of the routers.
+    """
     dense, sliding = cfg.dense_layers, cfg.long_every - 1
     if not dense:
         return []
@@ -76,7 +82,7 @@ class ExpertStack(NamedTuple):
     first: int  # index of the first layer among the layers of its kind
 
     def of_layer(self, cfg: TransformerConfig, index: Array) -> Experts:
-        """The experts of the layer `index` of its kind, on a mesh those of one device."""
+        """The experts of the layer int32[] of its kind, on a mesh those of one device."""
         count = local(cfg.experts, *EXPERTS)
         return Experts(self.gate, self.up, self.down, count, (index - self.first) * count)
 

@@ -37,7 +37,7 @@ def split_patches(frames: Array) -> Array:
 
 
 def fold(x: Array, stride: int) -> Array:
-    """Moves r x r neighbours into the channel: [..., s, s, c] -> [..., s/r, s/r, r*r*c]."""
+    """Moves r x r neighbours of float[..., s, s, c] into the channel: [..., s/r, s/r, r*r*c]."""
     *lead, size, _, channels = x.shape
     side = size // stride
     x = x.reshape(*lead, side, stride, side, stride, channels)

@@ -16,9 +16,9 @@ from interaction import presets
 from interaction.model import session_state, streaming
 from interaction.model.positions import Positions
 from interaction.model.session_state import StreamState
+from interaction.modules.memory import Memory
 from interaction.modules.vocoder import VocoderState
 from interaction.ops import sampling
-from interaction.ops.ring import RingClock
 from interaction.types import Array, Chunk, Special
 from tests.support import random_params
 
@@ -110,10 +110,8 @@ def step(logits: np.ndarray) -> Callable:
         transcript = jnp.zeros((b, n, CONFIG.audio_positions, CONFIG.vocab))
         return jnp.broadcast_to(logits, (b, n, CONFIG.vocab)), transcript, jnp.zeros((b, n, d))
 
-    def run_cached(
-        cfg: object, params: object, positions: Positions, rings: RingClock, caches: dict
-    ) -> tuple:
-        return positions.x, rings, caches, None
+    def run_cached(config: object, params: object, positions: Positions, memory: Memory) -> tuple:
+        return positions.x, memory, None
 
     def vocoder_step(params: object, state: VocoderState, *rest: object) -> tuple:
         return state, jnp.zeros((len(state.mel), CONFIG.audio.turn_samples))

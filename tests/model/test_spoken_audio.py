@@ -134,11 +134,12 @@ def test_a_micro_turn_that_is_not_said_has_the_mel_of_silence(talk: Talk) -> Non
 
 
 def log_mel(pcm: np.ndarray) -> np.ndarray:
-    """Frames [8, m] of the 3,200 samples behind 400 of context: each the last 800 at its end."""
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(800) / 800)
-    frames = np.stack([pcm[start : start + 800] for start in range(0, 3_200, 400)])
-    magnitude = np.abs(np.fft.rfft(frames * window, n=1_024))
-    return np.log10(np.maximum(magnitude @ mel.mel_filterbank(CONFIG.audio), 1e-10))
+    """Frames [4, m] of the 3,200 samples behind 800 of context: each the last 1,600 at its end."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1_600) / 1_600)
+    frames = np.stack([pcm[start : start + 1_600] for start in range(0, 3_200, 800)])
+    magnitude = np.abs(np.fft.rfft(frames * window))
+    bank = mel.mel_filterbank(CONFIG.audio.user, CONFIG.audio)
+    return np.log10(np.maximum(magnitude @ bank, 1e-10))
 
 
 def levels(log_mel: np.ndarray) -> np.ndarray:
@@ -148,14 +149,14 @@ def levels(log_mel: np.ndarray) -> np.ndarray:
 
 def numpy_inputs(talk: Talk, session: int) -> TurnInputs:
     """What the transformer reads in all micro-turns of one session, by NumPy."""
-    pcm = np.pad(talk.user[session].ravel().astype(np.float64), (400, 0))
-    user = [log_mel(pcm[turn * SAMPLES :][: SAMPLES + 400]) for turn in range(TURNS)]
+    pcm = np.pad(talk.user[session].ravel().astype(np.float64), (800, 0))
+    user = [log_mel(pcm[turn * SAMPLES :][: SAMPLES + 800]) for turn in range(TURNS)]
     before = talk.states[:-1]
     said = np.stack([state.mel[session] for state in before])
     return TurnInputs(
         user=levels(np.stack(user)),
-        # Of 16 frames of 200 samples, one micro-turn earlier, those that end where 400 do.
-        self_audio=levels(said[:, [1, 3, 5, 7, 9, 11, 13, 15]]),
+        # Of 16 frames of 200 samples, one micro-turn earlier, those that end where 800 do.
+        self_audio=levels(said[:, [3, 7, 11, 15]]),
         self_audio_gain=np.ones(TURNS),
         user_transcript=np.stack([state.user_transcript[session] for state in before]),
         last=np.concatenate([[SILENT], TEXT[session, :-1]]),

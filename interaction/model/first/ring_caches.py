@@ -46,7 +46,11 @@ def run_cached(
     memory: Memory,
     in_place: bool,
 ) -> tuple[Array, Memory, BlockAux]:
-    """Runs all layers on new positions, see `transformer.run_cached`."""
+    """Runs all layers on new positions, see `transformer.run_cached`.
+
+    Returns:
+      float[b, t, d] of the last layer, the memory with the positions, and the router statistics.
+    """
     clock, keys = ring_keys(cfg, positions.valid, memory)
     x, caches, aux = run_layers(
         cfg,
