@@ -2,6 +2,7 @@ r"""Compiles the train step or the streaming step for a TPU slice, with no TPU.
 
 python -m experiments.compile_tpu --preset=small --topology=v5p-64 --what=step
 python -m experiments.compile_tpu --preset=small --topology=v5p-512 --what=train --json=out/c.json
+python -m experiments.compile_tpu --preset=experiments/configs/inkling_small_lora.py --what=train
 
 libtpu (`pip install interaction[tpu]`) compiles the same functions that run on TPUs, including
 kernels, from shapes alone: no parameter is made. The command prints HBM per chip by kind,
@@ -36,10 +37,11 @@ from interaction.distributed.collectives import DATA, EXPERT, FSDP, SESSIONS
 from interaction.model import session_state, streaming
 from interaction.model.parameters import init_model_params
 from interaction.presets import PRESETS
+from interaction.training.loop import trained_part
 from interaction.training.objective import find_objective
 from interaction.training.optimizer import make_optimizer
 from interaction.training.state import abstract_state, make_train_step
-from interaction.training.train_config import TrainConfig
+from interaction.training.train_config import TrainConfig, load_config
 from interaction.types import Chunk
 from pallas_kernels.chips import TPUS
 
@@ -55,7 +57,7 @@ _GIB = 1 << 30
 class Request(NamedTuple):
     """The program to compile."""
 
-    preset: str
+    preset: str  # name of a preset, or file of a training config
     what: str  # TRAIN or STEP
     topology: str  # name of a TPU slice
     mesh: dict[str, int]  # axis -> size, {} for the default
@@ -104,6 +106,22 @@ class DoesNotFitError(ValueError):
 # The program to compile.
 
 
+def _settings(preset: str) -> TrainConfig:
+    """The training run of a preset, or that of a config file.
+
+    Raises:
+      ValueError: It is neither.
+    """
+    if preset in PRESETS:
+        return TrainConfig(preset, _OBJECTIVE, data="", model=PRESETS[preset]())
+    if not preset.endswith(".py"):
+        raise ValueError(
+            f"--preset: got {preset!r}, wanted one of {', '.join(PRESETS)}, or the file of a "
+            "training config; correct the flag"
+        )
+    return load_config(preset)
+
+
 def default_mesh(what: str, devices: int, config: ModelConfig) -> dict[str, int]:
     """The default mesh: the step splits experts over all devices, training over some of them."""
     experts = math.gcd(config.transformer.experts, devices)
@@ -140,16 +158,15 @@ def _abstract(tree: Any, where: Any) -> Any:  # noqa: ANN401
 
 def train_program(config: ModelConfig, request: Request, mesh: Mesh) -> Program:
     """The train step of backbone and flow head: losses, gradients, optimizer, averages."""
-    settings = TrainConfig(
-        name="compile",
-        objective=_OBJECTIVE,
-        data="",
+    settings = dataclasses.replace(
+        _settings(request.preset),
         model=config,
         batch=request.sessions,
         accumulate=request.accumulate,
         mesh=request.mesh,
     )
-    objective, optimizer = find_objective(_OBJECTIVE, config), make_optimizer(settings)
+    objective = trained_part(find_objective(settings.objective, config), settings)
+    optimizer = make_optimizer(settings)
     state = abstract_state(objective, optimizer, mesh)
     b, n, samples = request.sessions, request.turns, request.turns * config.audio.turn_samples
     batch = {
@@ -281,7 +298,11 @@ def figures(request: Request) -> dict[str, Any]:
     found = find_slice(request.topology)
     devices = topology.topology(request.topology).devices
     chip, share = TPUS[found.chip.name], found.chip.devices
-    config = PRESETS[request.preset]()
+    settings = _settings(request.preset)
+    config = settings.model
+    if request.what == TRAIN and request.preset not in PRESETS:
+        mesh, sessions = request.mesh or dict(settings.mesh), request.sessions or settings.batch
+        request = request._replace(mesh=mesh, sessions=sessions)
     remat = request.remat or config.transformer.remat
     request = request._replace(remat=remat)
     transformer = dataclasses.replace(config.transformer, remat=remat)
@@ -438,7 +459,7 @@ def main(argv: list[str]) -> None:
 
 def define_flags() -> None:
     """Defines the command line."""
-    flags.DEFINE_enum("preset", "small", list(PRESETS), "Model.")
+    flags.DEFINE_string("preset", "small", "A preset, or the file of a training config.")
     flags.DEFINE_string("topology", "v5p-64", "TPU slice: v5p-64, v6e-64, tpu7x-16, v5p:4x4x2.")
     flags.DEFINE_enum("what", STEP, [TRAIN, STEP], "The train step, or the streaming step.")
     flags.DEFINE_list("mesh", [], "axis=size pairs of data, fsdp, expert, sequence, tensor.")

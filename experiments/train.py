@@ -10,7 +10,6 @@ process stops all of them, after a checkpoint.
 
 import dataclasses
 import os
-import runpy
 import signal
 import threading
 from typing import Any
@@ -22,27 +21,13 @@ from interaction.compiled.compilation_cache import use_compilation_cache
 from interaction.training import hosts
 from interaction.training.loop import train
 from interaction.training.objective import find_objective
-from interaction.training.train_config import TrainConfig
+from interaction.training.train_config import load_config
 
 _CONFIG = flags.DEFINE_string("config", None, "Python file with get_config().", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<name>.")
 _DATA = flags.DEFINE_string("data", None, "ArrayRecord file or folder.")
 _STEPS = flags.DEFINE_integer("steps", None, "Total number of steps.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Saves and stops after so many minutes.")
-
-
-def load_config(path: str) -> TrainConfig:
-    """Runs a config file and returns the result of its `get_config`.
-
-    Raises:
-      ValueError: There is no such file, or it has no `get_config`.
-    """
-    if not os.path.exists(path):
-        raise ValueError(f"--config: got {path!r}, wanted a Python file; see experiments/configs")
-    names = runpy.run_path(path)
-    if "get_config" not in names:
-        raise ValueError(f"--config: {path!r} has no get_config() -> TrainConfig; add it")
-    return names["get_config"]()
 
 
 def join_hosts() -> None:

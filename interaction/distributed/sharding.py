@@ -49,6 +49,8 @@ RULES: tuple[tuple[str, Axes], ...] = (
     (r"flow/\w+", (None,)),
     (r"vocoder/[\w/]+", (None,)),
     (r"router_bias", (None,)),
+    (rf"{_LAYER}\w+/lora_in", (FSDP, None)),
+    (rf"{_LAYER}\w+/lora_out", (None, TENSOR)),
     # What only the pair of models that was released first has.
     (rf"{_LAYER}sink", (TENSOR,)),
     (r"heads/transcript", (FSDP, TENSOR)),

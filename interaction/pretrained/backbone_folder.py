@@ -15,15 +15,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tokenizers
 from flax import traverse_util
 
 from interaction.pretrained.array_file import open_arrays, write_arrays
 from interaction.pretrained.config_json import config_from_json
 from interaction.pretrained.inkling import abstract_backbone, to_released
-from interaction.pretrained.inkling_config import CONFIG, BackboneConfig, read_json
+from interaction.pretrained.inkling_config import CONFIG, MELS, BackboneConfig, read_json
 from interaction.pretrained.inkling_files import INDEX, PIECE
-from interaction.pretrained.lazy_array import LazyArray
+from interaction.pretrained.lazy_array import Index, LazyArray
 from interaction.pretrained.tree_paths import differences, flatten
 from interaction.types import Params
 
@@ -94,6 +95,27 @@ def load_backbone(folder: str | os.PathLike) -> tuple[BackboneConfig, Params]:
             "import the weights again"
         )
     return config, traverse_util.unflatten_dict(flat, sep="/")
+
+
+def new_parts(config: BackboneConfig) -> dict[str, LazyArray]:
+    """Parameters of an interaction model's backbone that a released one lacks, all zero, by path.
+
+    With them the model computes what the released one computed.
+    """
+    dim = config.decoder.dim
+    shapes = {
+        "audio_in/self_table": (MELS, config.levels, dim),
+        "text_in/out_slot": (dim,),
+        "text_in/transcript_gain": (dim,),
+    }
+
+    def zeros(index: Index) -> np.ndarray:
+        return np.zeros([part.stop - part.start for part in index], np.float32)
+
+    return {
+        f"backbone/{path}": LazyArray(shape, np.dtype(np.float32), shape, zeros)
+        for path, shape in shapes.items()
+    }
 
 
 def save_released(

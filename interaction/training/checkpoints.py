@@ -26,12 +26,14 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from interaction.distributed.xla_options import compiler_options
+from interaction.pretrained.backbone_folder import RELEASED_CONFIG, load_backbone, new_parts
 from interaction.pretrained.fingerprints import fold
 from interaction.pretrained.lazy_array import Index, LazyArray
 from interaction.pretrained.store import WEIGHTS, load_model
 from interaction.pretrained.tree_paths import differences, flatten
-from interaction.training import hosts
+from interaction.training import adapters, hosts
 from interaction.training.finite import NotFiniteError, not_finite
+from interaction.training.frozen import is_below
 from interaction.training.input_pipeline import InputPipeline
 from interaction.training.state import TrainState
 from interaction.types import Array
@@ -210,27 +212,38 @@ def load_part(source: str, part: str) -> tuple[dict[str, LazyArray], str]:
     """Reads one part of a trained model: averaged parameters or buffers below the path `part`.
 
     Args:
-      source: Folder of a run, whose newest checkpoint is read, or of a released model.
+      source: Folder of a run, whose newest checkpoint is read, of a released model, or of an
+        imported backbone, whose new parts are zero.
       part: Path in the parameters ("speech", "backbone/heads") or buffers ("router_bias").
 
     Returns:
-      Lazy arrays under their full paths, and the folder that they are in.
+      Lazy arrays under their full paths, with adapters merged, and the folder that they are in.
 
     Raises:
       ValueError: There is no checkpoint, it is damaged or of another version, or it has no such
         part.
     """
     folder = pathlib.Path(source).absolute()
-    released = (folder / WEIGHTS).exists()
-    place = folder if released else _newest(folder)
-    flat = flatten(load_model(folder)[1]) if released else _open_arrays(place)
-    found = {name: leaf for name, leaf in flat.items() if f"{name}/".startswith(f"{part}/")}
+    complete = (folder / WEIGHTS).exists()
+    place = folder if complete else _newest(folder)
+    if not complete:
+        flat = _open_arrays(place)
+    elif (folder / RELEASED_CONFIG).exists():
+        config, params = load_backbone(folder)
+        flat = flatten(params) | new_parts(config)
+    else:
+        flat = flatten(load_model(folder)[1])
+    found = {
+        name: leaf
+        for name, leaf in flat.items()
+        if is_below(name, part) or is_below(name, f"{adapters.ROOT}/{part}")
+    }
     if not found:
         parts = sorted({name.partition("/")[0] for name in flat})
         raise ValueError(f"{place}: has no part {part!r}, wanted one of {parts}; check the path")
-    if not released:
+    if not complete:
         _verify(place, found)
-    return found, str(place)
+    return adapters.merge(found), str(place)
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

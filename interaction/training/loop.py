@@ -23,6 +23,7 @@ from interaction.pretrained.config_json import config_to_json
 from interaction.pretrained.lazy_array import LazyArray
 from interaction.pretrained.tree_paths import differences, flatten
 from interaction.training import hosts, run_lock
+from interaction.training.adapters import adapt
 from interaction.training.checkpoints import Checkpoints, load_part
 from interaction.training.finite import (
     GRADIENTS,
@@ -31,6 +32,7 @@ from interaction.training.finite import (
     first_non_finite,
     not_finite,
 )
+from interaction.training.frozen import freeze
 from interaction.training.goodput import Goodput
 from interaction.training.input_pipeline import InputPipeline, local_rows, make_input_pipeline
 from interaction.training.objective import Batch, Metrics, Objective
@@ -62,9 +64,16 @@ def train(
       NotFiniteError: Training diverged; the message names the first non-finite values.
     """
     run_dir = pathlib.Path(config.run_dir)
+    trained = trained_part(objective, config)
     run_dir.mkdir(parents=True, exist_ok=True)
     with run_lock.hold(run_dir):
-        return _train(config, objective, stop or threading.Event(), run_dir)
+        return _train(config, trained, stop or threading.Event(), run_dir)
+
+
+def trained_part(objective: Objective, config: TrainConfig) -> Objective:
+    """The objective with what the config freezes frozen, and with its adapters."""
+    frozen = freeze(objective, config.frozen, config.model.transformer.dtype)
+    return adapt(frozen, config.lora_rank)
 
 
 def _train(
@@ -253,7 +262,7 @@ def load_parts(state: TrainState, sources: dict[str, str]) -> TrainState:
 
     Args:
       state: State before the first step.
-      sources: Path of a part ("speech") -> folder of a run or of a released model.
+      sources: Path of a part ("speech") -> folder, as in `TrainConfig.init_from`.
 
     Returns:
       The state with those parts.
@@ -267,6 +276,10 @@ def load_parts(state: TrainState, sources: dict[str, str]) -> TrainState:
             name: leaf
             for name, leaf in flatten({**state.params, **state.buffers}).items()
             if f"{name}/".startswith(f"{part}/")
+        }
+        loaded = {  # a source has a dtype of its own
+            name: leaf.astype(current[name].dtype) if name in current else leaf
+            for name, leaf in loaded.items()
         }
         wrong = differences(loaded, current)
         if wrong:

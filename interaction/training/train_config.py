@@ -1,7 +1,9 @@
 """`TrainConfig`: one training run; a file in `experiments/configs` builds it."""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+import runpy
+from collections.abc import Mapping, Sequence
 
 from interaction.config import ModelConfig
 
@@ -41,15 +43,18 @@ class TrainConfig:
     keep: int = 2  # newest checkpoints that are kept
     log_every: int = 20  # steps; logged values are means over them
     sample_every: int = 1_000  # steps, 0 means never
-    # Path of parameters or buffers ("speech", "backbone/heads") -> folder of a run or of a
-    # released model, from which the run starts.
+    # Path of parameters or buffers ("speech", "backbone/heads") -> folder of a run, of a released
+    # model or of an imported backbone, from which the run starts.
     init_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    frozen: Sequence[str] = ()  # paths of parameters or buffers that are not trained
+    lora_rank: int = 0  # of adapters of frozen attention and shared experts; 0 means none
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         for field in ("batch", "accumulate", "steps", "log_every", "keep"):
             _check(getattr(self, field) >= 1, field, getattr(self, field), ">= 1")
-        for field in ("warmup", "sample_every", "minutes", "save_every_s", "weight_decay"):
+        positive = ("warmup", "sample_every", "minutes", "save_every_s", "weight_decay")
+        for field in (*positive, "lora_rank"):
             _check(getattr(self, field) >= 0, field, getattr(self, field), ">= 0")
         for field in ("beta1", "beta2", "ema_decay"):
             _check(0 <= getattr(self, field) < 1, field, getattr(self, field), "in [0, 1)")
@@ -70,3 +75,17 @@ class TrainConfig:
 def _check(ok: bool, field: str, got: object, wanted: str) -> None:
     if not ok:
         raise ValueError(f"train.{field}: got {got!r}, wanted {wanted}; change the config file")
+
+
+def load_config(path: str) -> TrainConfig:
+    """Runs a config file and returns the result of its `get_config`.
+
+    Raises:
+      ValueError: There is no such file, or it has no `get_config`.
+    """
+    if not os.path.exists(path):
+        raise ValueError(f"--config: got {path!r}, wanted a Python file; see experiments/configs")
+    names = runpy.run_path(path)
+    if "get_config" not in names:
+        raise ValueError(f"--config: {path!r} has no get_config() -> TrainConfig; add it")
+    return names["get_config"]()
