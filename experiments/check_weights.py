@@ -11,27 +11,36 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import app, flags
+from flax import traverse_util
 
-from experiments.baselines import inkling_reference as reference
+from experiments import round_trip
+from experiments.baselines import inkling_reference as reference, inkling_session
 from experiments.figures_file import write_figures
 from interaction.distributed.sharding import cast_params
-from interaction.model import positions
+from interaction.model import positions, transformer
 from interaction.model.decoder import init_memory, run_decoder
+from interaction.model.heads import apply_heads
 from interaction.model.positions import Positions, take_positions
+from interaction.model.sequence import forward
+from interaction.model.transformer import run_cached
+from interaction.model.turn_inputs import TurnInputs
 from interaction.modules.audio_in import AudioIn
 from interaction.modules.memory import Memory
 from interaction.modules.router_stats import BlockAux
 from interaction.modules.text import Heads, embed_tokens
 from interaction.modules.video_in import VideoIn
 from interaction.presets import tiny
+from interaction.pretrained.backbone_folder import new_parts
 from interaction.pretrained.inkling import VISION_WIDTHS, open_released
 from interaction.pretrained.inkling_config import MELS, BackboneConfig, read_config
+from interaction.pretrained.tree_paths import flatten
 from interaction.types import Array, Params, Special
 
 T, SPAN = 160, 16
@@ -46,7 +55,10 @@ class Ours:
         with tempfile.TemporaryDirectory() as place:
             folder = reference.save(model, place)
             config = read_config(folder)
-            params = jax.tree.map(jnp.asarray, open_released(folder, config))
+            flat = flatten(open_released(folder, config)) | new_parts(config)
+            params = traverse_util.unflatten_dict(
+                {name: jnp.asarray(leaf) for name, leaf in flat.items()}, sep="/"
+            )
         decoder = dataclasses.replace(config.decoder, dtype=dtype)
         self.config: BackboneConfig = dataclasses.replace(config, decoder=decoder)
         audio = dataclasses.replace(tiny().audio, bins=config.levels)
@@ -76,11 +88,9 @@ class Ours:
             rows = VideoIn(self.model).apply({"params": parts["video_in"]}, patches)
             x = x.at[np.nonzero(ids == reference.IMAGE)].set(rows[:, 0])
         if bins is not None:
-            table = parts["audio_in"]["user_table"]
-            params = {**parts["audio_in"], "self_table": jnp.zeros_like(table)}
             turns = bins.reshape(1, -1, self.model.audio_positions, MELS)
             gain = jnp.ones(turns.shape[:2])
-            rows = AudioIn(self.model).apply({"params": params}, turns, None, gain)
+            rows = AudioIn(self.model).apply({"params": parts["audio_in"]}, turns, None, gain)
             x = x.at[np.nonzero(ids == reference.AUDIO)].set(rows.reshape(len(bins), -1))
         return x.astype(self.config.decoder.dtype)
 
@@ -88,8 +98,12 @@ class Ours:
         """Logits float32[b, t, v] of the last layer float[b, t, d], in the reference's order."""
         no_audio = x[:, :, None][:, :, :0]
         found, *_ = Heads(self.model).apply({"params": self.backbone["heads"]}, no_audio, x)
+        return self.known(found)
+
+    def known(self, logits: Array) -> np.ndarray:
+        """Logits float32[..., v] of the tokens that the reference has, in its order."""
         rows = slice(Special.COUNT, Special.COUNT + self.config.used)
-        return np.asarray(found, np.float32)[..., rows]
+        return np.asarray(logits, np.float32)[..., rows]
 
     def one_pass(self, x: Array, exists: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Logits of complete sequences, and the experts' load float32[l, e].
@@ -130,6 +144,26 @@ class Ours:
             out, memory, _ = step(self.backbone, self.bias, rows, valid, memory)
             outputs.append(out[:, : chunk.shape[1]])
         return self.logits(jnp.concatenate(outputs, axis=1))
+
+    def stream_turns(self, inputs: TurnInputs) -> tuple[Array, Array]:
+        """Transcript and text logits of n micro-turns that come one after another."""
+        params = {"backbone": self.backbone, "router_bias": self.bias}
+
+        @jax.jit
+        def step(params: Params, memory: Memory, inputs: TurnInputs, clock: Array) -> tuple:
+            rows = positions.embed(self.model, params["backbone"], inputs, clock)
+            x, memory, _ = run_cached(self.model, params, rows, memory)
+            tail = take_positions(x, rows.ends)
+            said, heard, _ = apply_heads(self.model, params["backbone"]["heads"], tail)
+            return memory, heard, said
+
+        memory, outputs = transformer.init_memory(self.model, 1, self.model.turn_span), []
+        for turn in range(inputs.last.shape[1]):
+            one = jax.tree.map(lambda leaf: leaf[:, turn : turn + 1], inputs)  # noqa: B023
+            memory, *found = step(params, memory, one, jnp.full(1, turn, jnp.uint32))
+            outputs.append(found)
+        heard, said = (jnp.concatenate(turns, axis=1) for turns in zip(*outputs, strict=True))
+        return heard, said
 
 
 def difference(got: np.ndarray, wanted: np.ndarray) -> float:
@@ -188,6 +222,26 @@ def check_streaming(seed: int) -> float:
     return max(difference(ours.stream(x, size), wanted) for size in CHUNKS)
 
 
+def check_with_our_parts(seed: int) -> float:
+    """200 micro-turns with all that a session has, in one pass and in steps.
+
+    The reference reads the same sequence. Self audio and the user's transcript, which it does not
+    know, go through the new parts, which are zero.
+    """
+    model = reference.reference(seed)
+    ours = Ours(model)
+    inputs = inkling_session.draw(ours.model, np.random.default_rng(seed), turns=200)
+    sequence = inkling_session.as_sequence(inputs, ours.config.vocab)
+    given = {"pixel_values": sequence.pixels, "audio_input_ids": sequence.bins}
+    wanted = reference.logits(model, sequence.ids, **given)[0, sequence.ends]
+    passed = jax.jit(partial(forward, ours.model))(ours.backbone, ours.bias, inputs)
+    found = (passed.transcript_logits, passed.text_logits), ours.stream_turns(inputs)
+    return max(
+        difference(ours.known(jnp.concatenate([heard, said[:, :, None]], axis=2))[0], wanted)
+        for heard, said in found
+    )
+
+
 def check_padding(seed: int) -> float:
     """A batch of sequences of unequal length, padded on the left."""
     model, rng = reference.reference(seed), np.random.default_rng(seed)
@@ -225,24 +279,7 @@ def check_bfloat16(seed: int) -> dict[str, float]:
 
 def check_full_width(seed: int) -> float:
     """A sliding and a global layer of Inkling-Small's width, with fewer experts."""
-    model = reference.reference(
-        seed,
-        hidden_size=4_096,
-        num_hidden_layers=2,
-        dense=0,
-        local_layer_ids=[0],
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        swa_num_attention_heads=32,
-        swa_num_key_value_heads=8,
-        swa_head_dim=128,
-        sliding_window_size=64,
-        d_rel=16,
-        rel_extent=1_024,
-        moe_intermediate_size=2_048,
-        n_routed_experts=4,
-    )
+    model = reference.reference(seed, n_routed_experts=4, **reference.FULL_WIDTH)
     ours, ids = Ours(model), tokens(np.random.default_rng(seed), 1, 100)
     return difference(ours.one_pass(ours.embed(ids))[0], reference.logits(model, ids))
 
@@ -253,6 +290,7 @@ CHECKS: dict[str, Callable[[int], float]] = {
     "audio": check_audio,
     "streaming": check_streaming,
     "padding": check_padding,
+    "with_our_parts": check_with_our_parts,
     "full_width": check_full_width,
 }
 
@@ -260,6 +298,7 @@ CHECKS: dict[str, Callable[[int], float]] = {
 def define_flags() -> None:
     """Defines the command line; not on import, so that commands can be imported together."""
     flags.DEFINE_integer("seed", 0, "Seed of weights and inputs.")
+    flags.DEFINE_integer("experts", 256, "Experts of the round trip; 256 need 40 GB of disk.")
     flags.DEFINE_string("json", None, "File for the figures.")
 
 
@@ -272,6 +311,7 @@ def main(argv: list[str]) -> None:
         figures[name] = check(seed)
         print(f"{name}: {figures[name]:.1e}", flush=True)
     figures |= check_bfloat16(seed)
+    figures |= round_trip.measure(flags.FLAGS.experts)
     print(json.dumps(figures, indent=2))
     write_figures(figures, flags.FLAGS.json)
 

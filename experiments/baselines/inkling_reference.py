@@ -18,6 +18,23 @@ USED = 900  # ids that text has here
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711])
 
+FULL_WIDTH = {  # a sliding and a global layer of Inkling-Small's width
+    "dense": 0,
+    "hidden_size": 4_096,
+    "num_hidden_layers": 2,
+    "local_layer_ids": [0],
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "swa_num_attention_heads": 32,
+    "swa_num_key_value_heads": 8,
+    "swa_head_dim": 128,
+    "sliding_window_size": 64,
+    "d_rel": 16,
+    "rel_extent": 1_024,
+    "moe_intermediate_size": 2_048,
+}
+
 Model = modeling_inkling.InklingForConditionalGeneration
 
 logging.disable_progress_bar()

@@ -21,6 +21,7 @@ from interaction.model.layer_stacks import (
     Stack,
     first_group,
     kinds,
+    long_layers,
     split_off_experts,
 )
 from interaction.model.positions import Positions
@@ -109,7 +110,7 @@ def run_decoder(
     begin = jnp.full(b, axis_index(SEQUENCE) * t, jnp.int32)
     written = begin if memory is None else memory.clock
     stacks: dict[str, ExpertStack] = {}
-    if in_place and not isinstance(backbone[LONG], tuple):
+    if in_place and not isinstance(long_layers(backbone), tuple):
         backbone, stacks = split_off_experts(cfg, backbone)
     layer = _layer(cfg, stacks, positions.valid, written, at_once)
 

@@ -73,6 +73,11 @@ def first_group(cfg: TransformerConfig, backbone: Params, bias: Array) -> list[S
     return [*stacks, Stack(FIRST_LONG, LONG, *mine, 0)]
 
 
+def long_layers(backbone: Params) -> Any:  # noqa: ANN401
+    """The long layers of the last group, which every model has: stacked or separate."""
+    return backbone[LONG if LONG in backbone else FIRST_LONG]
+
+
 class ExpertStack(NamedTuple):
     """The experts of all layers of one form."""
 

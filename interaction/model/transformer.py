@@ -57,7 +57,7 @@ def run_cached(
       all layers.
     """
     cfg, backbone = config.transformer, params["backbone"]
-    kept: Any = backbone[LONG]
+    kept: Any = layer_stacks.long_layers(backbone)
     kept = kept[0] if isinstance(kept, tuple) else kept
     in_place = axis_size(FSDP) == 1 and kept["gate"].dtype == cfg.dtype
     if isinstance(cfg, FirstTransformerConfig):
