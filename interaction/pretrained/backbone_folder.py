@@ -1,8 +1,8 @@
 """Folders of imported backbones, and of released models that are made from them.
 
 A backbone's folder has `model.safetensors` with arrays under their paths in the parameter tree,
-`config.json` with the `BackboneConfig`, and two files of the released model as they were:
-`inkling_config.json`, which was its config.json, and `tokenizer.json`.
+`config.json` with the `BackboneConfig`, `tokenizer.json` with our ids, and the released model's two
+files as they were: `inkling_config.json` and `inkling_tokenizer.json`.
 """
 
 import contextlib
@@ -24,12 +24,14 @@ from interaction.pretrained.config_json import config_from_json
 from interaction.pretrained.inkling import abstract_backbone, to_released
 from interaction.pretrained.inkling_config import CONFIG, MELS, BackboneConfig, read_json
 from interaction.pretrained.inkling_files import INDEX, PIECE
+from interaction.pretrained.inkling_tokenizer import convert_tokenizer
 from interaction.pretrained.lazy_array import Index, LazyArray
 from interaction.pretrained.tree_paths import differences, flatten
 from interaction.types import Params
 
-WEIGHTS, TOKENIZER, RELEASED_CONFIG = "model.safetensors", "tokenizer.json", "inkling_config.json"
-VERSION = 1  # of a backbone's folder
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+RELEASED_CONFIG, RELEASED_TOKENIZER = "inkling_config.json", "inkling_tokenizer.json"
+VERSION = 2  # of a backbone's folder
 _VERSION = "format_version"  # its name in CONFIG
 _SHARD = 10_000_000_000  # most bytes of a released shard, but for one larger tensor
 
@@ -57,8 +59,10 @@ def save_backbone(
     """
     check_tokenizer(source, config)
     with _new_folder(folder) as fresh:
-        shutil.copyfile(pathlib.Path(source) / TOKENIZER, fresh / TOKENIZER)
-        shutil.copyfile(pathlib.Path(source) / CONFIG, fresh / RELEASED_CONFIG)
+        origin = pathlib.Path(source)
+        convert_tokenizer(origin / TOKENIZER, fresh / TOKENIZER)
+        shutil.copyfile(origin / TOKENIZER, fresh / RELEASED_TOKENIZER)
+        shutil.copyfile(origin / CONFIG, fresh / RELEASED_CONFIG)
         fields = {_VERSION: VERSION, **dataclasses.asdict(config)}
         (fresh / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
         _write_finite(fresh / WEIGHTS, flatten(params), source, progress)
@@ -138,12 +142,12 @@ def save_released(
       ValueError: The folder exists, the source lacks a file, or some weights are not finite.
     """
     origin = pathlib.Path(source)
-    for name in (TOKENIZER, RELEASED_CONFIG):
+    for name in (RELEASED_TOKENIZER, RELEASED_CONFIG):
         if not (origin / name).is_file():
             raise ValueError(f"{origin}: has no {name}, wanted a complete folder; copy it again")
     shards = _shards(to_released(config, params))
     with _new_folder(folder) as fresh:
-        shutil.copyfile(origin / TOKENIZER, fresh / TOKENIZER)
+        shutil.copyfile(origin / RELEASED_TOKENIZER, fresh / TOKENIZER)
         shutil.copyfile(origin / RELEASED_CONFIG, fresh / CONFIG)
         names = {}
         for number, shard in enumerate(shards, start=1):

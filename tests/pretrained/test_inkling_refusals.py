@@ -321,7 +321,7 @@ def _export(backbone: pathlib.Path) -> None:
     [
         ("config.json", "no JSON file"),
         ("model.safetensors", "got a file that is missing"),
-        ("tokenizer.json", "has no tokenizer.json"),
+        ("inkling_tokenizer.json", "has no inkling_tokenizer.json"),
         ("inkling_config.json", "has no inkling_config.json"),
     ],
 )
@@ -335,8 +335,8 @@ def test_a_backbone_that_lacks_a_file(backbone: pathlib.Path, name: str, match: 
 @pytest.mark.parametrize(
     ("field", "value", "match"),
     [
-        ("format_version", 2, "format_version: got 2, wanted 1"),
-        ("format_version", "", "format_version: got None, wanted 1"),
+        ("format_version", 1, "format_version: got 1, wanted 2"),
+        ("format_version", "", "format_version: got None, wanted 2"),
         ("levels", 4, r"audio_in/user_table is float32\[80, 3, 8\], wanted float32\[80, 4, 8\]"),
         ("used", 33, "used: got 33"),
         ("colour", 3, "config.colour: unknown field"),

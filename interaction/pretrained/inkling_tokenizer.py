@@ -1,0 +1,43 @@
+"""The released tokenizer with our ids: theirs + 8, behind the special tokens."""
+
+import json
+import os
+import pathlib
+
+from interaction.pretrained.inkling_config import read_json
+from interaction.types import Special
+
+
+def convert_tokenizer(source: str | os.PathLike, out: pathlib.Path) -> None:
+    """Writes a released tokenizer.json with our ids.
+
+    Args:
+      source: The released file.
+      out: File to write. What `interaction.data.tokenizer` loads of it adds no token of its own to
+        a text, such as one for its beginning.
+
+    Raises:
+      ValueError: The file is of a kind that is not read, or has a token with the name of one of the
+        special tokens.
+    """
+    fields = read_json(pathlib.Path(source))
+    model = fields.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict):
+        raise ValueError(
+            f"{source}: model.vocab: got {type(vocab).__name__}, wanted tokens with their ids, as "
+            "of byte-pair encoding; take the tokenizer.json that was released with the weights"
+        )
+    taken = [name for name in Special.NAMES if name in vocab]
+    if taken:
+        raise ValueError(
+            f"{source}: model.vocab: has {taken}, wanted none of the special tokens' names; take "
+            "the tokenizer.json that was released with the weights"
+        )
+    moved = {name: number for number, name in enumerate(Special.NAMES)}
+    moved |= {name: number + Special.COUNT for name, number in vocab.items()}
+    added = [
+        {**token, "id": token["id"] + Special.COUNT} for token in fields.get("added_tokens") or []
+    ]
+    new = {"model": {**model, "vocab": moved}, "added_tokens": added, "post_processor": None}
+    out.write_text(json.dumps(fields | new, ensure_ascii=False))
