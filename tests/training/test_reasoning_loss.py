@@ -22,7 +22,7 @@ def _batch(turns: int = 8, seed: int = 0) -> Batch:
     """Three sessions, forked after two, after all and after five micro-turns."""
     rng = np.random.default_rng(seed)
     b, slots = 3, CONFIG.text_slots
-    words = rng.integers(Special.COUNT, CONFIG.vocab, (b, turns, 2))
+    words = rng.integers(Special.COUNT, CONFIG.vocab, (b, turns, CONFIG.audio_positions))
     reasoning = rng.integers(Special.COUNT, CONFIG.vocab, (b, LENGTH))
     reasoning[:, 0], reasoning[1, -2:] = Special.DELEGATE, Special.PAD
     wanted = np.zeros((b, LENGTH))
