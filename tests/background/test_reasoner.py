@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def _pairs() -> np.ndarray:
     pairs = np.stack([frames, frames], axis=2)
     for row in range(ROWS):
         seen = np.flatnonzero(has[row])
-        for before, now in zip(seen[:-1], seen[1:], strict=True):
+        for before, now in itertools.pairwise(seen):
             pairs[row, now, 0] = frames[row, before]
     return pairs
 

@@ -47,7 +47,7 @@ def test_attention_in_blocks_equals_all_at_once(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(sequence_attention, "QUERIES", size)
         monkeypatch.setattr(block_attention, "_SMALLEST_BLOCK", size)
         found.append(jax.jit(jax.value_and_grad(lambda *a: _encode(*a)))(backbone, inputs))
-    _close(found[1], found[0], 1e-5)  # measured: 8e-7
+    _close(found[1], found[0], 1e-5)  # measured: 9e-7
 
 
 def test_heads_in_parts_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_heads_in_parts_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         run = jax.value_and_grad(lambda *a: loss(*a), (0, 1), has_aux=True)
         found.append(jax.jit(run)(backbone, tail))
         assert str(jax.make_jaxpr(run)(backbone, tail)).count("scan[") >= 2 * len(found[1:])
-    _close(found[1], found[0], 1e-5)  # measured: 2e-7
+    _close(found[1], found[0], 1e-5)  # measured: 4e-7
 
 
 def test_memory_grows_with_the_length_not_its_square() -> None:
