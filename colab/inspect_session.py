@@ -43,8 +43,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from interaction.model.backbone import LONG, SLIDING, run_layers, separate_layers
-from interaction.modules.layer_attention import SequenceKeys, attend
 from IPython.display import Audio, Image, display
 
 import interaction
@@ -54,9 +52,12 @@ from interaction.evaluation import parse_events, timeline
 from interaction.evaluation.rollout import Rollout
 from interaction.evaluation.transcript import converse, transcript
 from interaction.model import streaming
+from interaction.model.first.first_layers import run_layers, separate_layers
 from interaction.model.positions import embed
 from interaction.model.turn_inputs import TurnOutputs, assemble, silent_outputs
-from interaction.modules import block
+from interaction.modules.first import block
+from interaction.modules.first.layer_attention import SequenceKeys, attend
+from interaction.modules.memory import LONG, SLIDING
 from interaction.ops import mel
 from interaction.ops.attention import window_mask
 
@@ -166,9 +167,7 @@ plt.show()
 # ## How far back attention reaches
 #
 # Most layers see a sliding window. The last layer of each group sees a longer one. We run the whole
-# session at once through the same layers, as training does, and keep the attention weights of the
-# text-out positions. One of the model's contracts is that both ways give the same outputs up to
-# rounding.
+# session at once through the same layers and keep the attention weights of the text-out positions.
 #
 # `assemble` makes the inputs of all micro-turns, `embed` turns them into positions, and
 # `run_layers` runs the layers. `separate_layers` unstacks the parameters, so that the layers run

@@ -62,8 +62,7 @@ def save_model(
     with tempfile.TemporaryDirectory(dir=place) as temporary:
         fresh = pathlib.Path(temporary)
         shutil.copyfile(tokenizer, fresh / TOKENIZER)
-        fields = {_VERSION: VERSION, **dataclasses.asdict(config)}
-        (fresh / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        (fresh / CONFIG).write_text(config_text(config))
         bad = write_arrays(fresh / WEIGHTS, flatten(params), DTYPES[dtype])
         if bad:
             raise ValueError(
@@ -133,8 +132,13 @@ def load_model(
     return config, traverse_util.unflatten_dict(flat, sep="/")
 
 
+def config_text(config: ModelConfig) -> str:
+    """The text of a released folder's `config.json`, which a run's folder has too."""
+    return json.dumps({_VERSION: VERSION, **dataclasses.asdict(config)}, indent=2) + "\n"
+
+
 def load_config(folder: str | os.PathLike) -> ModelConfig:
-    """The config in a released folder.
+    """The config in a released folder or in that of a run.
 
     Raises:
       ValueError: The file is missing, is not JSON, is of another version, or has unknown or

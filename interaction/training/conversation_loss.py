@@ -236,6 +236,7 @@ def conversation_loss(
       The loss, float32[], with `ConversationAux` and the routers' load float32[l, e] beside it.
     """
     input_keys, speech_keys = sampling.split_keys(keys, 2)
+    batch = features.place_transcript(batch, config)
     speech = features.speech_mel(batch, config)
     turns = turn_inputs(config, batch, speech, input_keys), make_targets(batch)
     inputs, targets = jax.tree.map(lambda x: take_part(x, SEQUENCE, dim=1), turns)

@@ -1,9 +1,10 @@
 """Features of stored sessions, computed on the device: inputs and targets of the model.
 
 A batch holds the PCM of both sides `user` and `model` int16[b, samples], the text-out tokens `text`
-int32[b, n], and `user_transcript` int32[b, n, audio_positions]. Where text arrives it also holds
-the tokens `arrived` int32[b, m], PAD where there is none, and their places `arrived_slot`
-int32[b, m], which are micro-turn * text_slots + slot.
+int32[b, n], and `user_transcript` int32[b, n, slots], which the losses first place on the model's
+audio positions, see `place_transcript`. Where text arrives it also holds the tokens `arrived`
+int32[b, m], PAD where there is none, and their places `arrived_slot` int32[b, m], which are
+micro-turn * text_slots + slot.
 """
 
 import jax
@@ -156,6 +157,31 @@ def _augment_session(frames: Array, key: Array) -> Array:
     scale = 0.15 * jax.random.uniform(keys[6])
     out = out + scale * jax.random.normal(keys[7], out.shape)
     return out.reshape(frames.shape)
+
+
+def place_transcript(batch: Batch, config: ModelConfig) -> Batch:
+    """Puts the words of each slot of the user transcript at the slot's last audio position.
+
+    Args:
+      batch: `user_transcript` int32[b, n, slots], the words by equal slots of a micro-turn.
+      config: Model configuration.
+
+    Returns:
+      The batch with `user_transcript` int32[b, n, audio_positions], NONE at the other positions.
+
+    Raises:
+      ValueError: The model's audio positions do not divide into the slots.
+    """
+    heard, positions = batch["user_transcript"], config.audio_positions
+    b, n, slots = heard.shape
+    if positions % slots:
+        raise ValueError(
+            f"user_transcript: got {slots} slots a micro-turn, wanted a divisor of "
+            f"audio_positions={positions}; make sessions or choose a model that fit each other"
+        )
+    placed = jnp.full((b, n, slots, positions // slots), Special.NONE, heard.dtype)
+    placed = placed.at[..., -1].set(heard)
+    return {**batch, "user_transcript": placed.reshape(b, n, positions)}
 
 
 def corrupt_transcript(user_transcript: Array, keys: Array) -> Array:

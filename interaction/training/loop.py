@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from interaction.config import ModelConfig
 from interaction.distributed import sharding
-from interaction.pretrained.config_json import config_to_json
 from interaction.pretrained.lazy_array import LazyArray
+from interaction.pretrained.store import config_text
 from interaction.pretrained.tree_paths import differences, flatten
 from interaction.training import hosts, run_lock
 from interaction.training.adapters import adapt
@@ -194,7 +194,7 @@ def keep_config(path: pathlib.Path, model: ModelConfig, resumed: bool) -> None:
     Raises:
       ValueError: The resumed run has another configuration, or none.
     """
-    wanted = config_to_json(model)
+    wanted = config_text(model)
     if not resumed:
         if hosts.is_first():
             path.write_text(wanted)

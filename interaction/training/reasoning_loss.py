@@ -201,6 +201,7 @@ def reasoning_loss(
     Returns:
       The loss, float32[], with `ReasoningAux` and the routers' load float32[l, e] beside it.
     """
+    batch = features.place_transcript(batch, config)
     inputs, beside = reasoning_inputs(config, batch, keys), reasoning_arrivals(config, batch)
     tail, x, reports = encode(config, params["backbone"], buffers["router_bias"], inputs, beside)
     reasoning = x[:, -batch["reasoning"].shape[1] :]

@@ -37,7 +37,8 @@ def answers(call: dict[str, Any], result: object) -> tuple[str, ...]:
 def turn(text: int = Special.SILENT, frame: np.ndarray | None = None) -> MicroTurn:
     """A silent micro-turn, with a frame float32[size, size, 3] or none."""
     silence = np.zeros(CONFIG.audio.turn_samples, np.float32)
-    return MicroTurn(silence, silence, np.full(2, Special.NONE, np.int32), text, None, frame)
+    heard = np.full(CONFIG.audio_positions, Special.NONE, np.int32)
+    return MicroTurn(silence, silence, heard, text, None, frame)
 
 
 def call(text: str = SEVEN) -> list[int]:

@@ -28,7 +28,7 @@ from tests.support import random_params
 
 ROWS = 8
 SIZES = [1, 4]  # rows of a call: fewer programs to compile
-TURNS = 23  # more positions than the rings hold
+TURNS = 47  # of a conversation, less its seed: more positions than the rings hold
 LENGTH = 6  # tokens that a fork writes
 
 

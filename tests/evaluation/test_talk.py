@@ -28,6 +28,7 @@ from interaction.evaluation.lanes import (
     summary,
 )
 from interaction.evaluation.utterances import Said, Utterance
+from interaction.pretrained import store
 from tests.evaluation.oracles import Clock, LiveOracle, as_foreseen
 
 SILENCE = np.zeros(3_200 * 10, np.int16)
@@ -199,10 +200,11 @@ def test_only_tools_after_the_last_update_count() -> None:
 def test_the_background_model_beside_a_live_one(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_factory, "RELEASED", tmp_path)
+    monkeypatch.setattr(store, "RELEASED", tmp_path)
     assert agent_factory.find_background("demo") is None
-    (tmp_path / "demo_background").mkdir()
-    assert agent_factory.find_background("demo") == str(tmp_path / "demo_background")
+    (tmp_path / "first_demo_background").mkdir()
+    for name in ("demo", "first_demo"):  # the first pair stands in for the present one
+        assert agent_factory.find_background(name) == str(tmp_path / "first_demo_background")
     live = tmp_path / "own" / "live"
     live.mkdir(parents=True)
     assert agent_factory.find_background(str(live)) is None

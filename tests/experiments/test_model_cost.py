@@ -22,7 +22,7 @@ from interaction.model.parameters import init_model_params
 from interaction.model.sequence import forward
 from interaction.model.turn_inputs import TurnInputs, assemble, silent_outputs
 from interaction.modules import decoder_attention
-from interaction.ops import block_attention, dense, mel
+from interaction.ops import dense, mel
 from interaction.presets import PRESETS
 from interaction.training import flops
 from interaction.types import Array, Chunk
@@ -75,10 +75,9 @@ def few_experts(x: Array, chosen: Array, weights: Array, layer: experts.Experts)
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
-    """`tiny` with a dense layer, without padding of spectra, experts, queries and products."""
+    """`tiny` with a dense layer, without padding of spectra, experts and products."""
     monkeypatch.setattr(experts, "chosen_experts", few_experts)
     monkeypatch.setattr(dense, "_ROWS", 1)
-    monkeypatch.setattr(block_attention, "ROWS", 1)
     monkeypatch.setattr(mel, "_TILE", 4)
     tiny = PRESETS["tiny"]()
     layers = dataclasses.replace(tiny.transformer, dense_layers=1, dense_ffn=24)

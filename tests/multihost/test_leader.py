@@ -19,7 +19,8 @@ from tests.support import SMALLEST, random_params
 
 MESH = {"expert": 2, "tensor": 2}
 DEVICES = 4
-MODEL = replace(SMALLEST, transformer=replace(SMALLEST.transformer, kv_heads=2))
+HEADS = replace(SMALLEST.transformer, kv_heads=2, sliding_kv_heads=2)
+MODEL = replace(SMALLEST, transformer=HEADS)
 
 
 def _compare(found: pathlib.Path, wanted: dict[str, np.ndarray]) -> None:

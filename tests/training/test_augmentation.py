@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, norm
 
-from interaction import presets
 from interaction.model.positions import embed
 from interaction.model.turn_inputs import TurnInputs
 from interaction.training import conversation_loss, features
 from interaction.types import Special
-from tests.support import random_params
+from tests.support import FINE, random_params
 
-CONFIG = presets.tiny()
+CONFIG = FINE
 MELS = CONFIG.audio.mels
 CHANNEL = np.arange(MELS)
 LINE = np.stack([np.ones(MELS), 2 * CHANNEL / MELS - 1], axis=1)  # of a lift and a tilt

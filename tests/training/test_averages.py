@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 
 from experiments import export
 from interaction.distributed.sharding import make_mesh
-from interaction.pretrained.config_json import config_to_json
 from interaction.pretrained.tree_paths import flatten
 from interaction.training import state as train_state
 from interaction.training.checkpoints import Checkpoints
+from interaction.training.loop import keep_config
 from interaction.training.optimizer import make_optimizer
 from interaction.training.state import TrainState
 from interaction.training.train_config import TrainConfig
@@ -71,7 +71,7 @@ def _model(offset: float) -> dict:
 def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run whose parameters and averages differ, of which two checkpoints are kept."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "config.json").write_text(config_to_json(CONFIG))
+    keep_config(folder / "config.json", CONFIG, resumed=False)
     writer = Checkpoints(str(folder), 2)
     for step in (1, 2):
         params, ema = _model(10 + step), _model(step)

@@ -17,7 +17,7 @@ CONFIG = SMALLEST
 def _batch(sessions: int, turns: int) -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
     samples = (sessions, turns * CONFIG.audio.turn_samples)
-    words = rng.integers(Special.COUNT, CONFIG.vocab, (sessions, turns, 2))
+    words = rng.integers(Special.COUNT, CONFIG.vocab, (sessions, turns, CONFIG.audio_positions))
     return {
         "user": jnp.asarray(rng.integers(-9_000, 9_000, samples), jnp.int16),
         "model": jnp.asarray(rng.integers(-9_000, 9_000, samples), jnp.int16),
@@ -80,4 +80,21 @@ def test_every_part_of_the_backbone_learns() -> None:
     idle = {name for name, leaf in flatten(grads).items() if not np.any(leaf)}
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
     absent = {name for name in flatten(grads) if name.startswith("backbone/video_in/")}
-    assert idle == absent | {"backbone/text_in/slot"}
+    assert idle == absent
+
+
+def test_stored_sessions_train_models_with_more_audio_positions() -> None:
+    """Two slots a micro-turn, as sessions are stored, on four positions."""
+    batch = _batch(2, 6)
+    placed = batch["user_transcript"].at[..., ::2].set(Special.NONE)
+    stored = placed[..., 1::2]
+    params = random_params(CONFIG)
+    objective = conversation_loss.conversation_objective(CONFIG)
+    learnt, buffers = {"backbone": params["backbone"]}, {"router_bias": params["router_bias"]}
+
+    @jax.jit
+    def loss(batch: dict[str, jax.Array]) -> tuple:
+        return objective.loss(learnt, buffers, batch, objective.totals(batch), _keys(2))
+
+    found = [loss({**batch, "user_transcript": heard}) for heard in (placed, stored)]
+    jax.tree.map(np.testing.assert_array_equal, *found)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from interaction import presets
 from interaction.training import features
@@ -41,6 +42,21 @@ def test_a_transcript_without_words_stays_empty() -> None:
     nothing = jnp.full((2, 5, 2), Special.NONE, jnp.int32)
     got = features.corrupt_transcript(nothing, _keys(0, 2))
     np.testing.assert_array_equal(got, nothing)
+
+
+def test_words_stand_at_the_last_position_of_their_slot() -> None:
+    """Two slots of 100 ms on four positions of 50 ms, by hand."""
+    none = Special.NONE
+    batch = {"user_transcript": jnp.array([[[20, none], [21, 22]]]), "text": jnp.array([[1, 1]])}
+    placed = features.place_transcript(batch, CONFIG)
+    wanted = [[[none, 20, none, none], [none, 21, none, 22]]]
+    np.testing.assert_array_equal(placed["user_transcript"], wanted)
+    assert placed["text"] is batch["text"]
+    again = features.place_transcript(placed, CONFIG)  # one position a slot
+    np.testing.assert_array_equal(again["user_transcript"], wanted)
+    three = {"user_transcript": jnp.zeros((1, 2, 3), jnp.int32)}
+    with pytest.raises(ValueError, match=r"user_transcript: got 3 slots .* audio_positions=4"):
+        features.place_transcript(three, CONFIG)
 
 
 def test_augmented_users_differ_by_session_and_stay_near() -> None:

@@ -11,16 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction import presets
 from interaction.model.sequence import forward
 from interaction.ops import sampling
 from interaction.training import conversation_loss, features
 from interaction.types import Params, Special
-from tests.support import random_params
+from tests.support import FINE, random_params
 
-TINY = presets.tiny()
 # Short windows, so that another row's older tokens show in a short session.
-CONFIG = dataclasses.replace(TINY, speech=dataclasses.replace(TINY.speech, token_window=4))
+CONFIG = dataclasses.replace(FINE, speech=dataclasses.replace(FINE.speech, token_window=4))
 SILENT, HOLD, NONE, PAD = Special.SILENT, Special.HOLD, Special.NONE, Special.PAD
 TEXT = np.array(
     [

@@ -22,7 +22,7 @@ def _batch(turns: int = 8, seed: int = 0) -> Batch:
     """Three sessions, forked after two, after all and after five micro-turns."""
     rng = np.random.default_rng(seed)
     b, slots = 3, CONFIG.text_slots
-    words = rng.integers(Special.COUNT, CONFIG.vocab, (b, turns, 2))
+    words = rng.integers(Special.COUNT, CONFIG.vocab, (b, turns, CONFIG.audio_positions))
     reasoning = rng.integers(Special.COUNT, CONFIG.vocab, (b, LENGTH))
     reasoning[:, 0], reasoning[1, -2:] = Special.DELEGATE, Special.PAD
     wanted = np.zeros((b, LENGTH))
@@ -169,3 +169,12 @@ def test_a_few_steps_learn_a_fork() -> None:
     idle = {name for name, leaf in flatten(grads).items() if not np.any(leaf)}
     absent = {name for name in flatten(grads) if name.startswith("backbone/video_in/")}
     assert idle == absent | {"backbone/audio_in/self_table"}
+
+
+def test_stored_sessions_train_models_with_more_audio_positions() -> None:
+    """Two slots a micro-turn, as sessions are stored, on four positions."""
+    batch = _batch()
+    placed = batch["user_transcript"].at[..., ::2].set(Special.NONE)
+    found = [_aux({**batch, "user_transcript": heard}) for heard in (placed, placed[..., 1::2])]
+    assert found[0].user_transcript > 0
+    np.testing.assert_array_equal(*found)
