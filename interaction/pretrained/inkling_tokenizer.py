@@ -21,8 +21,8 @@ def convert_tokenizer(source: str | os.PathLike, out: pathlib.Path) -> None:
         special tokens.
     """
     fields = read_json(pathlib.Path(source))
-    model = fields.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
+    model = fields.get("model") or {}
+    vocab = model.get("vocab")
     if not isinstance(vocab, dict):
         raise ValueError(
             f"{source}: model.vocab: got {type(vocab).__name__}, wanted tokens with their ids, as "
