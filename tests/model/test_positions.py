@@ -183,9 +183,9 @@ def test_parts_of_our_own_add_nothing_at_first() -> None:
     inputs = as_variant(make_inputs(TINY), (False, False))
     key = jax.random.key(0)
     backbone = {
-        "audio_in": AudioIn(TINY).init(
-            key, inputs.user, inputs.self_audio, inputs.self_audio_gain
-        )["params"],
+        "audio_in": AudioIn(TINY).init(key, inputs.user, inputs.self_audio, inputs.self_audio_gain)[
+            "params"
+        ],
         "text_in": TextIn(TINY).init(key, None, inputs.user_transcript, inputs.last)["params"],
     }
     found = embed(TINY, backbone, inputs, np.zeros(2, np.uint32)).x.reshape(2, 3, 3, -1)
