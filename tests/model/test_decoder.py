@@ -130,10 +130,10 @@ def test_an_index_of_hours_steps_back(case: tuple) -> None:
         _, memory, _ = step(params, bias, x[:, at : at + SPAN], valid, memory)
     assert [memory.caches[kind].k.shape[2] for kind in (SLIDING, LONG)] == [128, 192]
     lap = 384  # the least index at which both rings are at their first slots
-    late = memory._replace(clock=memory.clock + lap * ((1 << 30) // lap))
+    late = memory._replace(clock=memory.clock + lap * (1 + (1 << 30) // lap))
     later = memory._replace(clock=memory.clock + lap * ((1 << 20) // lap))
     steps = [step(params, bias, x[:, :SPAN], valid, one) for one in (late, later)]
     np.testing.assert_array_equal(steps[0][0], steps[1][0])
-    assert steps[0][1].clock[0] < 1 << 30
+    assert steps[0][1].clock[0] < 1 << 30 < late.clock[0]
     again = [step(params, bias, x[:, :SPAN], valid, memory)[0] for _, memory, _ in steps]
     np.testing.assert_array_equal(again[0], again[1])
