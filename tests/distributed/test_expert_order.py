@@ -105,3 +105,8 @@ def test_the_router_chooses_in_ascending_order() -> None:
         [0.5, 0.5],
     ]
     np.testing.assert_allclose(weights, by_hand, rtol=1e-6)  # measured: 6e-8
+    # A shared expert whose score is next to 0 changes no weight.
+    beside = jnp.concatenate([logits, jnp.full((3, 1), -40.0)], axis=1)
+    chosen, weights, _ = router.route_with_shared(beside, jnp.zeros(4), 2, 1, jnp.float32(1))
+    assert chosen.tolist() == [[1, 3], [0, 2], [0, 1]]
+    np.testing.assert_allclose(weights, by_hand, rtol=1e-6)  # measured: 7e-8

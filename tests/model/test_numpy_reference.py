@@ -1,5 +1,7 @@
 """The transformer and the flow head equal their NumPy reference, see `tests.numpy_model`."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from interaction.types import Params, Special
 from tests import numpy_model
 from tests.support import random_params
 
-CONFIG = presets.tiny()
+TINY = presets.tiny()
+CONFIG = dataclasses.replace(
+    TINY, transformer=dataclasses.replace(TINY.transformer, logits_divisor=3.0)
+)
 SESSIONS, TURNS = 2, 18  # more positions than the windows of 20 and 40 keys and the first 16
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from interaction.ops import sequence_attention
 from interaction.ops.block_attention import FIRST, key_block
 from interaction.ops.relative_bias import block_bias
 from interaction.ops.ring_attention import Ring, attention_ring, capacity, write
@@ -55,6 +56,13 @@ def case(request: pytest.FixtureRequest) -> tuple[Sight, tuple[np.ndarray, ...],
     return sight, given, expected(*given, sight)
 
 
+@pytest.fixture(params=[384, 65], ids=["one-block", "five-blocks"])
+def queries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All queries in one block, or in blocks that end beside borders of blocks of keys."""
+    monkeypatch.setattr(sequence_attention, "QUERIES", request.param)
+
+
+@pytest.mark.usefixtures("queries")
 def test_a_sequence(case: tuple) -> None:
     sight, (q, k, v, states, bank), wanted = case
     run = jax.jit(partial(attention_sequence, sight=sight))
@@ -64,6 +72,7 @@ def test_a_sequence(case: tuple) -> None:
     np.testing.assert_allclose(late[0], wanted[100:], atol=5e-6)  # measured: 1.7e-6
 
 
+@pytest.mark.usefixtures("queries")
 def test_gradients_of_a_sequence(case: tuple) -> None:
     """Against differences of the loops' result along one random direction of each input."""
     sight, given, _ = case

@@ -30,6 +30,22 @@ def test_bias_selects_and_does_not_weigh() -> None:
     np.testing.assert_allclose(weights, wanted_weights, atol=1e-6)  # measured: 1e-7
 
 
+def test_shared_experts_take_part_in_the_normalisation() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.standard_normal((64, EXPERTS + 3)).astype(np.float32)
+    bias = rng.standard_normal(EXPERTS).astype(np.float32)
+    given = jnp.asarray(logits), jnp.asarray(bias), TOP_K, 3, jnp.float32(2.5)
+    chosen, weights, shared = router.route_with_shared(*given)
+    wide = logits.astype(np.float64)
+    wanted = _chosen(wide[:, :EXPERTS], bias.astype(np.float64))
+    np.testing.assert_array_equal(chosen, wanted)
+    scores = 1 / (1 + np.exp(-wide))
+    both = np.concatenate([np.take_along_axis(scores, wanted, axis=1), scores[:, EXPERTS:]], axis=1)
+    both *= 2.5 / both.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(weights, both[:, :TOP_K], atol=1e-6)  # measured: 1e-7
+    np.testing.assert_allclose(shared, both[:, TOP_K:], atol=1e-6)  # measured: 1e-7
+
+
 def test_load_counts_no_padding() -> None:
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.permuted(np.tile(np.arange(EXPERTS), (300, 1)), axis=1)[:, :3], axis=1)
