@@ -15,7 +15,7 @@ from interaction.distributed.collectives import (
     take_part,
 )
 from interaction.distributed.products import column_dense
-from interaction.ops.dense import dense
+from interaction.ops.dense import ROWS, dense, exact
 from interaction.types import Array
 from pallas_kernels.expert_exchange import exchange_layer
 from pallas_kernels.gather_gemv import gather_gemv
@@ -26,7 +26,9 @@ from pallas_kernels.implementation import platform
 # whose caches hold the weights of a small model, one kernel for any number of tokens takes as long
 # and sums in one order.
 _FEW = 128
-_FEW_ON_CPU = 0
+# Tokens times experts up to which a CPU runs all experts on all tokens: loops over a few rows of
+# each expert take longer.
+_FEW_PRODUCTS = 256
 # A device has room for all rows that may arrive, n times its even share, if these take few bytes.
 # Otherwise it has room for some even shares, up to some bytes, and takes the rest in further chunks
 # of the all-to-all. It always has room for the rows of its tokens, which are one even share.
@@ -98,9 +100,12 @@ def chosen_experts(x: Array, chosen: Array, weights: Array, experts: Experts) ->
     Returns:
       [t, d] in x's dtype.
     """
-    few = _FEW_ON_CPU if platform() == "cpu" else _FEW
+    on_cpu = platform() == "cpu"
+    few = 0 if on_cpu else _FEW
     if axis_size(*EXPERTS) > 1:
         dispatch = _tokens_everywhere if len(x) * axis_size(EXPERT) <= few else _exchanged
+    elif on_cpu and len(x) * experts.count <= _FEW_PRODUCTS:
+        dispatch = _every_expert
     else:
         dispatch = _streamed if len(x) <= few else _sorted_by_expert
     return dispatch(x, chosen, weights, experts)
@@ -173,10 +178,30 @@ def _sorted_by_expert(x: Array, chosen: Array, weights: Array, experts: Experts)
     sizes = jnp.sum(chosen.reshape(-1, 1) == jnp.arange(experts.count), axis=0, dtype=jnp.int32)
     rows = _permute(jnp.repeat(x, k, axis=0), order, back)
     parts = _permute(experts.feed_forward(rows, sizes), back, order).reshape(t, k, -1)
-    total = jnp.zeros(x.shape, jnp.float32)
-    for at in range(k):  # as the exchange sums
+    return _weigh(parts, weights).astype(x.dtype)
+
+
+def _every_expert(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
+    """Few tokens: products of all of them with all experts, in the tiles of `grouped_matmul`."""
+    rows = jnp.pad(x, ((0, max(ROWS - len(x), 0)), (0, 0)))
+    rows = jnp.broadcast_to(rows, (experts.count, *rows.shape))
+
+    def multiply(rows: Array, matrices: Array) -> Array:
+        mine = jax.lax.dynamic_slice_in_dim(matrices, experts.first, experts.count)
+        a, b = rows.astype(jnp.float32), mine.astype(jnp.float32)
+        return jnp.matmul(a, b, precision=exact(a, b)).astype(x.dtype)
+
+    hidden = jax.nn.silu(multiply(rows, experts.gate)) * multiply(rows, experts.up)
+    parts = multiply(hidden, experts.down)
+    return _weigh(parts[chosen, jnp.arange(len(x))[:, None]], weights).astype(x.dtype)
+
+
+def _weigh(parts: Array, weights: Array) -> Array:
+    """Weighted sum float32[t, d] of [t, k, d], one after another as the exchange sums."""
+    total = jnp.zeros((parts.shape[0], parts.shape[2]), jnp.float32)
+    for at in range(parts.shape[1]):
         total = total + weights[:, at, None] * parts[:, at].astype(jnp.float32)
-    return total.astype(x.dtype)
+    return total
 
 
 @jax.custom_vjp

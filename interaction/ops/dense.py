@@ -1,5 +1,7 @@
 """Products of matrices whose bits in a row do not depend on the number of rows."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -10,8 +12,9 @@ from pallas_kernels.implementation import platform
 # XLA's dot on CPUs divides the sums of few rows among threads, and long sums into parts, by the
 # number of rows. With at least so many rows and sums of at most so many numbers, a row has the same
 # bits for any number of rows (as compiled with `distributed.xla_options`).
-_ROWS = 12
+ROWS = 12
 _RUN = 256
+_FEW = 64  # rows for which copying weights takes more time than adding parts at the end
 
 
 def exact(a: Array, b: Array) -> jax.lax.Precision | None:
@@ -41,20 +44,29 @@ def matmul(a: Array, b: Array, dtype: DTypeLike = jnp.float32) -> Array:
     if platform() != "cpu":
         return jnp.matmul(a, b, precision=exact(a, b), preferred_element_type=dtype)
     m, k = a.shape[-2:]
-    a = jnp.pad(a, (*[(0, 0)] * (a.ndim - 2), (0, max(_ROWS - m, 0)), (0, 0))) if m < _ROWS else a
-    wide = dtype if k <= _RUN else jnp.float32
-    out, *parts = (
-        jnp.matmul(
-            a[..., at : at + _RUN],
-            b[..., at : at + _RUN, :],
-            precision=exact(a, b),
-            preferred_element_type=wide,
-        )
-        for at in range(0, k, _RUN)
+    a = jnp.pad(a, (*[(0, 0)] * (a.ndim - 2), (0, max(ROWS - m, 0)), (0, 0))) if m < ROWS else a
+    run = _run(k)
+    multiply = functools.partial(
+        jnp.matmul,
+        precision=exact(a, b),
+        preferred_element_type=dtype if k == run else jnp.float32,
     )
-    for part in parts:
+    if a.ndim == 2 and m <= _FEW and not k % run:  # slices of the weights would be copied
+        parts = multiply(a.reshape(len(a), -1, run).swapaxes(0, 1), b.reshape(-1, run, b.shape[1]))
+    else:
+        parts = (
+            multiply(a[..., at : at + run], b[..., at : at + run, :]) for at in range(0, k, run)
+        )
+    out, *rest = parts
+    for part in rest:
         out = out + part
     return out[..., :m, :].astype(dtype)
+
+
+def _run(k: int) -> int:
+    """Numbers of a sum of k that are added as one: a divisor of k, if one is near the most."""
+    counts = range(-(-k // _RUN), 2 * -(-k // _RUN) + 1)
+    return next((k // count for count in counts if not k % count), _RUN)
 
 
 def dense(x: Array, weight: Array, dtype: DTypeLike | None = None) -> Array:

@@ -70,12 +70,14 @@ def bag_of_embeddings(table: Array, bins: Array) -> Array:
             f" in table {table.shape}; build both from one AudioConfig"
         )
 
-    def add(total: Array, channel: tuple[Array, Array]) -> tuple[Array, None]:
-        rows, index = channel
-        return total + rows[index], None
+    mels, levels, width = table.shape
+    rows, first = table.reshape(-1, width), jnp.arange(mels) * levels
 
-    zeros = jnp.zeros((*bins.shape[:-1], table.shape[-1]), table.dtype)
-    return jax.lax.scan(add, zeros, (table, jnp.moveaxis(bins, -1, 0)), unroll=8)[0]
+    def add(total: Array, place: Array) -> tuple[Array, None]:
+        return total + rows[place], None
+
+    zeros = jnp.zeros((*bins.shape[:-1], width), table.dtype)
+    return jax.lax.scan(add, zeros, jnp.moveaxis(bins + first, -1, 0), unroll=8)[0]
 
 
 def _bag_forward(table: Array, bins: Array) -> tuple[Array, tuple[Array, Array]]:
