@@ -146,7 +146,11 @@ class Ours:
         return self.logits(jnp.concatenate(outputs, axis=1))
 
     def stream_turns(self, inputs: TurnInputs) -> tuple[Array, Array]:
-        """Transcript and text logits of n micro-turns that come one after another."""
+        """Transcript and text logits of n micro-turns that come one after another.
+
+        Returns:
+          float32[1, n, audio_positions, v] and float32[1, n, v].
+        """
         params = {"backbone": self.backbone, "router_bias": self.bias}
 
         @jax.jit

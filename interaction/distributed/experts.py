@@ -185,11 +185,15 @@ def _every_expert(x: Array, chosen: Array, weights: Array, experts: Experts) -> 
     """Few tokens: products of all of them with all experts, in the tiles of `grouped_matmul`."""
     rows = jnp.pad(x, ((0, max(ROWS - len(x), 0)), (0, 0)))
     rows = jnp.broadcast_to(rows, (experts.count, *rows.shape))
+    kind = jnp.finfo(x.dtype)
+
+    def rounded(x: Array) -> Array:  # a cast alone is left out where its result is cast back
+        return jax.lax.reduce_precision(x.astype(jnp.float32), kind.nexp, kind.nmant)
 
     def multiply(rows: Array, matrices: Array) -> Array:
         mine = jax.lax.dynamic_slice_in_dim(matrices, experts.first, experts.count)
-        a, b = rows.astype(jnp.float32), mine.astype(jnp.float32)
-        return jnp.matmul(a, b, precision=exact(a, b)).astype(x.dtype)
+        a, b = rounded(rows), mine.astype(jnp.float32)
+        return rounded(jnp.matmul(a, b, precision=exact(a, b))).astype(x.dtype)
 
     hidden = jax.nn.silu(multiply(rows, experts.gate)) * multiply(rows, experts.up)
     parts = multiply(hidden, experts.down)

@@ -70,15 +70,15 @@ def test_a_layer_of_a_stack_is_the_layer_alone(tokens: int) -> None:
 
 def test_platform_and_number_of_tokens_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    for name in ("gather_gemv", "_sorted_by_expert"):
+    for name in ("gather_gemv", "_every_expert", "_sorted_by_expert"):
         monkeypatch.setattr(experts, name, lambda x, *_, name=name: taken.append(name) or x)
-    for tokens in (1, 32, 33):  # on a CPU
+    for tokens in (1, 51, 52):  # on a CPU, with 5 experts
         chosen_experts(*inputs(tokens), *WEIGHTS)
     monkeypatch.setattr(experts, "platform", lambda: "tpu")
     for tokens in (33, 128, 129):
         chosen_experts(*inputs(tokens), *WEIGHTS)
-    few, many = "gather_gemv", "_sorted_by_expert"
-    assert taken == [many, many, many, few, few, many]
+    every, few, many = "_every_expert", "gather_gemv", "_sorted_by_expert"
+    assert taken == [every, every, many, few, few, many]
 
 
 def test_bias_selects_and_does_not_weigh() -> None:
