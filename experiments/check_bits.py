@@ -28,6 +28,7 @@ from interaction.distributed import experts, sharding
 from interaction.distributed.xla_options import compiler_options
 from interaction.model import control_tokens, session_state, streaming
 from interaction.model.heads import apply_heads
+from interaction.model.parameters import init_model_params
 from interaction.model.sequence import encode
 from interaction.model.turn_inputs import (
     TurnOutputs,
@@ -82,15 +83,20 @@ class Talk(NamedTuple):
 
 def talk(config: ModelConfig, params: Params, sessions: list[Inputs], seeds: list[int]) -> Talk:
     """Runs the step as it is served; text and frames are passed when a session has any."""
-    mesh = sharding.make_mesh({})
     params = sharding.cast_params(params, config.transformer.dtype)
-    step = streaming.make_step(config, mesh, sharding.param_specs(params))
+    step = _served(config)
     state = session_state.init_state(config, session_state.session_keys(jnp.asarray(seeds)))
     found = []
     for turn in range(len(sessions[0].audio)):
         state, reply = step(params, state, chunk_of(sessions, turn))
         found.append(jax.device_get((reply.text, reply.user_transcript, reply.audio, state.mel)))
     return Talk(*(np.stack(parts, axis=1) for parts in zip(*found, strict=True)))
+
+
+@functools.cache
+def _served(config: ModelConfig) -> Any:  # noqa: ANN401
+    abstract = jax.eval_shape(functools.partial(init_model_params, config), jax.random.key(0))
+    return streaming.make_step(config, sharding.make_mesh({}), sharding.param_specs(abstract))
 
 
 def chunk_of(sessions: list[Inputs], turn: int) -> Chunk:
