@@ -10,7 +10,7 @@ from interaction.distributed.collectives import FSDP, SESSIONS, TENSOR, axis_siz
 from interaction.model import decoder, layer_stacks
 from interaction.model.first import first_layers, ring_caches as first_ring_caches
 from interaction.model.positions import Positions
-from interaction.modules.memory import LONG, Memory
+from interaction.modules.memory import Memory
 from interaction.modules.router_stats import BlockAux
 from interaction.types import Array, Params
 
@@ -69,7 +69,7 @@ def run_cached(
 
 def separate_layers(backbone: Params) -> Params:
     """The parameters with separate layers instead of stacked ones, see `ops.layers.run_stack`."""
-    if "sink" in backbone[LONG]:
+    if "sink" in layer_stacks.long_layers(backbone):
         return first_layers.separate_layers(backbone)
     return layer_stacks.separate_layers(backbone)
 

@@ -12,7 +12,8 @@ from interaction.types import Array, Params
 
 def embed_tokens(params: Params, tokens: Array) -> Array:
     """Embeds int32[...] tokens as float32[..., d], with the parameters of `TextIn`."""
-    return rms_norm(jnp.take(params["table"], tokens, axis=0), params["norm"])
+    rows = jnp.take(params["table"], tokens, axis=0)
+    return rms_norm(rows.astype(jnp.float32), params["norm"])
 
 
 class TextIn(nn.Module):

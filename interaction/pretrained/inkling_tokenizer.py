@@ -39,5 +39,6 @@ def convert_tokenizer(source: str | os.PathLike, out: pathlib.Path) -> None:
     added = [
         {**token, "id": token["id"] + Special.COUNT} for token in fields.get("added_tokens") or []
     ]
-    new = {"model": {**model, "vocab": moved}, "added_tokens": added, "post_processor": None}
+    new = {"model": {**model, "vocab": moved}, "added_tokens": added}
+    new |= dict.fromkeys(("post_processor", "padding", "truncation"))
     out.write_text(json.dumps(fields | new, ensure_ascii=False))

@@ -79,10 +79,11 @@ def find_released(name: str | os.PathLike) -> pathlib.Path:
     Raises:
       ValueError: There is no such model or folder.
     """
-    names = sorted([*_STAND_INS, *(path.name for path in RELEASED.glob("*") if path.is_dir())])
+    names = sorted({*_STAND_INS, *(path.name for path in RELEASED.glob("*") if path.is_dir())})
     folder = pathlib.Path(name)
     if str(name) in names:
-        folder = RELEASED / _STAND_INS.get(str(name), str(name))
+        folder = RELEASED / name
+        folder = folder if folder.is_dir() else RELEASED / _STAND_INS[str(name)]
     if not str(name) or not folder.is_dir():
         behind = [one for one in names if one.endswith(_BACKGROUND)]
         live = [one for one in names if one not in behind]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from interaction.ops.dense import exact
 from interaction.pretrained.lazy_array import Index, LazyArray
 from interaction.pretrained.tree_paths import flatten
 from interaction.training.frozen import nest
@@ -75,7 +76,8 @@ def _merged(flat: Mapping[str, Array], adapters: Mapping[str, Array]) -> dict[st
     """The matrices with their adapters; on a mesh, the parts that a device holds."""
     found = dict(flat)
     for name in matrices_of(adapters):
-        delta = jnp.matmul(adapters[f"{name}/{_IN}"], adapters[f"{name}/{_OUT}"])
+        into, out = adapters[f"{name}/{_IN}"], adapters[f"{name}/{_OUT}"]
+        delta = jnp.matmul(into, out, precision=exact(into, out))
         found[name] = (flat[name].astype(jnp.float32) + delta).astype(flat[name].dtype)
     return found
 

@@ -272,7 +272,8 @@ def conversation_finish(buffers: Buffers, sums: Sums) -> tuple[Metrics, Buffers]
       sums: Results of `conversation_loss` for the whole batch.
     """
     load = sums["load"]
-    largest = jnp.max(load / jnp.sum(load, axis=-1, keepdims=True))
+    assigned = jnp.sum(load, axis=-1, keepdims=True)  # none in a dense layer
+    largest = jnp.max(load / jnp.maximum(assigned, 1.0))
     bias = router.update_bias(buffers["router_bias"], load, BIAS_RATE)
     return {**sums["aux"]._asdict(), "largest_load_fraction": largest}, {"router_bias": bias}
 

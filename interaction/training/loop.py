@@ -274,7 +274,7 @@ def load_parts(state: TrainState, sources: dict[str, str]) -> TrainState:
         loaded, place = load_part(source, part)
         current = {
             name: leaf
-            for name, leaf in flatten({**state.params, **state.buffers}).items()
+            for name, leaf in (flatten(state.params) | flatten(state.buffers)).items()
             if f"{name}/".startswith(f"{part}/")
         }
         loaded = {  # a source has a dtype of its own

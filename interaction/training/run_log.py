@@ -120,7 +120,8 @@ def speeds(
       audio_s_per_s: Seconds of audio per second, counting one side of the conversations.
       positions_per_s: Positions of the transformer per second.
       mfu: Share of the devices' FLOP/s that the step's matrix products use; left out where the
-        device is not known or `training.flops.train_flops` does not count the trained parts.
+        device is not known, the run freezes parts, or `training.flops.train_flops` does not count
+        the trained parts.
       memory_gb: Largest memory that a device of this process has held, GB; left out where the
         device does not report it.
     """
@@ -128,7 +129,7 @@ def speeds(
     tracks = [leaf for leaf in batch.values() if leaf.dtype == np.int16]
     if tracks:
         found["audio_s_per_s"] = tracks[0].size / config.model.audio.sample_rate / step_s
-    if "text" in batch and "backbone" in parts:
+    if "text" in batch and ("backbone" in parts or config.frozen):
         positions = batch["text"].size * turn_positions(config.model, text=False)
         beside = (batch[name].size for name in ("arrived", "reasoning") if name in batch)
         found["positions_per_s"] = (positions + sum(beside)) / step_s
@@ -154,7 +155,7 @@ def _step_flops(
     config: TrainConfig, batch: Mapping[str, jax.Array], parts: Mapping[str, Any]
 ) -> float:
     """FLOPs of a training step's matrix products, without those for arriving text; 0 if unknown."""
-    if "text" not in batch:
+    if "text" not in batch or config.frozen:  # how much of the backward pass runs is not counted
         return 0.0
     sessions, turns = batch["text"].shape
     counted = train_flops(config.model, turns, text=False)

@@ -15,7 +15,7 @@ class TrainConfig:
     """A training run.
 
     When a run is resumed, `steps`, the schedule and logging may differ; another model, other data,
-    another batch or another seed is refused.
+    another batch or another seed is refused, and so are other frozen or adapted parameters.
     """
 
     name: str  # name of the run

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from interaction.config import TransformerConfig
+from interaction.model import transformer
 from interaction.model.decoder import init_memory, run_decoder
 from interaction.model.layer_stacks import (
     FIRST_DENSE,
@@ -138,3 +139,14 @@ def test_an_index_of_hours_steps_back(case: tuple) -> None:
     assert 1 << 20 < steps[0][1].clock[0] < 1 << 30 < late.clock[0]
     again = [step(params, bias, x[:, :SPAN], valid, memory)[0] for _, memory, _ in steps]
     np.testing.assert_array_equal(again[0], again[1])
+
+
+def test_layers_of_one_group_with_dense_ones_come_apart() -> None:
+    cfg = dataclasses.replace(DENSE, layers=3)
+    params = init_layers(cfg, jax.random.key(0))
+    found = transformer.separate_layers(params)
+    assert {name: len(layers) for name, layers in found.items()} == {
+        FIRST_DENSE: 1,
+        FIRST_SLIDING: 1,
+        FIRST_LONG: 1,
+    }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from interaction.config import ModelConfig
+from interaction.distributed.sharding import cast_params
 from interaction.model.positions import Positions, embed, embed_arrivals, take_positions
 from interaction.model.turn_inputs import Arrivals, TurnInputs
 from interaction.modules.audio_in import AudioIn
@@ -176,6 +177,19 @@ def test_text_is_its_rows_of_the_table() -> None:
     np.testing.assert_allclose(x[:, :, 1], rows[inputs.text[:, :, 1]], atol=1e-5)
     out = rows[inputs.last] + text_in["out_slot"]
     np.testing.assert_allclose(x[:, :, 5], out, atol=1e-5)
+
+
+def test_stored_and_served_tables_give_the_same_positions() -> None:
+    """A table in float32, as in training, and one that was cast before, as in the step."""
+    config = dataclasses.replace(
+        TINY, transformer=dataclasses.replace(TINY.transformer, dtype="bfloat16")
+    )
+    params, clock = random_params(config)["backbone"], jnp.zeros(2, jnp.uint32)
+    run = jax.jit(functools.partial(embed, config))
+    wanted = run(params, make_inputs(config), clock)
+    got = run(cast_params(params, "bfloat16"), make_inputs(config), clock)
+    assert wanted.x.dtype == "bfloat16"
+    np.testing.assert_array_equal(got.x, wanted.x)
 
 
 def test_parts_of_our_own_add_nothing_at_first() -> None:

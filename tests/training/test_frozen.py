@@ -16,7 +16,7 @@ from interaction.pretrained.tree_paths import flatten
 from interaction.training.adapters import adapt
 from interaction.training.checkpoints import Checkpoints, load_part
 from interaction.training.frozen import freeze
-from interaction.training.loop import trained_part
+from interaction.training.loop import load_parts, trained_part
 from interaction.training.objective import Batch, Buffers, Metrics, Objective, Sums
 from interaction.training.optimizer import make_optimizer
 from interaction.training.state import TrainState, abstract_state, init_state, make_train_step
@@ -150,6 +150,28 @@ def test_a_source_with_adapters_has_them_merged(config: TrainConfig) -> None:
     np.testing.assert_allclose(found["backbone/long/query"], wanted, atol=1e-6)
     part = found["backbone/long/query"][slice(1, 2), slice(2, 5), slice(1, 3)]
     np.testing.assert_allclose(part, wanted[1:2, 2:5, 1:3], atol=1e-6)
+
+
+def test_a_run_with_frozen_parts_starts_from_another(
+    config: TrainConfig, tmp_path: pathlib.Path
+) -> None:
+    """A part of which some is frozen comes from the source as a whole."""
+    first = dataclasses.replace(config, frozen=FROZEN, lora_rank=RANK)
+    state = trained(first)
+    checkpoints = Checkpoints(first.run_dir, keep=1)
+    checkpoints.save(2, state, {})
+    checkpoints.close()
+    objective = trained_part(TASK, dataclasses.replace(config, frozen=("backbone/long",)))
+    fresh = init_state(objective, make_optimizer(config), jax.random.key(1))
+    mesh = sharding.make_mesh({})
+    fresh = jax.device_put(fresh, sharding.shardings(mesh, fresh))
+    found = load_parts(fresh, dict.fromkeys(("backbone", "router_bias"), first.run_dir))
+    wanted, _ = load_part(first.run_dir, "backbone")
+    for name, leaf in (flatten(found.params) | flatten(found.buffers["backbone"])).items():
+        path = name if name in wanted else f"backbone/{name}"
+        np.testing.assert_array_equal(leaf, np.asarray(wanted[path]))
+    head = found.ema["backbone"]["heads"]["text"]
+    np.testing.assert_array_equal(head, np.asarray(wanted["backbone/heads/text"]))
 
 
 @pytest.mark.parametrize(

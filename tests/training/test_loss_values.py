@@ -264,3 +264,18 @@ def test_finish_moves_the_bias_against_the_load() -> None:
     np.testing.assert_allclose(buffers["router_bias"], wanted, rtol=1e-6)
     assert float(metrics["largest_load_fraction"]) == 0.5
     assert {name: float(metrics[name]) for name in ("text", "flow")} == {"text": 0.0, "flow": 2.0}
+
+
+def test_a_dense_layer_has_no_load() -> None:
+    """Of two layers the first is dense; of the other's six assignments one expert took three."""
+    sums = {
+        "aux": conversation_loss.ConversationAux(
+            *range(len(conversation_loss.ConversationAux._fields))
+        )
+    }
+    sums["load"] = jnp.array([[0.0, 0, 0, 0], [1, 2, 3, 0]])
+    metrics, buffers = conversation_loss.conversation_finish(
+        {"router_bias": jnp.zeros((2, 4))}, sums
+    )
+    assert float(metrics["largest_load_fraction"]) == 0.5
+    np.testing.assert_array_equal(buffers["router_bias"][0], 0)
