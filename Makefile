@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # keeps the bits of an operation in programs of different sizes.
 UNOPTIMISED := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
 	--xla_cpu_parallel_codegen_split_count=1
-PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=3 --dist=loadscope --max-worker-restart=0
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --max-worker-restart=0
 ENGINES := espeak-ng libespeak-ng1 flite
 # PyTorch without CUDA: make bench TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
