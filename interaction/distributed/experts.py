@@ -84,8 +84,8 @@ class Experts(NamedTuple):
         if self.count < len(self.gate):
             zeros = jnp.zeros(len(self.gate), sizes.dtype)
             sizes = jax.lax.dynamic_update_slice_in_dim(zeros, sizes, self.first, axis=0)
-        hidden = jax.nn.silu(grouped_matmul(rows, self.gate, sizes))
-        return grouped_matmul(hidden * grouped_matmul(rows, self.up, sizes), self.down, sizes)
+        gate, up = (grouped_matmul(rows, matrices, sizes) for matrices in (self.gate, self.up))
+        return grouped_matmul(_gated(gate, up), self.down, sizes)
 
 
 def chosen_experts(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
@@ -185,19 +185,27 @@ def _every_expert(x: Array, chosen: Array, weights: Array, experts: Experts) -> 
     """Few tokens: products of all of them with all experts, in the tiles of `grouped_matmul`."""
     rows = jnp.pad(x, ((0, max(ROWS - len(x), 0)), (0, 0)))
     rows = jnp.broadcast_to(rows, (experts.count, *rows.shape))
-    kind = jnp.finfo(x.dtype)
-
-    def rounded(x: Array) -> Array:  # a cast alone is left out where its result is cast back
-        return jax.lax.reduce_precision(x.astype(jnp.float32), kind.nexp, kind.nmant)
 
     def multiply(rows: Array, matrices: Array) -> Array:
         mine = jax.lax.dynamic_slice_in_dim(matrices, experts.first, experts.count)
-        a, b = rounded(rows), mine.astype(jnp.float32)
-        return rounded(jnp.matmul(a, b, precision=exact(a, b))).astype(x.dtype)
+        a, b = _rounded(rows, x.dtype), mine.astype(jnp.float32)
+        return _rounded(jnp.matmul(a, b, precision=exact(a, b)), x.dtype).astype(x.dtype)
 
-    hidden = jax.nn.silu(multiply(rows, experts.gate)) * multiply(rows, experts.up)
+    hidden = _gated(multiply(rows, experts.gate), multiply(rows, experts.up))
     parts = multiply(hidden, experts.down)
     return _weigh(parts[chosen, jnp.arange(len(x))[:, None]], weights).astype(x.dtype)
+
+
+def _gated(gate: Array, up: Array) -> Array:
+    """The hidden layer of SwiGLU in the dtype of float[...] both, rounded once."""
+    product = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return _rounded(product, gate.dtype).astype(gate.dtype)
+
+
+def _rounded(x: Array, dtype: jnp.dtype) -> Array:
+    """Float32 rounded to a dtype. A cast alone is left out where its result is cast back."""
+    kind = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x.astype(jnp.float32), kind.nexp, kind.nmant)
 
 
 def _weigh(parts: Array, weights: Array) -> Array:
