@@ -39,13 +39,14 @@ SPARSE = TransformerConfig(
 def random_params(cfg: TransformerConfig) -> tuple[Params, np.ndarray]:
     """Parameters of which none is one or zero, and a selection bias."""
     rng = np.random.default_rng(5)
-    params = init_layers(cfg, jax.random.key(0))
+    shapes = jax.eval_shape(partial(init_layers, cfg), jax.random.key(0))
 
-    def moved(leaf: jax.Array) -> np.ndarray:
-        return np.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape), np.float32)
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        factor = any(word in path[-1].key for word in ("norm", "scale"))
+        return np.asarray(factor + 0.36 * rng.standard_normal(leaf.shape), np.float32)
 
     bias = 0.2 * rng.standard_normal((cfg.layers, cfg.experts))
-    return jax.tree.map(moved, params), bias.astype(np.float32)
+    return jax.tree_util.tree_map_with_path(draw, shapes), bias.astype(np.float32)
 
 
 def in_order(cfg: TransformerConfig, params: Params) -> list[dict]:
@@ -143,7 +144,9 @@ def test_an_index_of_hours_steps_back(case: tuple) -> None:
 
 def test_layers_of_one_group_with_dense_ones_come_apart() -> None:
     cfg = dataclasses.replace(DENSE, layers=3)
-    params = init_layers(cfg, jax.random.key(0))
+    params = jax.tree.map(
+        jnp.zeros_like, jax.eval_shape(partial(init_layers, cfg), jax.random.key(0))
+    )
     found = transformer.separate_layers(params)
     assert {name: len(layers) for name, layers in found.items()} == {
         FIRST_DENSE: 1,

@@ -3,6 +3,8 @@
 The programs are compiled as training and the step compile theirs.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +66,8 @@ def steps(cfg: TransformerConfig, params: Params, x: np.ndarray, width: int) -> 
 def test_bits_of_a_pass_are_those_of_steps(dtype: str, trained: bool) -> None:
     cfg = TransformerConfig(**SIZES, dtype=dtype)
     head = {"norm": jnp.ones(cfg.dim), "text": jnp.asarray(RNG.normal(size=(cfg.dim, VOCAB)))}
-    params = {"layers": init_layers(cfg, jax.random.key(0)), "head": head}
+    init = jax.jit(partial(init_layers, cfg))
+    params = {"layers": init(jax.random.key(0)), "head": head}
     x = RNG.normal(size=(SESSIONS, POSITIONS, cfg.dim)).astype(jnp.dtype(dtype))
 
     def loss(params: Params, x: Array) -> tuple[Array, Array]:
