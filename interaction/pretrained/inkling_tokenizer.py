@@ -28,7 +28,9 @@ def convert_tokenizer(source: str | os.PathLike, out: pathlib.Path) -> None:
             f"{source}: model.vocab: got {type(vocab).__name__}, wanted tokens with their ids, as "
             "of byte-pair encoding; take the tokenizer.json that was released with the weights"
         )
-    taken = [name for name in Special.NAMES if name in vocab]
+    more = fields.get("added_tokens") or []
+    names = {*vocab, *(token["content"] for token in more)}
+    taken = [name for name in Special.NAMES if name in names]
     if taken:
         raise ValueError(
             f"{source}: model.vocab: has {taken}, wanted none of the special tokens' names; take "
@@ -36,9 +38,7 @@ def convert_tokenizer(source: str | os.PathLike, out: pathlib.Path) -> None:
         )
     moved = {name: number for number, name in enumerate(Special.NAMES)}
     moved |= {name: number + Special.COUNT for name, number in vocab.items()}
-    added = [
-        {**token, "id": token["id"] + Special.COUNT} for token in fields.get("added_tokens") or []
-    ]
+    added = [{**token, "id": token["id"] + Special.COUNT} for token in more]
     new = {"model": {**model, "vocab": moved}, "added_tokens": added}
     new |= dict.fromkeys(("post_processor", "padding", "truncation"))
     out.write_text(json.dumps(fields | new, ensure_ascii=False))

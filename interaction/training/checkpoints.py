@@ -233,13 +233,13 @@ def load_part(source: str, part: str) -> tuple[dict[str, LazyArray], str]:
         flat = flatten(params) | new_parts(config)
     else:
         flat = flatten(load_model(folder)[1])
+    parts = sorted({name.partition("/")[0] for name in flat} - {adapters.ROOT})
     found = {
         name: leaf
         for name, leaf in flat.items()
         if is_below(name, part) or is_below(name, f"{adapters.ROOT}/{part}")
     }
-    if not found:
-        parts = sorted({name.partition("/")[0] for name in flat})
+    if not found or part.partition("/")[0] not in parts:
         raise ValueError(f"{place}: has no part {part!r}, wanted one of {parts}; check the path")
     if not complete:
         _verify(place, found)

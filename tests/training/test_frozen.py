@@ -148,6 +148,10 @@ def test_a_source_with_adapters_has_them_merged(config: TrainConfig) -> None:
     wanted = QUERY + np.matmul(pair["lora_in"], pair["lora_out"])
     assert sorted(found) == ["backbone/heads/text", "backbone/long/query"]
     np.testing.assert_allclose(found["backbone/long/query"], wanted, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"has no part 'lora', wanted one of \['backbone', 'router"
+    ):
+        load_part(config.run_dir, "lora")
     part = found["backbone/long/query"][slice(1, 2), slice(2, 5), slice(1, 3)]
     np.testing.assert_allclose(part, wanted[1:2, 2:5, 1:3], atol=1e-6)
 

@@ -1,10 +1,10 @@
-"""The layers of the transformer: one code path for training and for the step.
+"""The layers of the first transformer, in the step and in one pass over a session.
 
 Layers come in groups of `long_every`: sliding-window layers, then a long layer. Groups and the
 sliding layers inside them are scans over stacked parameters, or loops over separate ones.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,6 @@ def run_layers(
     keys: Mapping[str, SequenceKeys | RingKeys],
     caches: dict[str, Cache],
     *,
-    at_once: int = 0,
     in_place: bool = False,
 ) -> tuple[Array, dict[str, Cache], BlockAux]:
     """Runs all layers.
@@ -51,8 +50,6 @@ def run_layers(
       positions: The embedded positions.
       keys: Keys of the layers of each kind.
       caches: Ring caches of each kind; {} where the keys are sequences.
-      at_once: Number of sessions that a layer takes at once, a divisor of b; 0: all. With another
-        value than 0 the backward pass computes a group's activations again.
       in_place: Whether stacked layers read the experts' weights inside the stack instead of from
         copies; not for gradients.
 
@@ -72,22 +69,12 @@ def run_layers(
     ) -> tuple[_LayerState, BlockAux]:
         params = gather_and_cast(params, kind, cfg.dtype)
         experts = _stacked_experts(cfg, stacks, kind, index)
-
-        def sessions(rows: tuple) -> tuple[_LayerState, BlockAux]:
-            (x, caches), turn, valid, keys = rows
-            context = AttentionContext(keys, caches.get(kind), index, window[kind])
-            x, cache, aux = Block(cfg).apply(
-                {"params": params}, x, turn, valid, bias, context, experts
-            )
-            return (x, caches if cache is None else {**caches, kind: cache}), aux
-
-        rows = (state, turn, positions.valid, keys[kind])
-        return sessions(rows) if not at_once else _map_sessions(sessions, rows, at_once)
-
-    if cfg.remat != "nothing":
-        products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        policy = products if cfg.remat == "all but products" else None
-        layer = jax.checkpoint(layer, static_argnums=0, policy=policy)
+        x, caches = state
+        context = AttentionContext(keys[kind], caches.get(kind), index, window[kind])
+        x, cache, aux = Block(cfg).apply(
+            {"params": params}, x, turn, positions.valid, bias, context, experts
+        )
+        return (x, caches if cache is None else {**caches, kind: cache}), aux
 
     def sliding_layer(state: tuple, xs: tuple) -> tuple[tuple, BlockAux]:
         return layer(SLIDING, state, *xs)
@@ -136,14 +123,6 @@ def separate_layers(backbone: Params) -> Params:
     """The backbone with separate layers instead of stacked ones, for a loop in `run_layers`."""
     sliding = tuple(unstack(group) for group in unstack(backbone[SLIDING]))
     return {**backbone, SLIDING: sliding, LONG: unstack(backbone[LONG])}
-
-
-def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) -> tuple:
-    """Runs `layer` on one group of sessions after another and sums the router statistics."""
-    groups = jax.tree.map(lambda a: a.reshape(-1, at_once, *a.shape[1:]), rows)
-    state, aux = jax.lax.map(jax.checkpoint(layer), groups)
-    state = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), state)
-    return state, jax.tree.map(lambda a: jnp.sum(a, axis=0), aux)
 
 
 def init_layers(cfg: FirstTransformerConfig, key: Array) -> Params:
