@@ -15,7 +15,7 @@ from interaction.distributed.collectives import (
     take_part,
 )
 from interaction.distributed.products import column_dense
-from interaction.ops.dense import ROWS, dense, exact
+from interaction.ops.dense import dense, exact, pad_axis, padded_rows
 from interaction.types import Array
 from pallas_kernels.expert_exchange import exchange_layer
 from pallas_kernels.gather_gemv import gather_gemv
@@ -183,7 +183,7 @@ def _sorted_by_expert(x: Array, chosen: Array, weights: Array, experts: Experts)
 
 def _every_expert(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
     """Few tokens: products of all of them with all experts, in the tiles of `grouped_matmul`."""
-    rows = jnp.pad(x, ((0, max(ROWS - len(x), 0)), (0, 0)))
+    rows = pad_axis(x, 0, padded_rows(len(x), *experts.gate.shape[1:]))
     rows = jnp.broadcast_to(rows, (experts.count, *rows.shape))
 
     def multiply(rows: Array, matrices: Array) -> Array:

@@ -1,15 +1,19 @@
 """Attention over blocks of keys, in the order of the session: the same sums in training and step.
 
 A session's keys come in blocks of `key_block` positions, which start at multiples of it. A query's
-scores with one block give that block's maximum, sum and mixture of values; blocks are then added
-from the oldest to the newest, with a running maximum (FlashAttention, arXiv 2205.14135). A block
-that a query does not see changes no bit, so the result depends neither on the number of blocks nor
-on where they lie.
+scores with one block give a sum of weights and a mixture of values; blocks are then added from the
+oldest to the newest (FlashAttention, arXiv 2205.14135). Weights are relative to a power of two of at
+most the largest one, so a change of that power is exact: parts may be made relative to the largest
+weight of their own block or of all blocks, and the sum has the same bits. A block that a query does
+not see changes no bit either, so the result depends neither on the number of blocks nor on where
+they lie.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from interaction.ops.dense import matmul
 from interaction.types import Array
@@ -17,14 +21,15 @@ from interaction.types import Array
 FIRST = 16  # positions of a session that long layers see for ever (arXiv 2309.17453 shows the need)
 # Keys in a block. XLA's dot on CPUs takes another path, with other bits, for narrower ones.
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 64, 512
+_LEAST = -(2.0**20)  # exponent of the weight of a key that is not seen
 
 
 class Part(NamedTuple):
     """Softmax attention over some keys, not yet divided by the sum."""
 
-    top: Array  # float32[..., rows], largest score; -inf where a query sees no key
-    total: Array  # float32[..., rows], sum of exp(score - top)
-    mixed: Array  # float32[..., rows, k], the values weighted by exp(score - top)
+    power: Array  # float32[..., rows], an integer: weights are relative to 2 ** power
+    total: Array  # float32[..., rows], sum of the weights
+    mixed: Array  # float32[..., rows, k], the weighted values
 
 
 def key_block(window: int) -> int:
@@ -35,30 +40,66 @@ def key_block(window: int) -> int:
 
 def no_part(like: Array) -> Part:
     """The part of no keys for rows float[..., rows, k]."""
-    top = jnp.full(like.shape[:-1], -jnp.inf, jnp.float32)
-    return Part(top, jnp.zeros_like(top), jnp.zeros(like.shape, jnp.float32))
+    power = jnp.full(like.shape[:-1], _LEAST, jnp.float32)
+    return Part(power, jnp.zeros_like(power), jnp.zeros(like.shape, jnp.float32))
 
 
-def visit(scores: Array, values: Array) -> Part:
-    """The part of one block.
+def weigh(scores: Array) -> tuple[Array, Array]:
+    """exp(scores) as numbers in [1, 2) times powers of two.
 
     Args:
       scores: float32[..., rows, s], -inf where a query does not see a key.
+
+    Returns:
+      The numbers and the exponents, both float32[..., rows, s].
+    """
+    # The limit also keeps compilers from fusing the product with the difference, in some programs
+    # and not in others, with other bits.
+    exponent = jnp.maximum(scores * np.float32(1 / np.log(2)), _LEAST)
+    power = jnp.floor(exponent)
+    return jnp.exp2(exponent - power), power
+
+
+def largest(power: Array, axes: int | tuple[int, ...] = -1) -> Array:
+    """The largest exponent over `axes`, which are kept; more than that of keys not seen."""
+    return jnp.maximum(jnp.max(power, axis=axes, keepdims=True), _LEAST + 128)
+
+
+def visit(fraction: Array, power: Array, top: Array, values: Array) -> Part:
+    """The part of a block, or of each of several.
+
+    Args:
+      fraction: float32[..., rows, s], from `weigh`.
+      power: float32[..., rows, s], from `weigh`.
+      top: float32[..., rows, 1], power to which the weights are relative, from `largest`.
       values: float[..., s, k].
     """
-    top = jnp.max(scores, axis=-1)
-    weights = jnp.exp(scores - jnp.where(top == -jnp.inf, 0.0, top)[..., None])
-    return Part(top, jnp.sum(weights, axis=-1), matmul(weights.astype(values.dtype), values))
+    weights = fraction * power_of_two(power - top)
+    mixed = matmul(weights.astype(values.dtype), values)
+    top = jnp.broadcast_to(top, (*power.shape[:-1], 1))[..., 0]
+    return Part(top, jnp.sum(weights, axis=-1), mixed)
 
 
 def add(older: Part, newer: Part) -> Part:
     """The part of both."""
-    top = jnp.maximum(older.top, newer.top)
-    shift = jnp.where(top == -jnp.inf, 0.0, top)
-    keep, more = jnp.exp(older.top - shift), jnp.exp(newer.top - shift)
+    power = jnp.maximum(older.power, newer.power)
+    keep, more = power_of_two(older.power - power), power_of_two(newer.power - power)
     total = older.total * keep + newer.total * more
     mixed = older.mixed * keep[..., None] + newer.mixed * more[..., None]
-    return Part(top, total, mixed)
+    return Part(power, total, mixed)
+
+
+def power_of_two(exponent: Array) -> Array:
+    """2 ** float32[...] integers of at most 127, exactly; 0 below 2 ** -126."""
+    biased = jnp.maximum(exponent, -127).astype(jnp.int32) + 127
+    return jax.lax.bitcast_convert_type(biased << 23, jnp.float32)
+
+
+def log_total(part: Part) -> Array:
+    """Logarithm of the sum of exp(scores), float32[..., rows]; inf where a query sees no key."""
+    unseen = part.total == 0
+    logarithm = part.power * np.float32(np.log(2)) + jnp.log(jnp.where(unseen, 1.0, part.total))
+    return jnp.where(unseen, jnp.inf, logarithm)
 
 
 def finish(part: Part) -> Array:

@@ -9,11 +9,13 @@ from jax.typing import DTypeLike
 from interaction.types import Array
 from pallas_kernels.implementation import platform
 
-# XLA's dot on CPUs divides the sums of few rows among threads, and long sums into parts, by the
-# number of rows. With at least so many rows and sums of at most so many numbers, a row has the same
-# bits for any number of rows (as compiled with `distributed.xla_options`).
-ROWS = 12
+# XLA's dot on CPUs divides the sums of small results among threads, and long sums into parts, by the
+# number of rows. With sums of at most `_RUN` numbers, at least `_COLUMNS` columns, and numbers of
+# rows as `padded_rows` gives them, a row has the same bits for any number of rows (as compiled with
+# `distributed.xla_options`).
 _RUN = 256
+_COLUMNS = 16
+_ROWS, _ENOUGH, _LARGE = 4, 12, 1 << 18
 _FEW = 64  # rows for which copying weights takes more time than adding parts at the end
 
 
@@ -44,8 +46,9 @@ def matmul(a: Array, b: Array, dtype: DTypeLike = jnp.float32) -> Array:
     if platform() != "cpu":
         return jnp.matmul(a, b, precision=exact(a, b), preferred_element_type=dtype)
     m, k = a.shape[-2:]
-    a = jnp.pad(a, (*[(0, 0)] * (a.ndim - 2), (0, max(ROWS - m, 0)), (0, 0))) if m < ROWS else a
-    run = _run(k)
+    n, run = b.shape[-1], _run(k)
+    a = pad_axis(a, -2, padded_rows(m, run, n))
+    b = pad_axis(b, -1, max(n, _COLUMNS))
     multiply = functools.partial(
         jnp.matmul,
         precision=exact(a, b),
@@ -60,7 +63,28 @@ def matmul(a: Array, b: Array, dtype: DTypeLike = jnp.float32) -> Array:
     out, *rest = parts
     for part in rest:
         out = out + part
-    return out[..., :m, :].astype(dtype)
+    return out[..., :m, :n].astype(dtype)
+
+
+def padded_rows(m: int, k: int, n: int) -> int:
+    """Rows with which a product of m rows has, on CPUs, the bits of a product of any more rows.
+
+    Args:
+      m: Rows.
+      k: Numbers of a sum.
+      n: Columns.
+    """
+    few = -(-m // _ROWS) * _ROWS if k * n <= _LARGE else _ENOUGH
+    return max(m, min(few, _ENOUGH))
+
+
+def pad_axis(x: Array, axis: int, size: int) -> Array:
+    """Appends zeros to an axis up to `size`."""
+    if x.shape[axis] == size:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths)
 
 
 def _run(k: int) -> int:

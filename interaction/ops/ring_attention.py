@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from interaction.ops import block_attention as blocks
-from interaction.ops.block_attention import FIRST, Part
+from interaction.ops.block_attention import FIRST
 from interaction.ops.dense import matmul
 from interaction.ops.relative_bias import block_bias
 from interaction.ops.sequence_attention import Sight
@@ -118,13 +118,12 @@ def _session(
     rows = q.reshape(t, g, -1, dim).transpose(1, 2, 0, 3).reshape(g, -1, dim)
     heads = h // g
 
-    def part(k: Array, v: Array, at: Array, seen: Array) -> Part:
-        """The part of the block `at` of keys float[size, g, k] in the session's order."""
+    def score(k: Array, at: Array, seen: Array) -> Array:
+        """Scores with block `at` of the session's keys, float[size, g, k]."""
         products = matmul(rows, k.transpose(1, 2, 0)) * (1.0 / dim)
         bias = block_bias(states, bank, written - at * size, size)
         scores = products + bias.reshape(products.shape)
-        scores = jnp.where(jnp.tile(seen, (heads, 1)), scores, -jnp.inf)
-        return blocks.visit(scores, v.transpose(1, 0, 2))
+        return jnp.where(jnp.tile(seen, (heads, 1)), scores, -jnp.inf)
 
     newest = (written + count - 1) // size
     held = newest - (newest - jnp.arange(number)) % number  # blocks in the order of the slots
@@ -132,20 +131,28 @@ def _session(
     distance = index[:, None] - key[:, None, :]
     seen = (distance >= 0) & ((distance < sight.window) | (key < sight.first)[:, None, :])
     seen &= (key >= 0)[:, None, :]
-    parts = jax.vmap(part)(
-        ring.k.reshape(number, size, g, dim), ring.v.reshape(number, size, g, dim), held, seen
-    )
+    k, v = (x.reshape(number, size, g, dim) for x in (ring.k, ring.v))
+    fraction, power = blocks.weigh(jax.vmap(score)(k, held, seen))
+    top = blocks.largest(power, axes=(0, -1))
+    if ring.first_k is None or ring.first_v is None:
+        total = blocks.no_part(rows)
+    else:
+        rest = ((0, size - FIRST), (0, 0), (0, 0))
+        k, first_v = jnp.pad(ring.first_k, rest), jnp.pad(ring.first_v, rest)
+        away = (newest >= number) & (jnp.arange(size) < sight.first)  # the ring has lost block 0
+        first = blocks.weigh(score(k, jnp.int32(0), jnp.broadcast_to(away, (t, size))))
+        top = jnp.maximum(top, blocks.largest(first[1])[None])
+        total = blocks.visit(*first, top[0], first_v.transpose(1, 0, 2))
+    parts = blocks.visit(fraction, power, top, v.transpose(0, 2, 1, 3))
     oldest_first = (newest + 1 + jnp.arange(number)) % number
     parts = jax.tree.map(lambda leaf: leaf[oldest_first], parts)
-    total = blocks.no_part(rows)
-    if ring.first_k is not None and ring.first_v is not None:
-        rest = ((0, size - FIRST), (0, 0), (0, 0))
-        k, v = jnp.pad(ring.first_k, rest), jnp.pad(ring.first_v, rest)
-        away = (newest >= number) & (jnp.arange(size) < sight.first)  # the ring has lost block 0
-        total = part(k, v, jnp.int32(0), jnp.broadcast_to(away, (t, size)))
+    total = total._replace(power=top[0, ..., 0])
     if number <= _UNROLLED:
         for i in range(number):
-            total = blocks.add(total, jax.tree.map(lambda leaf, i=i: leaf[i], parts))
+            # All are relative to the same power: what is left of `add`.
+            total = total._replace(
+                total=total.total + parts.total[i], mixed=total.mixed + parts.mixed[i]
+            )
     else:
         total = jax.lax.scan(lambda x, one: (blocks.add(x, one), None), total, parts)[0]
     out = blocks.finish(total).reshape(g, heads, t, dim).transpose(2, 0, 1, 3)

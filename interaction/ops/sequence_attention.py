@@ -119,15 +119,16 @@ def _forward(
         def visit(turn: Array, part: blocks.Part) -> blocks.Part:
             at = mine.place(turn, sight, keys.shape[2])
             scores = mine.scores(bank, keys[at], at, sight)
-            return blocks.add(part, blocks.visit(scores, values[at]))
+            fraction, power = blocks.weigh(scores)
+            found = blocks.visit(fraction, power, blocks.largest(power), values[at])
+            return blocks.add(part, found)
 
         axes = varying(mine.rows)
         nothing = jax.tree.map(lambda x: vary(x, axes), blocks.no_part(mine.rows))
         bounds = mine.visits(sight, keys.shape[2], len(keys))
         part = jax.lax.fori_loop(*bounds, visit, nothing)
         out = _from_rows(blocks.finish(part), size).astype(q.dtype)
-        unseen = part.total == 0  # of positions that do not exist
-        return out, jnp.where(unseen, jnp.inf, part.top + jnp.log(part.total))
+        return out, blocks.log_total(part)
 
     xs = _split(q, size), _split(states, size), _split(start + jnp.arange(len(q)), size)
     out, log_total = jax.lax.map(block, xs)
