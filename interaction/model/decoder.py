@@ -5,7 +5,7 @@ over separate ones.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,11 +72,14 @@ class _State(NamedTuple):
     """What goes from layer to layer."""
 
     x: Array  # float[b, t, d]
-    tails: dict[str, Tails]  # {} for complete sessions
     caches: dict[str, Cache]  # {} for complete sessions
 
 
-_Layer = Callable[[str, str, _State, Params, Array, Array], tuple[_State, BlockAux]]
+# What a layer reads of its own: parameters, selection bias, index among the layers of its kind, and
+# tails, None for complete sessions. What it returns beside the state: new tails and statistics.
+_Given = tuple[Params, Array, Array, Tails | None]
+_Made = tuple[Tails | None, BlockAux]
+_Layer = Callable[[str, str, _State, Params, Array, Array, Tails | None], tuple[_State, _Made]]
 
 
 def run_decoder(
@@ -114,38 +117,92 @@ def run_decoder(
         backbone, stacks = split_off_experts(cfg, backbone)
     layer = _layer(cfg, stacks, positions.valid, written, at_once)
 
-    def run(state: _State, stack: Stack) -> tuple[_State, BlockAux]:
-        def one(state: _State, xs: tuple) -> tuple[_State, BlockAux]:
+    def run(state: _State, stack: Stack, tails: Tails | None) -> tuple[_State, _Made]:
+        def one(state: _State, xs: _Given) -> tuple[_State, _Made]:
             return layer(stack.name, stack.kind, state, *xs)
 
         places = stack.first + np.arange(len(stack.bias))
-        return run_stack(one, state, (stack.params, stack.bias, places))
+        return run_stack(one, state, (stack.params, stack.bias, places, tails))
 
-    def group(state: _State, xs: tuple) -> tuple[_State, BlockAux]:
-        sliding_params, long_params, bias, index = xs
-        below = Stack(SLIDING, SLIDING, sliding_params, bias[:sliding], index * sliding)
-        state, aux = run(state, below)
-        state, above = layer(LONG, LONG, state, long_params, bias[sliding], index)
-        return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), aux, above)
+    def group(state: _State, xs: tuple) -> tuple[_State, tuple]:
+        sliding_params, long_params, bias, index, tails_below, tails_above = xs
+        stack = Stack(SLIDING, SLIDING, sliding_params, bias[:sliding], index * sliding)
+        state, (below, aux) = run(state, stack, tails_below)
+        mine = long_params, bias[sliding], index, tails_above
+        state, (above, one) = layer(LONG, LONG, state, *mine)
+        return state, (below, above, jax.tree.map(_append, aux, one))
 
     sliding, groups = cfg.long_every - 1, cfg.layers // cfg.long_every
-    state, stats = _State(positions.x, *(memory[1:] if memory else ({}, {}))), []
+    tails = _TailsByLayer(memory)
+    state, stats = _State(positions.x, memory.caches if memory else {}), []
     own = first_group(cfg, backbone, bias)
     for stack in own:
-        state, aux = run(state, stack)
+        state, (new, aux) = run(state, stack, tails.take(stack.kind, len(stack.bias)))
+        tails.put(stack.kind, new)
         stats.append(aux)
     begin_group = int(bool(own))
-    if groups > begin_group:
+    if many := groups - begin_group:
         rest = bias[begin_group * cfg.long_every :].reshape(-1, cfg.long_every, cfg.experts)
+        below = _fold(tails.take(SLIDING, many * sliding), many)
         xs = backbone[SLIDING], backbone[LONG], rest, np.arange(begin_group, groups)
-        state, aux = run_stack(group, state, xs)
-        stats.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), aux))
+        xs += below, tails.take(LONG, many)
+        state, (below, above, aux) = run_stack(group, state, xs)
+        tails.put(SLIDING, _unfold(below))
+        tails.put(LONG, above)
+        stats.append(_unfold(aux))
     aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *stats)
     if memory is None:
         return state.x, None, aux
     count = jnp.sum(positions.valid, axis=1, dtype=jnp.int32)
     clock = _step_back(written + count, state.caches)
-    return state.x, Memory(clock, state.tails, state.caches), aux
+    return state.x, Memory(clock, tails.joined(), state.caches), aux
+
+
+class _TailsByLayer:
+    """The tails of a memory, handed out to the layers of each kind in order, and the new ones."""
+
+    def __init__(self, memory: Memory | None) -> None:
+        """Of complete sessions, `memory` None, all tails are None."""
+        self._tails = memory.tails if memory else {}
+        self._new: dict[str, list[Tails]] = {kind: [] for kind in self._tails}
+        self._given = dict.fromkeys(self._tails, 0)
+
+    def take(self, kind: str, count: int) -> Tails | None:
+        """The tails [count, b, ...] of the next layers of a kind."""
+        if kind not in self._tails:
+            return None
+        first = self._given[kind]
+        self._given[kind] += count
+        return jax.tree.map(
+            lambda leaf: jnp.moveaxis(leaf[:, first : first + count], 1, 0), self._tails[kind]
+        )
+
+    def put(self, kind: str, tails: Tails | None) -> None:
+        """Adds the new tails [count, b, ...] of layers."""
+        if tails is not None:
+            self._new[kind].append(tails)
+
+    def joined(self) -> dict[str, Tails]:
+        """The new tails [b, l, ...] of all layers."""
+        return {
+            kind: jax.tree.map(lambda *parts: jnp.moveaxis(jnp.concatenate(parts), 0, 1), *parts)
+            for kind, parts in self._new.items()
+        }
+
+
+def _append(a: Array, b: Array) -> Array:
+    """[n, ...] and [...] to [n + 1, ...]."""
+    return jnp.concatenate([a, b[None]])
+
+
+def _fold(tree: Any, count: int) -> Any:  # noqa: ANN401
+    """Arrays [count * n, ...] to [count, n, ...]."""
+    return jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), tree)
+
+
+def _unfold(tree: Any) -> Any:  # noqa: ANN401
+    """Arrays [count, n, ...] to [count * n, ...]."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
 
 
 def _layer(
@@ -159,24 +216,27 @@ def _layer(
     found = kinds(cfg)
 
     def layer(
-        name: str, kind: str, state: _State, params: Params, bias: Array, index: Array
-    ) -> tuple[_State, BlockAux]:
+        name: str,
+        kind: str,
+        state: _State,
+        params: Params,
+        bias: Array,
+        index: Array,
+        tails: Tails | None,
+    ) -> tuple[_State, _Made]:
         params = gather_and_cast(params, name, cfg.dtype)
         experts = stacks[name].of_layer(cfg, index) if name in stacks else None
         module = DecoderLayer(cfg, found[kind].kv_heads, found[kind].extent, name == FIRST_DENSE)
 
-        def sessions(rows: tuple) -> tuple[_State, BlockAux]:
-            state, valid, written = rows
-            tails = None
-            if state.tails:
-                tails = jax.tree.map(lambda leaf: leaf[:, index], state.tails[kind])
+        def sessions(rows: tuple) -> tuple[_State, _Made]:
+            state, valid, written, tails = rows
             keys = Keys(found[kind].sight, written, _ring(state.caches, kind), index)
             x, tails, ring, aux = module.apply(
                 {"params": params}, state.x, valid, bias, tails, keys, experts
             )
-            return _next(state, kind, index, x, tails, ring), aux
+            return _next(state, kind, x, ring), (tails, aux)
 
-        rows = state, valid, written
+        rows = state, valid, written, tails
         return _map_sessions(sessions, rows, at_once) if at_once else sessions(rows)
 
     if cfg.remat == "nothing":
@@ -193,17 +253,14 @@ def _ring(caches: dict[str, Cache], kind: str) -> Ring | None:
     return Ring(*caches[kind], *first)
 
 
-def _next(
-    state: _State, kind: str, index: Array, x: Array, tails: Tails | None, ring: Ring | None
-) -> _State:
+def _next(state: _State, kind: str, x: Array, ring: Ring | None) -> _State:
     """The state after a layer."""
-    if ring is None or tails is None:
-        return state._replace(x=x)
-    put = jax.tree.map(lambda leaf, one: leaf.at[:, index].set(one), state.tails[kind], tails)
+    if ring is None:
+        return _State(x, state.caches)
     caches = {**state.caches, kind: Cache(ring.k, ring.v)}
     if ring.first_k is not None and ring.first_v is not None:
         caches[FIRST] = Cache(ring.first_k, ring.first_v)
-    return _State(x, {**state.tails, kind: put}, caches)
+    return _State(x, caches)
 
 
 def _step_back(written: Array, caches: dict[str, Cache]) -> Array:
@@ -216,6 +273,5 @@ def _step_back(written: Array, caches: dict[str, Cache]) -> Array:
 def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) -> tuple:
     """Runs `layer` on one group of sessions after another and sums the router statistics."""
     groups = jax.tree.map(lambda a: a.reshape(-1, at_once, *a.shape[1:]), rows)
-    state, aux = jax.lax.map(jax.checkpoint(layer), groups)
-    state = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), state)
-    return state, jax.tree.map(lambda a: jnp.sum(a, axis=0), aux)
+    state, (_, aux) = jax.lax.map(jax.checkpoint(layer), groups)
+    return _unfold(state), (None, jax.tree.map(lambda a: jnp.sum(a, axis=0), aux))

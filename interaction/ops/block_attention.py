@@ -2,11 +2,10 @@
 
 A session's keys come in blocks of `key_block` positions, which start at multiples of it. A query's
 scores with one block give a sum of weights and a mixture of values; blocks are then added from the
-oldest to the newest (FlashAttention, arXiv 2205.14135). Weights are relative to a power of two of at
-most the largest one, so a change of that power is exact: parts may be made relative to the largest
-weight of their own block or of all blocks, and the sum has the same bits. A block that a query does
-not see changes no bit either, so the result depends neither on the number of blocks nor on where
-they lie.
+oldest to the newest (FlashAttention, arXiv 2205.14135). Weights are relative to a power of two, so
+that another power changes them exactly: relative to the largest weight of their own block or of all
+blocks, parts have a sum of the same bits. A block that a query does not see changes no bit either,
+so the result depends neither on the number of blocks nor on where they lie.
 """
 
 from typing import NamedTuple

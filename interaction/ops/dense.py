@@ -9,9 +9,9 @@ from jax.typing import DTypeLike
 from interaction.types import Array
 from pallas_kernels.implementation import platform
 
-# XLA's dot on CPUs divides the sums of small results among threads, and long sums into parts, by the
-# number of rows. With sums of at most `_RUN` numbers, at least `_COLUMNS` columns, and numbers of
-# rows as `padded_rows` gives them, a row has the same bits for any number of rows (as compiled with
+# XLA's dot on CPUs divides the sums of small results among threads, and long sums into parts, by
+# the number of rows. With sums of at most `_RUN` numbers, at least `_COLUMNS` columns, and as many
+# rows as `padded_rows` says, a row has the same bits for any number of rows (as compiled with
 # `distributed.xla_options`).
 _RUN = 256
 _COLUMNS = 16

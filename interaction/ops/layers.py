@@ -18,8 +18,8 @@ def run_stack(body: Callable[[Any, tuple], tuple[Any, Any]], carry: Any, xs: tup
     Args:
       body: (carry, a layer's part of `xs`) -> (carry, output).
       carry: Input of the first layer.
-      xs: Parameters first, then arrays; all with the layer as leading axis. Parameters are a tree
-        of arrays, or a tuple of trees from `unstack`.
+      xs: Parameters first, then trees of arrays; all with the layer as leading axis. Parameters are
+        a tree of arrays, or a plain tuple of trees from `unstack`.
 
     Returns:
       The last carry, and the stacked outputs.
@@ -28,9 +28,15 @@ def run_stack(body: Callable[[Any, tuple], tuple[Any, Any]], carry: Any, xs: tup
         return jax.lax.scan(body, carry, xs)
     one, outputs = jax.jit(body), []  # traced once for all layers; XLA inlines the calls
     for index in range(len(xs[0])):
-        carry, output = one(carry, tuple(x[index] for x in xs))
+        carry, output = one(carry, tuple(_layer(x, index) for x in xs))
         outputs.append(output)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _layer(tree: Any, index: int) -> Any:  # noqa: ANN401
+    if type(tree) is tuple:
+        return tree[index]
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def unstack(params: Params) -> tuple[Params, ...]:
