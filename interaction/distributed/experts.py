@@ -188,8 +188,8 @@ def _every_expert(x: Array, chosen: Array, weights: Array, experts: Experts) -> 
 
     def multiply(rows: Array, matrices: Array) -> Array:
         mine = jax.lax.dynamic_slice_in_dim(matrices, experts.first, experts.count)
-        a, b = _rounded(rows, x.dtype), mine.astype(jnp.float32)
-        return _rounded(jnp.matmul(a, b, precision=exact(a, b)), x.dtype).astype(x.dtype)
+        a, b = rows.astype(jnp.float32), mine.astype(jnp.float32)
+        return jnp.matmul(a, b, precision=exact(a, b)).astype(x.dtype)
 
     hidden = _gated(multiply(rows, experts.gate), multiply(rows, experts.up))
     parts = multiply(hidden, experts.down)
@@ -198,14 +198,7 @@ def _every_expert(x: Array, chosen: Array, weights: Array, experts: Experts) -> 
 
 def _gated(gate: Array, up: Array) -> Array:
     """The hidden layer of SwiGLU in the dtype of float[...] both, rounded once."""
-    product = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
-    return _rounded(product, gate.dtype).astype(gate.dtype)
-
-
-def _rounded(x: Array, dtype: jnp.dtype) -> Array:
-    """Float32 rounded to a dtype. A cast alone is left out where its result is cast back."""
-    kind = jnp.finfo(dtype)
-    return jax.lax.reduce_precision(x.astype(jnp.float32), kind.nexp, kind.nmant)
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 def _weigh(parts: Array, weights: Array) -> Array:
