@@ -18,6 +18,7 @@ from interaction.types import Array
 
 FLOOR = 1e-10  # smallest mel magnitude before log10
 _TILE = 16  # frames of one session whose spectra are computed at a time
+_UNREACHED = 2 * float(np.log10(FLOOR))
 _LEAST_POWER = 1e-30  # floor of the power, without which the gradient of silence is NaN
 _LINEAR_HZ = 200.0 / 3.0  # Hz per mel below the break (Slaney, Auditory Toolbox, 1998)
 _BREAK_HZ = 1_000.0
@@ -123,7 +124,10 @@ def log_mel(pcm: Array, spectrum: SpectrumConfig, cfg: AudioConfig) -> Array:
         spectrum = jnp.fft.rfft(frame(piece, n_fft, hop)[0] * window)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         magnitude = jnp.sqrt(jnp.maximum(power, _LEAST_POWER))
-        return jnp.log10(jnp.maximum(dense(magnitude, jnp.asarray(bank)), FLOOR))
+        mel = jnp.log10(jnp.maximum(dense(magnitude, jnp.asarray(bank)), FLOOR))
+        # A limit that is never reached: without it compilers fuse the last product of the logarithm
+        # with what reads it, in some programs and not in others, and a level of dMel may change.
+        return jnp.maximum(mel, _UNREACHED)
 
     row, first = np.divmod(np.arange(b * tiles), tiles)
     mel = jax.lax.map(tile, (row, first * _TILE * hop))
