@@ -55,7 +55,9 @@ def matmul(a: Array, b: Array, dtype: DTypeLike = jnp.float32) -> Array:
         preferred_element_type=dtype if k == run else jnp.float32,
     )
     if a.ndim == 2 and m <= _FEW and not k % run:  # slices of the weights would be copied
-        parts = multiply(a.reshape(len(a), -1, run).swapaxes(0, 1), b.reshape(-1, run, b.shape[1]))
+        parts = multiply(
+            a.reshape(len(a), k // run, run).swapaxes(0, 1), b.reshape(k // run, run, b.shape[1])
+        )
     else:
         parts = (
             multiply(a[..., at : at + run], b[..., at : at + run, :]) for at in range(0, k, run)
