@@ -60,7 +60,10 @@ def weigh(scores: Array) -> tuple[Array, Array]:
 
 
 def largest(power: Array, axes: int | tuple[int, ...] = -1) -> Array:
-    """The largest exponent over `axes`, which are kept; more than that of keys not seen."""
+    """The largest exponent of float32[..., rows, s] over `axes`, which are kept with size 1.
+
+    It is more than that of keys that are not seen, which so have weight 0.
+    """
     return jnp.maximum(jnp.max(power, axis=axes, keepdims=True), _LEAST + 128)
 
 

@@ -81,7 +81,7 @@ def padded_rows(m: int, k: int, n: int) -> int:
 
 
 def pad_axis(x: Array, axis: int, size: int) -> Array:
-    """Appends zeros to an axis up to `size`."""
+    """Appends zeros to an axis of [...] up to `size`; the dtype stays."""
     if x.shape[axis] == size:
         return x
     widths = [(0, 0)] * x.ndim

@@ -9,8 +9,9 @@ import pytest
 
 from interaction import presets
 from interaction.distributed import sharding
+from interaction.distributed.xla_options import compiler_options
 from interaction.modules.speech_out import SpeechCondition
-from interaction.ops import dmel
+from interaction.ops import dense, dmel
 from interaction.ops.attention import BLOCKWISE_FROM, attention_blockwise
 from tests import golden
 from tests.support import random_params
@@ -82,3 +83,19 @@ def test_speech_is_conditioned_alike_in_training_and_in_the_step() -> None:
 
     for trained, live in zip(run(params), run(served), strict=True):
         np.testing.assert_array_equal(trained, live)
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_row_has_the_same_bits_beside_any_others(dtype: jnp.dtype) -> None:
+    rng = np.random.default_rng(0)
+    multiply = jax.jit(dense.matmul, compiler_options=compiler_options("cpu"))
+    for k, n in ((192, 10), (192, 64), (256, 2_048), (300, 70)):
+        a = jnp.asarray(rng.normal(size=(1_000, k)), dtype)
+        b = jnp.asarray(rng.normal(size=(k, n)), dtype)
+        wanted = np.asarray(multiply(a, b))
+        exactly = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+        # Measured: 1.3e-5.
+        np.testing.assert_allclose(wanted, exactly, atol=5e-5)
+        for m in (0, 1, 3, 4, 6, 9, 13, 24, 300, 500):
+            np.testing.assert_array_equal(np.asarray(multiply(a[:m], b)), wanted[:m], f"{k} {m}")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from interaction.config import AudioConfig, SpectrumConfig
+from interaction.distributed.xla_options import compiler_options
 from interaction.ops import mel
 
 CFG = AudioConfig()
@@ -99,3 +100,17 @@ def test_gradient_is_finite_at_the_end_and_in_silence(frames: int, loudness: flo
 def test_part_of_a_hop_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of hop=400"):
         mel.log_mel_stream(mel.init_tail(1, CFG.user), jnp.zeros((1, 3_300)), CFG.user, CFG)
+
+
+@pytest.mark.optimised
+def test_frames_are_rounded_before_they_are_read() -> None:
+    """A fused product and difference would give what was rounded off."""
+    options = compiler_options("cpu")
+
+    def frames(pcm: jax.Array) -> jax.Array:
+        return mel.log_mel_stream(mel.init_tail(1, CFG.user), pcm, CFG.user, CFG)[1]
+
+    pcm = _noise(1, CFG.turn_samples)
+    alone = jax.jit(frames, compiler_options=options)(pcm)
+    rest = jax.jit(lambda pcm, known: frames(pcm) - known, compiler_options=options)(pcm, alone)
+    assert not np.any(rest)
