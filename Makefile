@@ -42,7 +42,7 @@ test: engines $(VENV)/.test ## runs the tests on the CPU
 	$(PYTEST) -m optimised $$(grep -rl --include='test_*.py' optimised tests)
 
 parity: $(VENV)/.test $(VENV)/.parity ## compares with independent implementations: PyTorch, librosa
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest $$(find tests -name 'test_*_parity.py')
+	$(PYTEST) $$(find tests -name 'test_*_parity.py')
 
 bench: $(VENV)/.bench ## times step, training and kernels, also in PyTorch; writes out/*.json
 	mkdir -p out

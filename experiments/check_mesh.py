@@ -186,9 +186,9 @@ def largest(got: Any, wanted: Any) -> float:  # noqa: ANN401
 class Reference:
     """Results of one device, to compare those of a mesh with."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: ModelConfig) -> None:
         """Runs one device."""
-        self.model = small_model()
+        self.model = model
         self.params = random_params(self.model)
         alone = sharding.make_mesh({})
         self.trained = train_on(alone, self.model, self.params)
@@ -214,7 +214,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    reference = Reference()
+    reference = Reference(small_model())
     rows = {}
     for axes in tqdm(list(meshes()), unit="mesh"):
         found = rows[name_of(axes)] = reference.differences(axes)

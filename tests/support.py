@@ -5,9 +5,11 @@ import functools
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from _pytest.mark import ParameterSet
+from jax.typing import DTypeLike
 
 from interaction import presets
 from interaction.config import AudioConfig, ModelConfig
@@ -41,6 +43,11 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
         return value * leaf.shape[-2] ** -0.5
 
     return jax.device_put(jax.tree_util.tree_map_with_path(draw, abstract))
+
+
+def cast(values: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """Values in a dtype of JAX, by NumPy; JAX compiles a conversion for every shape."""
+    return np.asarray(values, np.float32).astype(jnp.dtype(dtype))
 
 
 def mark_optimised(implementations: Iterable[str]) -> list[ParameterSet]:

@@ -1,5 +1,7 @@
 """Eight devices give the result of one device; `experiments.check_mesh` runs all 35 meshes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,11 @@ from interaction.types import Chunk
 
 @pytest.fixture(scope="module")
 def reference() -> check_mesh.Reference:
-    return check_mesh.Reference()
+    """A dense and a sparse layer; the command also has layers in a scan."""
+    model = check_mesh.small_model()
+    return check_mesh.Reference(
+        dataclasses.replace(model, transformer=dataclasses.replace(model.transformer, layers=2))
+    )
 
 
 @pytest.mark.parametrize(

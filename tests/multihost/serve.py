@@ -18,7 +18,8 @@ from interaction.types import Chunk, Reply
 
 SESSIONS, STEPS = 8, 20
 MODEL = small_model()
-MODEL = replace(MODEL, transformer=replace(MODEL.transformer, expert_ffn=512))  # experts are most
+# Two groups in a scan; experts are most of the parameters.
+MODEL = replace(MODEL, transformer=replace(MODEL.transformer, dense_layers=0, expert_ffn=512))
 Step = Callable[[interaction.StreamState, Chunk], tuple[interaction.StreamState, Reply]]
 
 
