@@ -54,6 +54,8 @@ def pack_words(
 
 def _unpack_words(packed: dict[str, Any], where: str) -> dict[str, Any]:
     """Fields of a conversation from `meta["words"]`."""
+    if not isinstance(packed, dict):
+        refuse(where, "meta words", f"{packed!r:.60}", "an object", "make it again")
     if packed.get("version") != conversation_data.VERSION:
         wanted = str(conversation_data.VERSION)
         refuse(where, "meta words version", packed.get("version"), wanted, "make it again")
@@ -61,8 +63,13 @@ def _unpack_words(packed: dict[str, Any], where: str) -> dict[str, Any]:
     def words(side: str) -> tuple[Word, ...] | None:
         return None if packed[side] is None else tuple(Word(*word) for word in packed[side])
 
-    unknown = tuple((start, end) for start, end in packed["user_unknown"])
-    return {"user_words": words("user"), "model_words": words("model"), "user_unknown": unknown}
+    try:
+        unknown = tuple((start, end) for start, end in packed["user_unknown"])
+        found = {"user_words": words("user"), "model_words": words("model")}
+    except (KeyError, TypeError, ValueError) as error:
+        fix = "make the session again"
+        refuse(where, "meta words", repr(error), "user, model and user_unknown", fix)
+    return {**found, "user_unknown": unknown}
 
 
 # To stored sessions.
@@ -258,7 +265,10 @@ def from_stored(
     Raises:
       ValueError: The record breaks a rule, see `conversation_data.check`.
     """
-    meta = json.loads(record["meta"])
+    try:
+        meta = dict(json.loads(record["meta"]))
+    except (TypeError, ValueError) as error:
+        refuse(where, "meta", error, "a JSON object", "make the session again")
     packed = meta.pop("words", None)
     meta.pop("left_out_tokens", None)
     silence = np.zeros(timing.TURN, np.int16)

@@ -67,7 +67,9 @@ def test_other_rates_are_converted_once(tmp_path: pathlib.Path) -> None:
     ("alignments", "line", "message"),
     [
         ([], {"path": 3}, "list.jsonl: line 2: path: got 3, wanted str"),
+        ([], {"path": "b.wav"}, "list.jsonl: line 2: input "),
         ([], {"path": "b.wav"}, "b.wav: got no such file"),
+        ([], {"duration": float("nan")}, "line 2: duration: got nan, wanted float"),
         ([], {"duration": 2}, "list.jsonl: line 2: duration: got 2 s, wanted 1.000 s as recorded"),
         ([], {"duration": "1"}, "list.jsonl: line 2: duration: got '1', wanted float"),
         ([["a", 0.1, "X"]], {}, "a.json: alignments[0]: got ['a', 0.1, 'X'], wanted [word, [start"),
@@ -215,8 +217,12 @@ def _source(**change: Any) -> dict[str, Any]:  # noqa: ANN401
         ({"duration": 2.0}, "cut c1: recording: duration: got 1 s, wanted 2.25 s, the end of the"),
         ({"channel": 3}, "cut c1: recording: channel: got 3, wanted one of [0]"),
         ({"channel": [0, 1]}, "cut c1: recording: channel: got [0, 1], wanted one of [0]"),
+        ({"start": float("inf")}, "line 2: cut c1: start: got inf, wanted float"),
+        ({"custom": [3]}, "cut c1: custom.target_audio: got None, wanted a recording"),
         ({"custom": None}, "cut c1: custom.target_audio: got None, wanted a recording"),
         (_source(type="command"), "recording: sources[0]: got {'type': 'command'"),
+        (_source(source="x.wav"), "line 2: cut c1: recording: input "),
+        (_source(source=3), "cut c1: recording: sources[0]: source: got 3, wanted str"),
         (_source(source="x.wav"), "x.wav: got no such file"),
         (_source(channels=[0, 1]), "sources[0].channels: got 2 channels, wanted the 1 of the file"),
         ({"recording": 3}, "cut c1: recording: got 3, wanted dict"),
@@ -226,6 +232,14 @@ def _source(**change: Any) -> dict[str, Any]:  # noqa: ANN401
         (
             {"supervisions": [{"speaker": "user", "alignment": {"word": [["a", "0"]]}}]},
             "supervisions[0]: alignment.word[0]: got ['a', '0'], wanted [word, start, duration]",
+        ),
+        (
+            {"supervisions": [{"speaker": "user", "alignment": [3]}]},
+            "supervisions[0]: alignment, text: got [3] and '', wanted an object and a string",
+        ),
+        (
+            {"supervisions": [{"speaker": "user", "alignment": {"word": 3}}]},
+            "supervisions[0]: alignment.word: got 3, wanted a list",
         ),
         (
             {"supervisions": [{"speaker": "user", "alignment": {"word": [["a b", 0, 0.1]]}}]},

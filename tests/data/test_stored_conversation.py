@@ -144,6 +144,22 @@ def test_a_conversation_comes_back() -> None:
     assert from_stored(unknown, TOKENIZER).user_words is None
 
 
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ("{", "meta: got Expecting property name"),
+        ("3", "meta: got 'int' object is not iterable, wanted a JSON object"),
+        ('{"words": 3}', "meta words: got 3, wanted an object"),
+        ('{"words": {"version": 2}}', "meta words version: got 2, wanted 1"),
+        ('{"words": {"version": 1}}', r"meta words: got KeyError\('user_unknown'\), wanted user,"),
+    ],
+)
+def test_stored_sessions_that_are_refused(meta: str, message: str) -> None:
+    record = to_stored(TALK, TOKENIZER) | {"meta": meta}
+    with pytest.raises(ValueError, match=f"session 3: {message}"):
+        from_stored(record, TOKENIZER, "session 3")
+
+
 @pytest.fixture(scope="module")
 def made() -> list[dict[str, Any]]:
     sessions = [make_session((5, i), scenario="plain") for i in range(3)]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import pathlib
 import zlib
@@ -53,7 +54,7 @@ def take(fields: Fields, name: str, kinds: type | tuple[type, ...], where: str) 
     Args:
       fields: The object.
       name: Name of the field.
-      kinds: One type, or several; `float` admits whole numbers.
+      kinds: One type, or several; `float` admits whole numbers, and no NaN or Inf.
       where: The place, for the error message.
 
     Raises:
@@ -62,7 +63,8 @@ def take(fields: Fields, name: str, kinds: type | tuple[type, ...], where: str) 
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     value = fields.get(name)
     admitted = (*kinds, int) if float in kinds else kinds
-    if not isinstance(value, admitted) or isinstance(value, bool):
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not isinstance(value, admitted) or isinstance(value, bool) or not finite:
         got = "no such field" if name not in fields else f"{value!r:.60}"
         wanted = " or ".join(kind.__name__ for kind in kinds)
         refuse(where, name, got, wanted, "correct the file")

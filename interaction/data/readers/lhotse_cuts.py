@@ -56,15 +56,13 @@ def _conversation(cut: Fields, folder: pathlib.Path, load: _Load, where: str) ->
     if first < 0 or count < 1:
         got = f"{seconds:g} s from {start:g} s on"
         refuse(where, "start, duration", got, "a part of the recording", "correct the cut")
-    custom = cut.get("custom") or {}
-    target = custom.get("target_audio")
-    if not isinstance(target, dict):
+    custom = cut.get("custom")
+    target = custom.get("target_audio") if isinstance(custom, dict) else None
+    if not isinstance(custom, dict) or not isinstance(target, dict):
         fix = "add the recording of the agent to the cut"
         refuse(where, "custom.target_audio", f"{target!r:.60}", "a recording", fix)
-    recording, channel = (
-        take(cut, "recording", dict, where),
-        take(cut, "channel", (int, list), where),
-    )
+    recording = take(cut, "recording", dict, where)
+    channel = take(cut, "channel", (int, list), where)
     other = custom.get("target_audio_channel_selector", 0)
     sides = {
         "recording": _channel(recording, channel, folder, load, f"{where}: recording"),
@@ -108,7 +106,10 @@ def _channel(
             refuse(where, f"sources[{index}]", f"{source!r:.80}", '"type": "file"', fix)
         channels = take(source, "channels", list, f"{where}: sources[{index}]")
         if channel in channels:
-            pcm = load(folder / take(source, "source", str, f"{where}: sources[{index}]"))
+            try:
+                pcm = load(folder / take(source, "source", str, f"sources[{index}]"))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
             if len(pcm) != len(channels):
                 got, wanted = f"{len(channels)} channels", f"the {len(pcm)} of the file"
                 refuse(where, f"sources[{index}].channels", got, wanted, "correct the recording")
@@ -146,9 +147,15 @@ def _span(supervision: Fields, where: str) -> tuple[float, float]:
 
 def _words(supervision: Fields, where: str) -> list[Word] | None:
     """The words of a supervision; None if it has text and no times of words."""
-    items = (supervision.get("alignment") or {}).get("word")
+    alignment, text = supervision.get("alignment") or {}, supervision.get("text") or ""
+    if not isinstance(alignment, dict) or not isinstance(text, str):
+        got = f"{alignment!r:.40} and {text!r:.40}"
+        refuse(where, "alignment, text", got, "an object and a string", "correct the cut")
+    items = alignment.get("word")
     if items is None:
-        return None if (supervision.get("text") or "").split() else []
+        return None if text.split() else []
+    if not isinstance(items, list):
+        refuse(where, "alignment.word", f"{items!r:.60}", "a list", "align it again")
     words = []
     for index, item in enumerate(items):
         match item:

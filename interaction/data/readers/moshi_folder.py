@@ -45,7 +45,10 @@ def read_moshi(path: str | os.PathLike, model_channel: int = 0) -> Iterator[Conv
         refuse(str(path), "model_channel", model_channel, wanted, "name the model's channel")
     for where, fields in read_lines(path):
         recording = pathlib.Path(path).parent / take(fields, "path", str, where)
-        channels = audio_file.read_channels(recording)
+        try:
+            channels = audio_file.read_channels(recording)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         if len(channels) != 2:
             fix = "put the model on the left channel and the user on the right one"
             refuse(where, str(recording), f"{len(channels)} channels", "2", fix)
