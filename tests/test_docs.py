@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 import interaction
+from interaction.data import records
+from interaction.data.conversation_data import Conversation, Word
+from interaction.data.readers.moshi_folder import write_moshi
 from interaction.data.tokenizer import load_tokenizer
 from interaction.distributed import sharding
 from interaction.engine.session_record import SessionReader
@@ -54,7 +57,7 @@ def test_every_example_is_run() -> None:
     assert found.pop("docs/background.md")
     assert found == {
         **{"README.md": 2, "docs/kernels.md": 1},
-        **{"docs/sessions.md": 2, "docs/tpu_pods.md": 2},
+        **{"docs/sessions.md": 2, "docs/tpu_pods.md": 2, "docs/own_data.md": 1},
         "docs/serving.md": 2,  # see tests/serve/test_docs_example.py
     }
 
@@ -103,6 +106,23 @@ def test_pods(tmp_path: pathlib.Path) -> None:
         {"serve": lambda engine: served.append(engine.open(seed=1).stats.turns)},
     )
     assert served == [0] and saved.is_dir()
+
+
+def test_own_data(tmp_path: pathlib.Path) -> None:
+    talk = Conversation(
+        user=np.full(32_000, 5, np.int16),
+        model=np.full(32_000, 7, np.int16),
+        user_words=None,
+        model_words=(Word("five", 1.0, 1.2),),
+    )
+    write_moshi(tmp_path / "calls", [talk, talk])
+    exec(_blocks("docs/own_data.md")[0], {})
+    sessions = records.source(tmp_path / "data" / "calls")
+    assert len(sessions) == 2
+    stored = sessions.decode(1)
+    (five,) = load_tokenizer().encode("five")
+    assert stored["text"].shape == (300,) and stored["text"][4] == five
+    assert (stored["user"][:28_800] == 5).all() and (stored["model"][:28_800] == 7).all()
 
 
 def test_kernels() -> None:

@@ -34,7 +34,35 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
       ValueError: The file is missing, empty, no audio, cut off, or has NaN, Inf or samples beyond
         `LOUDEST` in it.
     """
-    path = Path(path)
+    pcm, rate = _read(Path(path))
+    return _resampled(pcm.mean(axis=1), rate, sample_rate)
+
+
+def read_channels(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Reads a recording whose channels are several speakers; like `read_audio`, without the mean.
+
+    Args:
+      path: A file that `read_audio` reads.
+      sample_rate: Of the result, Hz.
+
+    Returns:
+      float32[channels, n] in [-1, 1].
+
+    Raises:
+      ValueError: See `read_audio`.
+    """
+    pcm, rate = _read(Path(path))
+    return np.stack([_resampled(channel, rate, sample_rate) for channel in pcm.T])
+
+
+def _resampled(pcm: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    if rate != sample_rate:
+        pcm = soxr.resample(pcm, rate, sample_rate, quality="VHQ")
+    return np.clip(pcm, -1.0, 1.0).astype(np.float32)
+
+
+def _read(path: Path) -> tuple[np.ndarray, int]:
+    """PCM float32[n, channels] of a file that is complete and sound, and its rate in Hz."""
     if not path.is_file():
         _refuse(path, "no such file", "a WAV or FLAC file", "check the path")
     size = path.stat().st_size
@@ -63,10 +91,7 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
     if np.abs(pcm).max() > LOUDEST:
         got = f"samples up to {np.abs(pcm).max():.6g}"
         _refuse(path, got, "PCM in [-1, 1]", "divide int16 by 32768, or export it as 16-bit PCM")
-    mono = pcm.mean(axis=1)
-    if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate, quality="VHQ")
-    return np.clip(mono, -1.0, 1.0).astype(np.float32)
+    return pcm, rate
 
 
 def _check_complete(path: Path, size: int) -> io.BytesIO | None:

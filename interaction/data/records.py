@@ -77,8 +77,9 @@ def _unpack(data: bytes, where: str) -> StoredSession:
         ) from error
 
 
-def write(path: Path, records: Iterable[StoredSession]) -> int:
+def write(path: str | os.PathLike, records: Iterable[StoredSession]) -> int:
     """Writes sessions to one file, which appears when it is complete; returns their number."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     writer = ArrayRecordWriter(str(partial), "group_size:1,zstd:1")

@@ -11,6 +11,8 @@ import numpy as np
 
 from interaction.data import acoustics, clips, domain, reasoning_tokens, timing, voices
 from interaction.data.clips import RATE, Clip
+from interaction.data.conversation_data import Word
+from interaction.data.stored_conversation import pack_words
 from interaction.data.stored_session import StoredSession
 from interaction.data.tokenizer import load_tokenizer
 from interaction.types import Special
@@ -51,6 +53,7 @@ class SessionBuilder:
         self.model = np.zeros(self.samples, np.float32)  # PCM of the replies, by their micro-turns
         self.text = np.full(turns, Special.SILENT, np.int32)
         self.spoken: list[tuple[int, Clip]] = []  # (start in samples, clip) of the user
+        self.said: list[Word] = []  # words of the model, when they play
         self.events: list[dict] = []
         self.now = rng.uniform(0.2, 2.0)  # s, when the next scenario may begin
 
@@ -143,6 +146,7 @@ class SessionBuilder:
         for turn, token in timing.answer_tokens(load_tokenizer(), clip, first, end).items():
             if turn < self.turns:
                 self.text[turn] = token
+        self.said += _words(at + timing.TURN, clip)
         return end, (at + timing.TURN + len(clip.pcm)) / RATE
 
     def answer(self, entry: dict, text: str) -> float:
@@ -170,6 +174,7 @@ class SessionBuilder:
             self.model[at - fade : at] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
             self.model[at:] = 0.0
             self.text[stop:] = Special.SILENT
+            self.said = _until(self.said, silent - timing.END_MARGIN / RATE)
             entry["answer_end_turn"] = stop
             entry["answer_end_s"] = min(entry["answer_end_s"], silent)
         return silent
@@ -264,8 +269,11 @@ class SessionBuilder:
         """The finished session; `noise` is the name of its noise."""
         self.events.sort(key=lambda entry: entry["start_s"])
         self.spoken.sort(key=lambda item: item[0])
+        user = [word for start, clip in self.spoken for word in _words(start, clip)]
+        end = (self.turns + 1) * timing.TURN / RATE
         meta = {
             "turns": self.turns,
+            "words": pack_words(_until(user, end), _until(sorted(self.said, key=_start), end)),
             "split": self.split,
             "voice": str(self.voice),
             "noise": noise,
@@ -280,6 +288,21 @@ class SessionBuilder:
             **reasoning_tokens.arrival_arrays([]),
             "meta": json.dumps(meta),
         }
+
+
+def _words(start: int, clip: Clip) -> list[Word]:
+    """The words of a clip that starts at a sample."""
+    times = zip(clip.text.split(), clip.onsets.tolist(), clip.ends.tolist(), strict=True)
+    return [Word(text, start / RATE + onset, start / RATE + end) for text, onset, end in times]
+
+
+def _start(word: Word) -> float:
+    return word.start
+
+
+def _until(words: list[Word], end: float) -> list[Word]:
+    """The words that start before a time; the last one ends then at the latest."""
+    return [word._replace(end=min(word.end, end)) for word in words if word.start < end]
 
 
 def _int16(pcm: np.ndarray) -> np.ndarray:

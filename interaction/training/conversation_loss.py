@@ -43,7 +43,7 @@ class Targets(NamedTuple):
     """Targets of n micro-turns, and masks of what is counted."""
 
     text: Array  # int32[b, n], text-out tokens
-    user_transcript: Array  # int32[b, n, audio_positions], NONE where nothing was said
+    user_transcript: Array  # int32[b, n, audio_positions], NONE: nothing was said, PAD: unknown
     word: Array  # bool[b, n], the model says a word or delegates with one
     switch: Array  # bool[b, n], the model's speech starts or stops
 
@@ -76,7 +76,7 @@ def conversation_totals(config: ModelConfig, speech_weight: float, batch: Batch)
         "events": targets.word | targets.switch,
         "words": targets.word,
         "switches": targets.switch,
-        "user_transcript": targets.user_transcript != Special.NONE,
+        "user_transcript": features.words(targets.user_transcript),
     }
     found = {name: jnp.sum(counted, dtype=jnp.float32) for name, counted in counts.items()}
     flow = flow_totals(batch) if speech_weight else {}
@@ -188,12 +188,14 @@ def read_losses(
         hits = {
             "text": word & likeliest(text_logits, text),
             "switch": switch & (likeliest(text_logits, silent) == (text == silent)),
-            "user_transcript": (user_transcript != Special.NONE)
+            "user_transcript": features.words(user_transcript)
             & likeliest(transcript_logits, user_transcript),
         }
         sums = {f"{name}_hits": jnp.sum(hit, dtype=jnp.float32) for name, hit in hits.items()}
         sums["text"] = negative_log_likelihood(text_logits, text)
-        sums["user_transcript"] = negative_log_likelihood(transcript_logits, user_transcript)
+        sums["user_transcript"] = negative_log_likelihood(
+            transcript_logits, user_transcript, features.known(user_transcript)
+        )
         return sums, hidden
 
     b, n, positions, _ = tail.shape

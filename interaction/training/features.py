@@ -163,11 +163,13 @@ def place_transcript(batch: Batch, config: ModelConfig) -> Batch:
     """Puts the words of each slot of the user transcript at the slot's last audio position.
 
     Args:
-      batch: `user_transcript` int32[b, n, slots], the words by equal slots of a micro-turn.
+      batch: `user_transcript` int32[b, n, slots], the words by equal slots of a micro-turn, NONE
+        where nothing was said and PAD where it is unknown.
       config: Model configuration.
 
     Returns:
-      The batch with `user_transcript` int32[b, n, audio_positions], NONE at the other positions.
+      The batch with `user_transcript` int32[b, n, audio_positions]; the other positions of a slot
+      are PAD where the slot is PAD, otherwise NONE.
 
     Raises:
       ValueError: The model's audio positions do not divide into the slots.
@@ -179,24 +181,50 @@ def place_transcript(batch: Batch, config: ModelConfig) -> Batch:
             f"user_transcript: got {slots} slots a micro-turn, wanted a divisor of "
             f"audio_positions={positions}; make sessions or choose a model that fit each other"
         )
-    placed = jnp.full((b, n, slots, positions // slots), Special.NONE, heard.dtype)
-    placed = placed.at[..., -1].set(heard)
+    other = jnp.where(heard == Special.PAD, Special.PAD, Special.NONE).astype(heard.dtype)
+    placed = jnp.repeat(other[..., None], positions // slots, axis=-1).at[..., -1].set(heard)
     return {**batch, "user_transcript": placed.reshape(b, n, positions)}
+
+
+def known(user_transcript: Array) -> Array:
+    """Where the user transcript is known; unknown positions train nothing.
+
+    Args:
+      user_transcript: int32[...], PAD where it is unknown.
+
+    Returns:
+      bool[...].
+    """
+    return user_transcript != Special.PAD
+
+
+def words(user_transcript: Array) -> Array:
+    """Where the user transcript has a word.
+
+    Args:
+      user_transcript: int32[...], NONE where nothing was said, PAD where it is unknown.
+
+    Returns:
+      bool[...].
+    """
+    return known(user_transcript) & (user_transcript != Special.NONE)
 
 
 def corrupt_transcript(user_transcript: Array, keys: Array) -> Array:
     """Puts errors into a user transcript, as the model makes them; the rate is drawn per session.
 
     Half of the wrong words are missed, and half are replaced by other words of the session. Where
-    nothing was said no word is added.
+    nothing was said no word is added. Where the transcript is unknown all words are missed.
 
     Args:
-      user_transcript: int32[b, n, audio_positions], NONE where nothing was said.
+      user_transcript: int32[b, n, audio_positions], NONE where nothing was said, PAD where it is
+        unknown.
       keys: Typed PRNG keys [b].
 
     Returns:
-      int32[b, n, audio_positions].
+      int32[b, n, audio_positions], without PAD.
     """
+    user_transcript = jnp.where(known(user_transcript), user_transcript, Special.NONE)
     return jax.vmap(_corrupt_session)(user_transcript, keys)
 
 

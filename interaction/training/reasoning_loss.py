@@ -90,7 +90,7 @@ def reasoning_totals(config: ModelConfig, batch: Batch) -> dict[str, Array]:
     found = {
         "forks": jnp.sum(jnp.any(wanted_tokens(batch), axis=1)),
         "wanted": jnp.sum(wanted_tokens(batch)),
-        "user_transcript": jnp.sum((batch["user_transcript"] != Special.NONE) & turns[..., None]),
+        "user_transcript": jnp.sum(features.words(batch["user_transcript"]) & turns[..., None]),
         "positions": jnp.sum(turns) * (config.audio_positions + 1) + jnp.sum(beside),
     }
     return {name: jnp.float32(count) for name, count in found.items()}
@@ -169,10 +169,10 @@ def reasoning_sums(
     right = likeliest(logits, token)
     transcript_logits = apply_heads(config, weights, tail)[1]
     user_transcript, turns = batch["user_transcript"], prefilled_turns(batch)[..., None]
-    words = turns & (user_transcript != Special.NONE)
+    words, heard = turns & features.words(user_transcript), turns & features.known(user_transcript)
     sums = {
         "reasoning": negative_log_likelihood(logits, token, wanted),
-        "user_transcript": negative_log_likelihood(transcript_logits, user_transcript, turns),
+        "user_transcript": negative_log_likelihood(transcript_logits, user_transcript, heard),
         "reasoning_hits": jnp.sum(right & wanted),
         "exact": jnp.sum(jnp.all(right | ~wanted, axis=1) & jnp.any(wanted, axis=1)),
         "transcript_hits": jnp.sum(words & likeliest(transcript_logits, user_transcript)),

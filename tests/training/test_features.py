@@ -44,6 +44,15 @@ def test_a_transcript_without_words_stays_empty() -> None:
     np.testing.assert_array_equal(got, nothing)
 
 
+def test_an_unknown_transcript_is_read_as_missed_words() -> None:
+    unknown = jnp.full((2, 5, 2), Special.PAD, jnp.int32).at[0, 1, 0].set(20)
+    got = np.array(features.corrupt_transcript(unknown, _keys(0, 2)))
+    wanted = np.full((2, 5, 2), Special.NONE)
+    assert got[0, 1, 0] in (20, Special.NONE)
+    got[0, 1, 0] = Special.NONE
+    np.testing.assert_array_equal(got, wanted)
+
+
 def test_words_stand_at_the_last_position_of_their_slot() -> None:
     """Two slots of 100 ms on four positions of 50 ms, by hand."""
     none = Special.NONE
@@ -54,6 +63,11 @@ def test_words_stand_at_the_last_position_of_their_slot() -> None:
     assert placed["text"] is batch["text"]
     again = features.place_transcript(placed, CONFIG)  # one position a slot
     np.testing.assert_array_equal(again["user_transcript"], wanted)
+    pad = Special.PAD
+    unknown = features.place_transcript(
+        {"user_transcript": jnp.array([[[pad, 20]]])} | {"text": jnp.array([[1]])}, CONFIG
+    )
+    assert unknown["user_transcript"].tolist() == [[[pad, pad, none, 20]]]
     three = {"user_transcript": jnp.zeros((1, 2, 3), jnp.int32)}
     with pytest.raises(ValueError, match=r"user_transcript: got 3 slots .* audio_positions=4"):
         features.place_transcript(three, CONFIG)

@@ -129,6 +129,32 @@ def test_text_and_transcript_equal_cross_entropies_of_their_logits(found: dict) 
         np.testing.assert_allclose(getattr(aux, name), wanted, rtol=1e-6, err_msg=name)
 
 
+def test_an_unknown_transcript_trains_nothing(params: Params) -> None:
+    """The second session's transcript is unknown: losses are those of the first one's logits."""
+    task, batch = conversation_loss.conversation_objective(CONFIG), _batch()
+    batch["user_transcript"][1] = PAD
+    buffers = {"router_bias": params["router_bias"]}
+
+    @jax.jit
+    def run(keys: jax.Array) -> dict:
+        learnt = {"backbone": params["backbone"]}
+        loss, sums = task.loss(learnt, buffers, batch, task.totals(batch), keys)
+        mel = features.speech_mel(batch, CONFIG)
+        inputs = conversation_loss.turn_inputs(CONFIG, batch, mel, sampling.split_keys(keys, 2)[0])
+        arrived = features.arrivals(batch, CONFIG)
+        outputs = forward(CONFIG, learnt["backbone"], buffers["router_bias"], inputs, arrived)
+        return {"loss": loss, "aux": sums["aux"], "outputs": outputs, "read": inputs}
+
+    got = jax.device_get(run(_keys()))
+    assert task.totals(batch)["user_transcript"] == 3
+    lost = _lost(got["outputs"].transcript_logits[:1], _batch()["user_transcript"][:1])
+    np.testing.assert_allclose(got["aux"].user_transcript, lost / 3, rtol=1e-6)
+    assert (got["read"].user_transcript[1] == NONE).all()
+    right = got["outputs"].transcript_logits.argmax(axis=-1)[0] == batch["user_transcript"][0]
+    words = batch["user_transcript"][0] != NONE
+    np.testing.assert_allclose(got["aux"].transcript_accuracy, (right & words).sum() / 3)
+
+
 def test_router_is_reported_for_positions_that_exist(found: dict) -> None:
     """Two experts a position; the z-loss is a mean over the same positions, summed over layers."""
     load = found["sums"]["load"]

@@ -141,6 +141,14 @@ def test_shares_of_a_batch_add_up() -> None:
         np.testing.assert_allclose(one, many, rtol=1e-5)  # measured: 2e-7
 
 
+def test_an_unknown_transcript_trains_nothing() -> None:
+    batch = _batch()
+    batch["user_transcript"] = jnp.full_like(batch["user_transcript"], Special.PAD)
+    assert reasoning_loss.reasoning_totals(CONFIG, batch)["user_transcript"] == 0
+    aux = _aux(batch)
+    assert aux.user_transcript == aux.transcript_accuracy == 0 and aux.reasoning > 0
+
+
 def test_a_few_steps_learn_a_fork() -> None:
     """Losses fall; only parts that the records do not use have no gradient."""
     batch = _batch()
