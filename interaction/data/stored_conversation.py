@@ -199,11 +199,15 @@ def _write_events(
             continue
         first = max(round(time / TURN_S) - 1, 0)  # the micro-turn that ends then
         place = text[first : first + len(tokens)]
+        if len(place) < len(tokens):
+            got = f"{len(tokens)} tokens from {time:g} s on"
+            wanted = f"room for them before the end, {len(text) * TURN_S:g} s"
+            refuse(where, f"events[{index}] {kind}", got, wanted, "move the event, or add silence")
         if np.any((place != Special.SILENT) & (place != Special.HOLD)):
             got = f"{len(tokens)} tokens from {time:g} s on"
             wanted = "micro-turns in which the model says and writes nothing else"
             refuse(where, f"events[{index}] {kind}", got, wanted, "move the event to a pause")
-        place[:] = tokens[: len(place)]
+        place[:] = tokens
 
 
 def _arrivals(
@@ -212,14 +216,16 @@ def _arrivals(
     """The fields `arrived` and `arrived_slot`."""
     found: list[tuple[int, int]] = []
     free = 0
-    for time, kind, words in events:
+    for index, (time, kind, words) in enumerate(events):
         if kind not in (ARRIVED, ARRIVED_END):
             continue
         tokens = tokenizer.encode(words.strip()) if kind == ARRIVED else [Special.END_DELEGATE]
         for token in tokens:
             slot = max(int((time + 1e-7) / TURN_S) * text_slots, free)
-            if slot < turns * text_slots:
-                found.append((slot, token))
+            if slot >= turns * text_slots:
+                got, wanted = f"{time:g} s", f"room for its tokens before {turns * TURN_S:g} s"
+                refuse(where, f"events[{index}] {kind}", got, wanted, "move it, or add silence")
+            found.append((slot, token))
             free = slot + 1
     try:
         return reasoning_tokens.arrival_arrays(found)

@@ -273,5 +273,5 @@ def _step_back(written: Array, caches: dict[str, Cache]) -> Array:
 def _map_sessions(layer: Callable[[tuple], tuple], rows: tuple, at_once: int) -> tuple:
     """Runs `layer` on one group of sessions after another and sums the router statistics."""
     groups = jax.tree.map(lambda a: a.reshape(-1, at_once, *a.shape[1:]), rows)
-    state, (_, aux) = jax.lax.map(jax.checkpoint(layer), groups)
-    return _unfold(state), (None, jax.tree.map(lambda a: jnp.sum(a, axis=0), aux))
+    state, (tails, aux) = jax.lax.map(jax.checkpoint(layer), groups)
+    return _unfold(state), (_unfold(tails), jax.tree.map(lambda a: jnp.sum(a, axis=0), aux))

@@ -2,10 +2,11 @@
 
 A session's keys come in blocks of `key_block` positions, which start at multiples of it. A query's
 scores with one block give a sum of weights and a mixture of values; blocks are then added from the
-oldest to the newest (FlashAttention, arXiv 2205.14135). Weights are relative to a power of two, so
-that another power changes them exactly: relative to the largest weight of their own block or of all
-blocks, parts have a sum of the same bits. A block that a query does not see changes no bit either,
-so the result depends neither on the number of blocks nor on where they lie.
+oldest to the newest (FlashAttention, arXiv 2205.14135). Weights are relative to a power of two, and
+another power changes them exactly as long as none that counts falls below 2 ** -126: relative to
+the largest weight of their own block or of all blocks, parts have a sum of the same bits. A block
+that a query does not see changes no bit either, so the result depends neither on the number of
+blocks nor on where they lie.
 """
 
 from typing import NamedTuple
@@ -47,7 +48,7 @@ def weigh(scores: Array) -> tuple[Array, Array]:
     """exp(scores) as numbers in [1, 2) times powers of two.
 
     Args:
-      scores: float32[..., rows, s], -inf where a query does not see a key.
+      scores: float32[..., rows, s], -inf where a query does not see a key; so are those below -7e5.
 
     Returns:
       The numbers and the exponents, both float32[..., rows, s].

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import pathlib
 import re
 from typing import Any
@@ -74,7 +75,11 @@ def test_other_rates_are_converted_once(tmp_path: pathlib.Path) -> None:
         ([], {"duration": "1"}, "list.jsonl: line 2: duration: got '1', wanted float"),
         ([["a", 0.1, "X"]], {}, "a.json: alignments[0]: got ['a', 0.1, 'X'], wanted [word, [start"),
         ([["a", [0.9, 1.3], "X"]], {}, "a.wav: user_words[0] 'a': got 0.9..1.3 s, wanted"),
-        ([["", [0, 1], "SPEAKER_MAIN"]], {}, "a.wav: model_words[0]: got '', wanted one word"),
+        (
+            [["a b", [0, 1], "SPEAKER_MAIN"]],
+            {},
+            "a.wav: model_words[0]: got 'a b', wanted one word",
+        ),
         ({}, {}, "a.json: alignments: got {}, wanted list"),
     ],
 )
@@ -173,7 +178,7 @@ def test_lhotse_cuts(tmp_path: pathlib.Path, name: str) -> None:
 def test_lhotse_cuts_without_times_of_words_are_unknown(tmp_path: pathlib.Path) -> None:
     user, agent = _cut()["supervisions"]
     bare = {name: value for name, value in user.items() if name != "alignment"}
-    more = bare | {"start": 0.25, "duration": 0.1}
+    more = bare | {"start": 0.25, "duration": 0.1, "alignment": {"word": []}}  # it failed
     late = user | {"start": 0.9, "alignment": {"word": [["late", 0.9, 0.1]]}}
     unaligned = {name: value for name, value in agent.items() if name != "alignment"}
     silent = agent | {"text": "", "alignment": None}
@@ -182,12 +187,21 @@ def test_lhotse_cuts_without_times_of_words_are_unknown(tmp_path: pathlib.Path) 
         _cut(supervisions=[agent]),
         _cut(supervisions=[user, unaligned, late]),
         _cut(supervisions=[silent]),
+        _cut(supervisions=[user]),
     ]
-    first, second, third, fourth = read_lhotse(_cuts(tmp_path, *cuts))
+    first, second, third, fourth, fifth = read_lhotse(_cuts(tmp_path, *cuts))
     assert first.user_words == () and first.user_unknown == ((0.0, 0.35),)
     assert second.user_words is None and second.user_unknown == ()
     assert third.model_words is None and len(third.user_words or ()) == 2
     assert fourth.model_words == ()
+    assert fifth.model_words is None and len(fifth.user_words or ()) == 2
+
+
+def test_lhotse_silence_is_no_word(tmp_path: pathlib.Path) -> None:
+    user, agent = _cut()["supervisions"]
+    user["alignment"]["word"].insert(1, ["", 0.15, 0.05])
+    (one,) = read_lhotse(_cuts(tmp_path, _cut(supervisions=[user, agent])))
+    assert [word.text for word in one.user_words or ()] == ["hi", "you"]
 
 
 def test_lhotse_channels(tmp_path: pathlib.Path) -> None:
@@ -232,6 +246,14 @@ def _source(**change: Any) -> dict[str, Any]:  # noqa: ANN401
         (
             {"supervisions": [{"speaker": "user", "alignment": {"word": [["a", "0"]]}}]},
             "supervisions[0]: alignment.word[0]: got ['a', '0'], wanted [word, start, duration]",
+        ),
+        (
+            {"supervisions": [{"speaker": "user", "alignment": {"word": [["a", math.nan, 1]]}}]},
+            "supervisions[0]: alignment.word[0]: got ['a', nan, 1], wanted [word, start, duration]",
+        ),
+        (
+            {"recording": _cut()["recording"] | {"transforms": [{"name": "Speed"}]}},
+            "cut c1: recording: transforms: got [{'name': 'Speed'}], wanted none",
         ),
         (
             {"supervisions": [{"speaker": "user", "alignment": [3]}]},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interaction.ops import sequence_attention
+from interaction.ops import ring_attention, sequence_attention
 from interaction.ops.block_attention import FIRST, key_block
 from interaction.ops.relative_bias import block_bias
 from interaction.ops.ring_attention import Ring, attention_ring, capacity, write
@@ -108,9 +108,12 @@ def pieces(sizes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         at, turn = at + size, turn + 1
 
 
-@pytest.mark.parametrize("sizes", [(1,), (5, 7, 2), (16,)])
-def test_a_ring(case: tuple, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("sizes", "unrolled"), [((1,), 16), ((5, 7, 2), 16), ((16,), 1)])
+def test_a_ring(
+    case: tuple, sizes: tuple[int, ...], unrolled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Session 0 is given; session 1 has other numbers and stops after half of the time."""
+    monkeypatch.setattr(ring_attention, "_UNROLLED", unrolled)  # more blocks are added in a loop
     sight, (q, k, v, states, bank), wanted = case
     span = max(sizes)
     slots = capacity(sight.window, span)

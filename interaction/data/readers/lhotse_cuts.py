@@ -5,6 +5,7 @@ agent, of which the same part is read.
 """
 
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -83,12 +84,15 @@ def _conversation(cut: Fields, folder: pathlib.Path, load: _Load, where: str) ->
             unknown[speaker].append(_span(one, place))
         words[speaker] += found or []
     seconds = count / audio_file.SAMPLE_RATE
-    known = any(_speaker(one, where) == USER for one in supervisions)
+    speakers = {_speaker(one, where) for one in supervisions}
+    agent_known = AGENT in speakers or not np.any(parts["custom.target_audio"])
     return Conversation(
         user=parts["recording"],
         model=parts["custom.target_audio"],
-        user_words=_inside(words[USER], seconds) if known else None,
-        model_words=None if unknown[AGENT] else _inside(words[AGENT], seconds),
+        user_words=_inside(words[USER], seconds) if USER in speakers else None,
+        model_words=(
+            _inside(words[AGENT], seconds) if agent_known and not unknown[AGENT] else None
+        ),
         user_unknown=_joined(unknown[USER], seconds),
         meta={"source": cut["id"], "supervisions": [_without_alignment(s) for s in supervisions]},
     )
@@ -99,6 +103,9 @@ def _channel(
 ) -> np.ndarray:
     """One channel of a whole recording, float32[n]."""
     channel = channel[0] if isinstance(channel, list) and len(channel) == 1 else channel
+    if recording.get("transforms"):
+        got = f"{recording['transforms']!r:.80}"
+        refuse(where, "transforms", got, "none", "save the transformed recording as a file")
     sources = take(recording, "sources", list, where)
     for index, source in enumerate(sources):
         if not isinstance(source, dict) or source.get("type") != "file":
@@ -151,16 +158,19 @@ def _words(supervision: Fields, where: str) -> list[Word] | None:
     if not isinstance(alignment, dict) or not isinstance(text, str):
         got = f"{alignment!r:.40} and {text!r:.40}"
         refuse(where, "alignment, text", got, "an object and a string", "correct the cut")
-    items = alignment.get("word")
-    if items is None:
-        return None if text.split() else []
+    items = alignment.get("word") or []
     if not isinstance(items, list):
         refuse(where, "alignment.word", f"{items!r:.60}", "a list", "align it again")
+    if not items and text.split():
+        return None
     words = []
     for index, item in enumerate(items):
         match item:
-            case [str(text), int() | float() as start, int() | float() as length, *_]:
-                words.append(Word(text.strip(), start, start + length))
+            case [str(word), int() | float() as start, int() | float() as length, *_] if (
+                math.isfinite(start) and math.isfinite(length)
+            ):
+                if word.strip():  # aligners write silence as a word without letters
+                    words.append(Word(word.strip(), start, start + length))
             case _:
                 place, wanted = f"alignment.word[{index}]", "[word, start, duration]"
                 refuse(where, place, f"{item!r:.80}", wanted, "align it again")

@@ -40,9 +40,7 @@ def read_moshi(path: str | os.PathLike, model_channel: int = 0) -> Iterator[Conv
     Raises:
       ValueError: A file is missing or damaged, or breaks a rule, see `conversation_data.check`.
     """
-    if model_channel not in (0, 1):
-        wanted = "0 (left) or 1 (right)"
-        refuse(str(path), "model_channel", model_channel, wanted, "name the model's channel")
+    _check_channel(model_channel, str(path))
     for where, fields in read_lines(path):
         recording = pathlib.Path(path).parent / take(fields, "path", str, where)
         try:
@@ -68,6 +66,12 @@ def read_moshi(path: str | os.PathLike, model_channel: int = 0) -> Iterator[Conv
         yield conversation_data.check(conversation, f"{where}: {recording}")
 
 
+def _check_channel(model_channel: int, where: str) -> None:
+    if model_channel not in (0, 1):
+        wanted = "0 (left) or 1 (right)"
+        refuse(where, "model_channel", model_channel, wanted, "name the model's channel")
+
+
 def _alignments(path: pathlib.Path) -> tuple[list[Word], list[Word]]:
     """The words of the main speaker, and those of all others."""
     try:
@@ -79,7 +83,8 @@ def _alignments(path: pathlib.Path) -> tuple[list[Word], list[Word]]:
     for index, one in enumerate(take(parse(text, str(path)), "alignments", list, str(path))):
         match one:
             case [str(word), [int() | float() as start, int() | float() as end], str(speaker)]:
-                (model if speaker == MAIN else user).append(Word(word.strip(), start, end))
+                if word.strip():  # aligners write silence as a word without letters
+                    (model if speaker == MAIN else user).append(Word(word.strip(), start, end))
             case _:
                 wanted, fix = "[word, [start, end], speaker]", "align the recording again"
                 refuse(str(path), f"alignments[{index}]", f"{one!r:.80}", wanted, fix)
@@ -105,6 +110,7 @@ def write_moshi(
     Raises:
       ValueError: A conversation is not valid, or its words are not known as above.
     """
+    _check_channel(model_channel, str(folder))
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
