@@ -246,7 +246,13 @@ def cost(config: ModelConfig, params: Params) -> float:
     session = inputs_of(config, 0, _SKIPPED + _TIMED)
     chunks = [Chunk(audio=jnp.asarray(audio[None])) for audio in session.audio]
     state, step = prepare()
-    free = (dense, "ROWS", 1), (dense, "_RUN", 1 << 30), (experts, "_FEW_PRODUCTS", 0)
+    free = (
+        (dense, "_ROWS", 1),
+        (dense, "_ENOUGH", 1),
+        (dense, "_COLUMNS", 1),
+        (dense, "_RUN", 1 << 30),
+        (experts, "_FEW_PRODUCTS", 0),
+    )
     with contextlib.ExitStack() as stack:
         for place, name, value in free:
             stack.enter_context(mock.patch.object(place, name, value))

@@ -77,7 +77,8 @@ def few_experts(x: Array, chosen: Array, weights: Array, layer: experts.Experts)
 def config(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
     """`tiny` with a dense layer, without padding of spectra, experts and products."""
     monkeypatch.setattr(experts, "chosen_experts", few_experts)
-    monkeypatch.setattr(dense, "ROWS", 1)
+    for name in ("_ROWS", "_ENOUGH", "_COLUMNS"):
+        monkeypatch.setattr(dense, name, 1)
     monkeypatch.setattr(mel, "_TILE", 4)
     tiny = PRESETS["tiny"]()
     layers = dataclasses.replace(tiny.transformer, dense_layers=1, dense_ffn=24)
@@ -128,7 +129,8 @@ def test_train_flops_are_three_forwards(
 
 def test_forward_flops_against_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experts, "chosen_experts", few_experts)
-    monkeypatch.setattr(dense, "ROWS", 1)
+    for name in ("_ROWS", "_ENOUGH", "_COLUMNS"):
+        monkeypatch.setattr(dense, name, 1)
     tiny = PRESETS["tiny"]()
     wide = dataclasses.replace(tiny.transformer, dim=512, expert_ffn=256, heads=4, head_dim=32)
     config, turns = dataclasses.replace(tiny, transformer=wide), 4
