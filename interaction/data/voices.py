@@ -31,6 +31,13 @@ WARP = (0.92, 1.08)  # range of the playback rate of training users
 ASSISTANT = "slt"
 SPLITS = ("train", "heldout")
 
+# Styles of Kokoro; training hears blends of all but the held-out one.
+STYLES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+HELD_OUT_STYLE = "jf_nezumi"
+NATURAL_ACCENTS = ("en-us", "en-gb")
+BLEND = 0.5  # concentration of the Dirichlet distribution of the styles' weights
+HELD_OUT_ENGINE = "flite"  # its users are held out where `draw_natural_voice` gives the voices
+
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
@@ -69,3 +76,44 @@ def draw_voice(rng: np.random.Generator, split: str) -> Voice:
     variant = variants[int(rng.integers(len(variants)))]
     speed, pitch = int(rng.integers(125, 196)), int(rng.integers(25, 76))
     return Voice("espeak", f"{accent}+{variant}", speed, pitch, warp)
+
+
+@dataclasses.dataclass(frozen=True)
+class NaturalVoice:
+    """One user's way of speaking with Kokoro, changed by a vocoder; see `kokoro.natural_clip`."""
+
+    weights: tuple[float, ...]  # of `STYLES`; they sum to 1 but for rounding
+    accent: str  # voice of espeak-ng
+    speed: float = 1.0  # rate of speech
+    pitch: float = 1.0  # factor of the fundamental frequency
+    formants: float = 1.0  # factor of the formants
+
+    def __str__(self) -> str:
+        """All fields, joined by colons."""
+        blend = "+".join(f"{w:g}" for w in self.weights)
+        return f"kokoro:{self.accent}+{blend}:{self.speed:g}:{self.pitch:g}:{self.formants:g}"
+
+
+def draw_natural_voice(rng: np.random.Generator, split: str) -> NaturalVoice:
+    """Draws a blend of styles: without the held-out style in training, else mostly of it.
+
+    Raises:
+      ValueError: The split is unknown.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: got {split!r}, wanted one of {SPLITS}; name one of them")
+    others = rng.dirichlet(np.full(len(STYLES) - 1, BLEND))
+    held_out = 0.0 if split == "train" else rng.uniform(0.5, 1.0)
+    parts = np.insert(others * (1 - held_out), STYLES.index(HELD_OUT_STYLE), held_out)
+    weights = tuple(round(float(part), 3) for part in parts / parts.sum())
+    accent = NATURAL_ACCENTS[int(rng.integers(len(NATURAL_ACCENTS)))]
+    speed, pitch, formants = (
+        round(float(rng.uniform(*span)), 3) for span in ((0.85, 1.2), (0.85, 1.2), (0.92, 1.1))
+    )
+    return NaturalVoice(weights, accent, speed, pitch, formants)
+
+
+def draw_held_out_engine(rng: np.random.Generator) -> Voice:
+    """Draws a user of the held-out engine, unchanged."""
+    name = FLITE_USERS[int(rng.integers(len(FLITE_USERS)))]
+    return Voice(HELD_OUT_ENGINE, name, round(rng.uniform(0.85, 1.15), 2))

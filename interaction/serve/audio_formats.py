@@ -5,8 +5,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import soxr
 
+from interaction.data import g711
+
 PCM, MU_LAW, A_LAW = "audio/pcm", "audio/pcmu", "audio/pcma"
 Kind = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
+_LAWS: dict[str, g711.Law] = {MU_LAW: "mu", A_LAW: "a"}
 _SCALE = 32_768
 # Short filters: sound is 13 ms late at 24 kHz, 36 ms at 8 kHz; better ones are later.
 _QUALITY = soxr.LQ
@@ -17,33 +20,6 @@ class Format(NamedTuple):
 
     kind: Kind
     rate: int  # samples a second
-
-
-def _mu_law() -> np.ndarray:
-    """The sample int16[256] of each code of the mu-law (ITU-T G.711)."""
-    code = ~np.arange(256)
-    size = ((((code & 15) << 3) + 132) << ((code >> 4) & 7)) - 132
-    return np.where(code & 128, -size, size).astype(np.int16)
-
-
-def _a_law() -> np.ndarray:
-    """The sample int16[256] of each code of the A-law (ITU-T G.711)."""
-    code = np.arange(256) ^ 0x55
-    segment, step = (code >> 4) & 7, ((code & 15) << 4) + 8
-    size = np.where(segment > 0, (step + 256) << np.maximum(segment - 1, 0), step)
-    return np.where(code & 128, size, -size).astype(np.int16)
-
-
-_SAMPLES = {MU_LAW: _mu_law(), A_LAW: _a_law()}
-_ORDER = {kind: np.argsort(samples, kind="stable") for kind, samples in _SAMPLES.items()}
-
-
-def _to_codes(pcm: np.ndarray, kind: str) -> np.ndarray:
-    """The code uint8[n] whose sample is nearest to each of int16[n]."""
-    order = _ORDER[kind]
-    ordered = _SAMPLES[kind][order].astype(np.int32)
-    middle = (ordered[1:] + ordered[:-1]) / 2
-    return order[np.searchsorted(middle, pcm)].astype(np.uint8)
 
 
 class Decoder:
@@ -91,7 +67,7 @@ class Encoder:
             pcm = self._resampler.resample_chunk(np.ascontiguousarray(pcm, np.float32))
         whole = np.clip(np.round(pcm * _SCALE), -_SCALE, _SCALE - 1).astype("<i2")
         if self._form.kind != PCM:
-            whole = _to_codes(whole, self._form.kind)
+            whole = g711.encode(whole, _LAWS[self._form.kind])
         return whole.tobytes()
 
 
@@ -103,7 +79,8 @@ def _resampler(before: int, after: int) -> soxr.ResampleStream | None:
 
 def _to_float(data: bytes, kind: str) -> np.ndarray:
     if kind != PCM:
-        return _SAMPLES[kind][np.frombuffer(data, np.uint8)].astype(np.float32) / _SCALE
+        samples = g711.decode(np.frombuffer(data, np.uint8), _LAWS[kind])
+        return samples.astype(np.float32) / _SCALE
     if len(data) % 2:
         raise ValueError(f"audio: got {len(data)} bytes, wanted whole samples of 16 bits")
     return np.frombuffer(data, "<i2").astype(np.float32) / _SCALE
