@@ -8,6 +8,7 @@ import dataclasses
 import math
 
 import numpy as np
+import scipy.optimize
 import scipy.signal
 
 from interaction.data.clips import RATE
@@ -20,6 +21,20 @@ LENGTHS = {"train": ((2.5, 5.0), (7.0, 11.0)), "heldout": ((5.0, 7.0),)}  # m, t
 REVERBERATION = (0.15, 0.6)  # s
 ECHO_DELAY = (0.02, 0.5)  # s
 ECHO_LEVEL = (-40.0, -6.0)  # dB
+# Rigid walls hold a constant pressure for long, which no loudspeaker or mouth can raise.
+_HIGH_PASS = scipy.signal.butter(2, 15.0, "highpass", fs=RATE, output="sos")
+# Cosines of directions, evenly over an eighth of the sphere, [directions, 3].
+_HEIGHT, _TURN = (
+    part.ravel() for part in np.meshgrid(np.arange(0.5, 24) / 24, np.arange(0.5, 24) / 48 * np.pi)
+)
+_DIRECTIONS = np.stack(
+    [
+        np.sqrt(1 - _HEIGHT**2) * np.cos(_TURN),
+        np.sqrt(1 - _HEIGHT**2) * np.sin(_TURN),
+        _HEIGHT,
+    ],
+    axis=1,
+)
 Point = tuple[float, float, float]
 
 
@@ -32,13 +47,25 @@ class Room:
 
     @property
     def reflection(self) -> float:
-        """Factor of the pressure at each wall, from Eyring's formula."""
-        x, y, z = self.size
-        volume, surface = x * y * z, 2 * (x * y + y * z + z * x)
-        return math.exp(-12 * math.log(10) * volume / (SOUND * surface * self.reverberation))
+        """Factor of the pressure at each wall; the same for all of them.
+
+        Sound in direction u meets c |u_x| / L_x + c |u_y| / L_y + c |u_z| / L_z walls a second. The
+        factor is the one with which the mean over all directions falls by 30 dB in half the
+        reverberation time. Eyring's formula, which has one rate for all directions, gives rooms
+        whose images decay up to 1.5 times too slowly.
+        """
+        rate = SOUND * (_DIRECTIONS / np.array(self.size)).sum(axis=1)  # walls a second
+        met = rate * self.reverberation / 2
+
+        def above(log_energy: float) -> float:
+            return float(np.exp(log_energy * met).mean()) - 1e-3
+
+        return math.exp(scipy.optimize.brentq(above, -50.0, 0.0) / 2)
 
 
-def _images(size: float, source: float, microphone: float, reach: float) -> tuple:
+def _images(
+    size: float, source: float, microphone: float, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Along one side: distances float64[images] in m, and how many walls each image has met."""
     turns = np.arange(-math.ceil(reach / (2 * size)) - 1, math.ceil(reach / (2 * size)) + 2)
     straight = source + 2 * turns * size - microphone
@@ -82,7 +109,8 @@ def impulse_response(room: Room, source: Point, microphone: Point) -> np.ndarray
     times = np.round((distance - direct) / SOUND * RATE * _FINE).astype(int)
     power = room.reflection**walls * direct / distance
     fine = np.bincount(times, power, samples * _FINE)[: samples * _FINE]
-    return (_FINE * scipy.signal.resample_poly(fine, 1, _FINE)).astype(np.float32)
+    response = scipy.signal.sosfilt(_HIGH_PASS, scipy.signal.resample_poly(fine, 1, _FINE))
+    return (response / response[0]).astype(np.float32)
 
 
 def reverberate(pcm: np.ndarray, response: np.ndarray) -> np.ndarray:
