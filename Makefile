@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo talk clients browser page test parity bench lint format types spell wheel notebook check engines chromium clean
+.PHONY: help demo talk clients browser page test parity voices bench lint format types spell wheel notebook check engines chromium clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
@@ -43,6 +43,9 @@ test: engines $(VENV)/.test ## runs the tests on the CPU
 
 parity: $(VENV)/.test $(VENV)/.parity ## compares with independent implementations: PyTorch, librosa
 	$(PYTEST) $$(find tests -name 'test_*_parity.py')
+
+voices: engines $(VENV)/.test $(VENV)/.voices ## tests the natural voices
+	$(PYTEST) tests/data/test_natural_voices.py
 
 bench: $(VENV)/.bench ## times step, training and kernels, also in PyTorch; writes out/*.json
 	mkdir -p out

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interaction.data.clips import RATE, trimmed_span
+
 if TYPE_CHECKING:
     import pocketsphinx
 
-_PAD = 4_000  # samples of faint noise around the speech; the recogniser wants silence there
+_PAD = 1_600  # samples of faint noise around the speech; the recogniser wants silence there
 _PAD_LEVEL = 4.0  # its standard deviation in steps of 16-bit PCM
 _FRAMES = 100  # frames of the recogniser a second
-_RATE = 16_000  # Hz
 
 
 @functools.cache
@@ -23,7 +24,7 @@ def _decoder() -> "pocketsphinx.Decoder":
             "pocketsphinx: got no such package, wanted it for the times of words; "
             "pip install pocketsphinx"
         ) from error
-    return pocketsphinx.Decoder(lm=None, cmn="batch", loglevel="FATAL")
+    return pocketsphinx.Decoder(lm=None, bestpath=False, cmn="batch", loglevel="FATAL")
 
 
 def word_onsets(pcm: np.ndarray, text: str) -> np.ndarray:
@@ -44,8 +45,9 @@ def word_onsets(pcm: np.ndarray, text: str) -> np.ndarray:
     unknown = [word for word in text.split() if decoder.lookup_word(word) is None]
     if unknown:
         raise ValueError(f"text: got {unknown}, wanted words of the CMU dictionary; spell them out")
-    noise = np.random.default_rng(0).normal(0, _PAD_LEVEL, len(pcm) + 2 * _PAD)
-    noise[_PAD : _PAD + len(pcm)] += np.asarray(pcm, np.float64) * 32_767
+    start, end = trimmed_span(pcm)  # long silence moves the mean of the features
+    noise = np.random.default_rng(0).normal(0, _PAD_LEVEL, end - start + 2 * _PAD)
+    noise[_PAD : _PAD + end - start] += np.asarray(pcm[start:end], np.float64) * 32_767
     samples = np.clip(np.round(noise), -32_768, 32_767).astype(np.int16)
     decoder.reinit_feat()  # else what was aligned before moves the times
     decoder.set_align_text(text)
@@ -55,5 +57,5 @@ def word_onsets(pcm: np.ndarray, text: str) -> np.ndarray:
     found = [part for part in decoder.seg() or () if part.word[0] not in "<["]
     if len(found) != len(text.split()):
         raise ValueError(f"pcm: got speech that does not fit {text!r}; speak the text again")
-    onsets = np.array([part.start_frame for part in found]) / _FRAMES - _PAD / _RATE
-    return np.maximum(onsets, 0.0).astype(np.float32)
+    onsets = np.array([part.start_frame for part in found]) / _FRAMES + (start - _PAD) / RATE
+    return np.maximum(onsets, start / RATE).astype(np.float32)  # it takes silence for closures
