@@ -60,7 +60,7 @@ class Room:
         def above(log_energy: float) -> float:
             return float(np.exp(log_energy * met).mean()) - 1e-3
 
-        return math.exp(scipy.optimize.brentq(above, -50.0, 0.0) / 2)
+        return math.exp(scipy.optimize.root_scalar(above, bracket=(-50.0, 0.0)).root / 2)
 
 
 def _images(
