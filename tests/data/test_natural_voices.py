@@ -60,6 +60,15 @@ def test_pitch_formants_and_speed_change_by_themselves() -> None:
     assert voice_changes.change_voice(given) is given
 
 
+def test_speed_moves_the_sound_with_the_words() -> None:
+    pcm = vowel(120, (700, 1_600))
+    pcm[RATE // 2 :] = 0
+    for speed in (0.8, 1.25):
+        got = voice_changes.change_voice(Voiced(pcm, RATE, np.zeros(1, np.float32)), speed=speed)
+        loud = np.flatnonzero(np.abs(got.pcm) > 0.05)
+        assert loud[-1] / RATE == pytest.approx(0.5 / speed, abs=0.02)
+
+
 def test_words_begin_where_the_sound_begins() -> None:
     engine = kokoro.kokoro()
     parts = ["copy these words", "yellow winter"]
