@@ -65,8 +65,7 @@ def draw_voice(rng: np.random.Generator, split: str) -> Voice:
     Raises:
       ValueError: The split is unknown.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split: got {split!r}, wanted one of {SPLITS}; name one of them")
+    _check_split(split)
     warp = round(rng.uniform(*WARP), 3) if split == "train" else 1.0
     if split == "train" and rng.random() < FLITE_SHARE:
         name = FLITE_USERS[int(rng.integers(len(FLITE_USERS)))]
@@ -100,8 +99,7 @@ def draw_natural_voice(rng: np.random.Generator, split: str) -> NaturalVoice:
     Raises:
       ValueError: The split is unknown.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split: got {split!r}, wanted one of {SPLITS}; name one of them")
+    _check_split(split)
     others = rng.dirichlet(np.full(len(STYLES) - 1, BLEND))
     held_out = 0.0 if split == "train" else rng.uniform(0.5, 1.0)
     parts = np.insert(others * (1 - held_out), STYLES.index(HELD_OUT_STYLE), held_out)
@@ -111,6 +109,11 @@ def draw_natural_voice(rng: np.random.Generator, split: str) -> NaturalVoice:
         round(float(rng.uniform(*span)), 3) for span in ((0.85, 1.2), (0.85, 1.2), (0.92, 1.1))
     )
     return NaturalVoice(weights, accent, speed, pitch, formants)
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split: got {split!r}, wanted one of {SPLITS}; name one of them")
 
 
 def draw_held_out_engine(rng: np.random.Generator) -> Voice:

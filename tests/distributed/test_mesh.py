@@ -13,27 +13,36 @@ from interaction.distributed.collectives import AXES
 from interaction.types import Chunk
 
 
+def _reference(dense_layers: int) -> check_mesh.Reference:
+    """Two layers of the command's four: they are separate with a dense one, otherwise in a scan."""
+    model = check_mesh.small_model()
+    sizes = {"layers": 2, "dense_layers": dense_layers}
+    transformer = dataclasses.replace(model.decoder, **sizes)
+    return check_mesh.Reference(dataclasses.replace(model, transformer=transformer))
+
+
 @pytest.fixture(scope="module")
 def reference() -> check_mesh.Reference:
-    """A dense and a sparse layer; the command also has layers in a scan."""
-    model = check_mesh.small_model()
-    return check_mesh.Reference(
-        dataclasses.replace(model, transformer=dataclasses.replace(model.transformer, layers=2))
-    )
+    return _reference(dense_layers=1)
+
+
+@pytest.fixture(scope="module")
+def scanned() -> check_mesh.Reference:
+    return _reference(dense_layers=0)
 
 
 @pytest.mark.parametrize(
-    ("axes", "accumulate"),
+    ("layers", "axes", "accumulate"),
     [
-        ({"fsdp": 2, "expert": 2, "tensor": 2}, 1),
-        ({"data": 2, "sequence": 2, "expert": 2}, 2),
+        ("reference", {"fsdp": 2, "expert": 2, "tensor": 2}, 1),
+        ("scanned", {"data": 2, "sequence": 2, "expert": 2}, 2),
     ],
 )
 def test_a_mesh_equals_one_device(
-    reference: check_mesh.Reference, axes: dict[str, int], accumulate: int
+    layers: str, axes: dict[str, int], accumulate: int, request: pytest.FixtureRequest
 ) -> None:
     """Measured over all meshes: see `experiments.check_mesh`."""
-    found = reference.differences(axes, accumulate)
+    found = request.getfixturevalue(layers).differences(axes, accumulate)
     for name, most in check_mesh.TARGETS.items():
         assert found[name] <= most, found
 
